@@ -1,0 +1,28 @@
+"""What a node is told: one frozen record, filled from CLI, environment, file and defaults in `node/cli/settings.py`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """Settings of one daemon. Units are in the names; empty strings and zeros mean "choose for me"."""
+
+    data_dir: Path
+    name: str = ""  # for people; empty: the machine's host name
+    listen: str = "127.0.0.1:0"  # HOST:PORT of the mesh service; port 0: any free one, kept in the data directory
+    seeds: tuple[str, ...] = ()  # HOST:PORT of nodes to dial at start and whenever no peer is in sight
+    interfaces: tuple[str, ...] = ()  # names or addresses for mDNS; empty: all but bridges and tunnels
+    mdns: bool = True
+    engine: str = "llama"  # llama, openai or echo
+    model: str = ""  # path of a GGUF file; openai: the model's name there; empty: the default model
+    engine_url: str = ""  # openai: base URL, with /v1
+    engine_key_env: str = "OPENAI_API_KEY"  # openai: name of the environment variable that holds the key
+    slots: int = 1
+    ctx: int = 0  # tokens per slot; 0: the model's own, at most 4096
+    threads: int = 0  # 0: the cores of this machine
+    gpu_layers: int = 0
+    http: str = ""  # HOST:PORT on loopback for the HTTP door; empty: none
+    echo_tokens_per_s: float = 200.0  # echo: its pace
+    log_level: str = "info"
+    origins: dict[str, str] = field(default_factory=dict, compare=False)  # setting → where its value came from

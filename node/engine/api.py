@@ -1,0 +1,46 @@
+"""What the daemon may ask of an engine, whatever runs behind it.
+
+Two implementations meet here: `process.EngineProcess`, which the daemon uses, speaks to a child process; the back ends
+inside that child (`llama`, `openai`, `echo`) implement `Backend` in `backend.py`.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from mesh.wire import engine_pb2
+
+
+class Engine(Protocol):
+    """An engine as the daemon sees it. All methods raise `KithError` (`engine-not-ready`, `engine-gone`, …)."""
+
+    @property
+    def state(self) -> str:
+        """One of "starting", "ready", "restarting", "failed", "stopped"."""
+
+    @property
+    def problem(self) -> str:
+        """Why the state is "failed" or "restarting"; empty otherwise."""
+
+    @property
+    def loaded(self) -> engine_pb2.EngineLoaded | None:
+        """What was loaded; None until ready."""
+
+    @property
+    def calibrated(self) -> engine_pb2.Calibrated | None:
+        """Measured rates; None until measured."""
+
+    async def start(self) -> None:
+        """Spawn, load and calibrate. Raises `KithError` (`bad-model`, `engine-failed`) when the model can not load."""
+
+    def generate(self, request: engine_pb2.GenerateRequest) -> AsyncIterator[engine_pb2.GenerateEvent]:
+        """Stream events; the last one is `finished` or the iterator raises. Closing the iterator cancels."""
+
+    async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply: ...
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without special tokens."""
+
+    async def stats(self) -> engine_pb2.EngineStats: ...
+
+    async def stop(self) -> None:
+        """End the child process and wait until it is gone."""

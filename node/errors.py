@@ -1,0 +1,93 @@
+"""Operating errors, as people meet them: what happened, what was lost, what to do, and the exit code.
+
+An operating error (a missing file, a taken port, no peer in sight) is a `KithError`; a programmer's error is an
+assertion or any other exception. The CLI prints a `KithError` as one line, plus its remedy, and ends with its exit
+code; it never prints a traceback for one. Between processes it travels as `wire.common.Problem`.
+"""
+
+from enum import IntEnum
+
+import grpc
+
+from mesh.wire import common_pb2
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `kith`; documented in docs/cli.md, which a test compares with this table."""
+
+    OK = 0
+    FAILED = 1  # the work itself failed: a job ended as failed, an engine gave up
+    USAGE = 2  # wrong command line or configuration
+    UNREACHABLE = 3  # no node answers under this data directory
+    NOT_FOUND = 4  # no such job, node or knowledge item
+    BAD_INPUT = 5  # the document, question or model can not be used
+    UNAVAILABLE = 6  # the mesh can not do this now: too few agents, engine not ready, draining
+    CANNOT_START = 7  # the daemon can not start: port taken, data directory not usable
+    NO_MAJORITY = 8  # a panel answered and did not agree
+    CANCELLED = 9  # the job was cancelled
+    INTERRUPTED = 130  # Ctrl-C
+
+
+class KithError(Exception):
+    """An operating error.
+
+    Args:
+        code: stable and machine-readable, for `--json` and for other processes.
+        message: one sentence that says what happened.
+        remedy: one sentence that says what to do.
+        exit_code: of the CLI.
+    """
+
+    def __init__(self, code: str, message: str, remedy: str = "", exit_code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+        self.exit_code = exit_code
+
+    def to_wire(self) -> common_pb2.Problem:
+        return common_pb2.Problem(code=self.code, message=self.message, remedy=self.remedy)
+
+    @classmethod
+    def from_wire(cls, problem: common_pb2.Problem) -> "KithError":
+        return cls(problem.code, problem.message, problem.remedy, EXIT_CODE_OF.get(problem.code, ExitCode.FAILED))
+
+
+#: Exit code and gRPC status of every code that crosses a process boundary.
+EXIT_CODE_OF: dict[str, ExitCode] = {
+    "job-unknown": ExitCode.NOT_FOUND,
+    "job-not-finished": ExitCode.UNAVAILABLE,
+    "job-failed": ExitCode.FAILED,
+    "job-cancelled": ExitCode.CANCELLED,
+    "node-unknown": ExitCode.NOT_FOUND,
+    "node-draining": ExitCode.UNAVAILABLE,
+    "node-unreachable": ExitCode.UNREACHABLE,
+    "panel-too-large": ExitCode.UNAVAILABLE,
+    "no-agent": ExitCode.UNAVAILABLE,
+    "too-few-copies": ExitCode.UNAVAILABLE,
+    "busy": ExitCode.UNAVAILABLE,
+    "bad-request": ExitCode.BAD_INPUT,
+    "bad-document": ExitCode.BAD_INPUT,
+    "bad-options": ExitCode.BAD_INPUT,
+    "bad-model": ExitCode.BAD_INPUT,
+    "prompt-too-long": ExitCode.BAD_INPUT,
+    "engine-not-ready": ExitCode.UNAVAILABLE,
+    "engine-failed": ExitCode.FAILED,
+    "engine-gone": ExitCode.UNAVAILABLE,
+}
+
+_STATUS_OF_EXIT: dict[ExitCode, grpc.StatusCode] = {
+    ExitCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ExitCode.BAD_INPUT: grpc.StatusCode.INVALID_ARGUMENT,
+    ExitCode.UNAVAILABLE: grpc.StatusCode.FAILED_PRECONDITION,
+    ExitCode.UNREACHABLE: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+def grpc_status(error: KithError) -> grpc.StatusCode:
+    """The gRPC status under which `error` crosses the wire; its Problem goes in the trailing metadata."""
+    return _STATUS_OF_EXIT.get(EXIT_CODE_OF.get(error.code, error.exit_code), grpc.StatusCode.ABORTED)
+
+
+#: Trailing metadata key that carries the serialised Problem.
+PROBLEM_KEY = "kith-problem-bin"

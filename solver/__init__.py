@@ -1,0 +1,1 @@
+"""Deciding, as pure functions: costs, allocation, decomposition, alignment of summaries, votes."""
