@@ -1,0 +1,75 @@
+"""Where a node keeps what it keeps: one place for the layout of the data directory.
+
+    node.key        the node's private key, 0600; whoever holds it is the node
+    node.toml       optional configuration file
+    journal.sqlite  facts, blobs, term and vote
+    peers.json      addresses of nodes met before
+    run/            0700: kith.sock (local door), kith.pid (lock: one daemon a data directory)
+    logs/kith.log   rotated; never holds prompt text
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+#: Longest path of a Unix socket that every supported system accepts (macOS: 104 with the end marker).
+SOCKET_PATH_BYTES_MAX = 100
+
+
+def default_data_dir() -> Path:
+    """$KITH_DATA_DIR, else the platform's data folder."""
+    if given := os.environ.get("KITH_DATA_DIR"):
+        return Path(given).expanduser()
+    return Path(platformdirs.user_data_dir("kithmesh")) / "default"
+
+
+def models_dir() -> Path:
+    """$KITH_MODELS, else the platform's cache folder: model files, shared by all nodes of this user."""
+    if given := os.environ.get("KITH_MODELS"):
+        return Path(given).expanduser()
+    return Path(platformdirs.user_cache_dir("kithmesh")) / "models"
+
+
+@dataclass(frozen=True)
+class NodePaths:
+    data_dir: Path
+
+    @property
+    def key(self) -> Path:
+        return self.data_dir / "node.key"
+
+    @property
+    def config(self) -> Path:
+        return self.data_dir / "node.toml"
+
+    @property
+    def journal(self) -> Path:
+        return self.data_dir / "journal.sqlite"
+
+    @property
+    def peers(self) -> Path:
+        return self.data_dir / "peers.json"
+
+    @property
+    def log(self) -> Path:
+        return self.data_dir / "logs" / "kith.log"
+
+    @property
+    def run_dir(self) -> Path:
+        """0700; moves to a short path under the temporary folder where the data directory's path is too long."""
+        inside = self.data_dir / "run"
+        if len(os.fsencode(inside / "kith.sock")) <= SOCKET_PATH_BYTES_MAX:
+            return inside
+        name = hashlib.sha256(os.fsencode(self.data_dir.absolute())).hexdigest()[:16]
+        return Path("/tmp") / f"kith-{os.getuid()}-{name}"
+
+    @property
+    def socket(self) -> Path:
+        return self.run_dir / "kith.sock"
+
+    @property
+    def pid(self) -> Path:
+        return self.run_dir / "kith.pid"
