@@ -3,13 +3,19 @@
 An operating error (a missing file, a taken port, no peer in sight) is a `KithError`; a programmer's error is an
 assertion or any other exception. The CLI prints a `KithError` as one line, plus its remedy, and ends with its exit
 code; it never prints a traceback for one. Between processes it travels as `wire.common.Problem`.
+
+gRPC and protobuf are imported where they are used: every start of the CLI imports this module.
 """
 
+from __future__ import annotations
+
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
-import grpc
+if TYPE_CHECKING:
+    import grpc
 
-from mesh.wire import common_pb2
+    from mesh.wire import common_pb2
 
 
 class ExitCode(IntEnum):
@@ -46,10 +52,12 @@ class KithError(Exception):
         self.exit_code = exit_code
 
     def to_wire(self) -> common_pb2.Problem:
+        from mesh.wire import common_pb2
+
         return common_pb2.Problem(code=self.code, message=self.message, remedy=self.remedy)
 
     @classmethod
-    def from_wire(cls, problem: common_pb2.Problem) -> "KithError":
+    def from_wire(cls, problem: common_pb2.Problem) -> KithError:
         return cls(problem.code, problem.message, problem.remedy, EXIT_CODE_OF.get(problem.code, ExitCode.FAILED))
 
 
@@ -62,6 +70,7 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "node-unknown": ExitCode.NOT_FOUND,
     "node-draining": ExitCode.UNAVAILABLE,
     "node-unreachable": ExitCode.UNREACHABLE,
+    "node-timeout": ExitCode.UNREACHABLE,
     "panel-too-large": ExitCode.UNAVAILABLE,
     "no-agent": ExitCode.UNAVAILABLE,
     "too-few-copies": ExitCode.UNAVAILABLE,
@@ -76,17 +85,20 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "engine-gone": ExitCode.UNAVAILABLE,
 }
 
-_STATUS_OF_EXIT: dict[ExitCode, grpc.StatusCode] = {
-    ExitCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    ExitCode.BAD_INPUT: grpc.StatusCode.INVALID_ARGUMENT,
-    ExitCode.UNAVAILABLE: grpc.StatusCode.FAILED_PRECONDITION,
-    ExitCode.UNREACHABLE: grpc.StatusCode.UNAVAILABLE,
+_STATUS_NAME_OF_EXIT: dict[ExitCode, str] = {
+    ExitCode.NOT_FOUND: "NOT_FOUND",
+    ExitCode.BAD_INPUT: "INVALID_ARGUMENT",
+    ExitCode.UNAVAILABLE: "FAILED_PRECONDITION",
+    ExitCode.UNREACHABLE: "UNAVAILABLE",
 }
 
 
 def grpc_status(error: KithError) -> grpc.StatusCode:
     """The gRPC status under which `error` crosses the wire; its Problem goes in the trailing metadata."""
-    return _STATUS_OF_EXIT.get(EXIT_CODE_OF.get(error.code, error.exit_code), grpc.StatusCode.ABORTED)
+    import grpc
+
+    name = _STATUS_NAME_OF_EXIT.get(EXIT_CODE_OF.get(error.code, error.exit_code), "ABORTED")
+    return grpc.StatusCode[name]
 
 
 #: Trailing metadata key that carries the serialised Problem.
