@@ -391,6 +391,8 @@ class LoadModel(_message.Message):
     BASE_URL_FIELD_NUMBER: _builtins.int
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    ECHO_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    KEY_ENV_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     path: _builtins.str
     context_tokens: _builtins.int
@@ -404,6 +406,10 @@ class LoadModel(_message.Message):
     model_name: _builtins.str
     memory_limit_bytes: _builtins.int
     """0: none"""
+    echo_tokens_per_s: _builtins.float
+    """echo back end: its pace; 0: as fast as it can"""
+    key_env: _builtins.str
+    """openai back end: name of the environment variable that holds the key"""
     def __init__(
         self,
         *,
@@ -416,10 +422,12 @@ class LoadModel(_message.Message):
         base_url: _builtins.str = ...,
         model_name: _builtins.str = ...,
         memory_limit_bytes: _builtins.int = ...,
+        echo_tokens_per_s: _builtins.float = ...,
+        key_env: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "base_url", b"base_url", "context_tokens", b"context_tokens", "gpu_layers", b"gpu_layers", "memory_limit_bytes", b"memory_limit_bytes", "model_name", b"model_name", "path", b"path", "slots", b"slots", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "base_url", b"base_url", "context_tokens", b"context_tokens", "echo_tokens_per_s", b"echo_tokens_per_s", "gpu_layers", b"gpu_layers", "key_env", b"key_env", "memory_limit_bytes", b"memory_limit_bytes", "model_name", b"model_name", "path", b"path", "slots", b"slots", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -621,11 +629,14 @@ class EngineStats(_message.Message):
     TOKENS_GENERATED_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_PROCESSED_FIELD_NUMBER: _builtins.int
     BUSY_SECONDS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     slots_busy: _builtins.int
     queue_length: _builtins.int
     tokens_generated: _builtins.int
     prompt_tokens_processed: _builtins.int
     busy_seconds: _builtins.float
+    steps: _builtins.int
+    """grows while the engine makes progress; a busy engine whose steps stand still is hung"""
     def __init__(
         self,
         *,
@@ -634,10 +645,11 @@ class EngineStats(_message.Message):
         tokens_generated: _builtins.int = ...,
         prompt_tokens_processed: _builtins.int = ...,
         busy_seconds: _builtins.float = ...,
+        steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "prompt_tokens_processed", b"prompt_tokens_processed", "queue_length", b"queue_length", "slots_busy", b"slots_busy", "tokens_generated", b"tokens_generated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "prompt_tokens_processed", b"prompt_tokens_processed", "queue_length", b"queue_length", "slots_busy", b"slots_busy", "steps", b"steps", "tokens_generated", b"tokens_generated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
