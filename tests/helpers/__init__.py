@@ -1,0 +1,1 @@
+"""What several tests share: daemons as processes, models, waiting."""

@@ -1,0 +1,1 @@
+"""Real daemons on a LAN of network namespaces."""
