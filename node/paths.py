@@ -1,11 +1,11 @@
 """Where a node keeps what it keeps: one place for the layout of the data directory.
 
-    node.key        the node's private key, 0600; whoever holds it is the node
-    node.toml       optional configuration file
-    journal.sqlite  facts, blobs, term and vote
-    peers.json      addresses of nodes met before
-    run/            0700: kith.sock (local door), kith.pid (lock: one daemon a data directory)
-    logs/kith.log   rotated; never holds prompt text
+node.key        the node's private key, 0600; whoever holds it is the node
+node.toml       optional configuration file
+journal.sqlite  facts, blobs, term and vote
+peers.json      addresses of nodes met before
+run/            0700: kith.sock (local door), kith.pid (lock: one daemon a data directory)
+logs/kith.log   rotated; never holds prompt text
 """
 
 import hashlib

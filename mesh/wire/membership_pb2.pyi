@@ -397,20 +397,22 @@ class LeaderBeat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: _builtins.int
-    VIEW_SIZE_FIELD_NUMBER: _builtins.int
-    view_size: _builtins.int
-    """the larger group's leader survives a merge; tie: the lower id"""
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    group_size: _builtins.int
+    """Nodes that follow it, itself included, by their replies within one election timeout. When two groups meet, the
+    larger one's leader stays; tie: the lower id.
+    """
     @_builtins.property
     def token(self) -> _common_pb2.FencingToken: ...
     def __init__(
         self,
         *,
         token: _common_pb2.FencingToken | None = ...,
-        view_size: _builtins.int = ...,
+        group_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token", "view_size", b"view_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_size", b"group_size", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

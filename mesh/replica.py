@@ -1,0 +1,224 @@
+"""One node's whole shared state as one machine: events in, effects out.
+
+Idea: membership, election, journal, gossip and the folds are small machines of their own; this one wires them. The
+shell (node/daemon.py) and the simulator (tests/sim) drive the same object, so what is tested is what runs.
+
+    event ──▶ addressbook ─ dial        FactsVerified ─▶ journal ─ Persist ─▶ Persisted ─▶ folds, receipts, push
+              membership  ─ heartbeats
+              election    ─ votes, beats
+
+Does not: know time but as `now` (seconds on a clock that also runs while the machine sleeps), or do anything itself.
+"""
+
+from collections.abc import Iterable
+
+from google.protobuf.message import Message
+
+from mesh import events
+from mesh.addressbook import AddressBook
+from mesh.effects import Deliver, Effect, FactsApplied, Log, MemberChanged, Persist, Send
+from mesh.election import Election
+from mesh.facts import STREAM_OF_KIND, Fact, StreamId, make
+from mesh.gossip import PUSH_PEERS, Gossip, Rng
+from mesh.identity import NodeId, NodeKey
+from mesh.journal import Journal, Verdict, wire_position
+from mesh.knowledge import Knowledge
+from mesh.ledger import Ledger
+from mesh.membership import Membership
+from mesh.profiles import Profiles
+from mesh.rendezvous import holders
+from mesh.wire import facts_pb2, membership_pb2, mesh_pb2
+
+
+class Replica:
+    """Args: `incarnation` is random at every start; `life` exceeds that of every earlier start (seconds since 1970)."""
+
+    def __init__(self, key: NodeKey, incarnation: int, life: int, rng: Rng) -> None:
+        self.key = key
+        self.me = key.node_id
+        self.incarnation = incarnation
+        self.journal = Journal()
+        self.ledger = Ledger()
+        self.knowledge = Knowledge()
+        self.profiles = Profiles()
+        self.membership = Membership(self.me, life)
+        self.election = Election(self.me, rng)
+        self.gossip = Gossip(self.journal, rng)
+        self.addresses = AddressBook(self.me, rng)
+        self.last_hybrid_clock = 0
+        self.stopping = False
+
+    def restore(self, facts: Iterable[Fact], term: int, voted_for: str) -> None:
+        """Take over what the store holds, at start. Raises `ValueError` where it has a hole."""
+        for fact in facts:
+            self.journal.restore(fact)
+            self._fold(fact)
+        self.election.term = term
+        self.election.voted_for = voted_for
+
+    def handle(self, event: events.Event, now: float) -> list[Effect]:
+        """Advance. `now` never goes back."""
+        match event:
+            case events.Ticked():
+                return self._tick(now)
+            case events.Received(peer, message):
+                return self._received(peer, message, now)
+            case events.FactsVerified(peer, facts):
+                return self._offered(peer, facts, now)
+            case events.FactAuthored(kind, content, wall_clock_ms):
+                return self._author(kind, content, wall_clock_ms)
+            case events.Persisted(facts, source):
+                return self._persisted(facts, source)
+            case events.LinkOpened(hello):
+                peer = NodeId(hello.node_id)
+                opened = self.membership.link_opened(hello, now)
+                if peer not in self.membership.members:
+                    return opened
+                return self._watch_view(opened + self.gossip.peer_linked(peer), now)
+            case events.LinkClosed(peer):
+                self.gossip.peer_gone(peer)
+                self.addresses.link_closed(peer, now)
+                return self._watch_view(self.membership.link_closed(peer, now), now)
+            case events.AddressFound(host, port, found_by):
+                self.addresses.add(host, port, found_by, now)
+            case events.DialFailed(host, port):
+                self.addresses.dial_failed(host, port, now)
+            case events.DialSucceeded(host, port, node_id):
+                self.addresses.dial_succeeded(host, port, node_id)
+            case events.Stopping(reason):
+                self.stopping = True
+                resigned = self.election.resign(now, self.membership.view())
+                return resigned + self.membership.goodbye(reason)
+        return []
+
+    def validate(self) -> None:
+        """Assert the invariants of all parts."""
+        self.journal.validate()
+        self.membership.validate()
+        self.election.validate()
+
+    def copies_of(self, fact: Fact) -> set[NodeId]:
+        """Peers known to hold `fact` durably."""
+        return self.gossip.holders(fact.stream_id, fact.sequence)
+
+    # Time and membership
+
+    def _tick(self, now: float) -> list[Effect]:
+        if self.stopping:
+            return []
+        effects, paused = self.membership.tick(now)
+        view = self.membership.view()
+        effects += self.election.tick(now, view, paused=paused)
+        effects += self.gossip.tick(now, self.membership.live_peers())
+        effects += self.addresses.tick(now, frozenset(self.membership.linked_peers()))
+        return effects
+
+    def _watch_view(self, effects: list[Effect], now: float) -> list[Effect]:
+        """Let the election see at once that a member came or went."""
+        if any(isinstance(effect, MemberChanged) for effect in effects) and not self.stopping:
+            effects += self.election.tick(now, self.membership.view())
+        return effects
+
+    def _received(self, peer: NodeId, message: mesh_pb2.LinkMessage, now: float) -> list[Effect]:
+        kind = message.WhichOneof("message")
+        effects: list[Effect] = []
+        if kind != "leave":
+            effects += self.membership.word_received(peer, now)
+        view = self.membership.view()
+        match kind:
+            case "heartbeat":
+                heard, unlinked = self.membership.heartbeat_received(peer, message.heartbeat, now)
+                effects += heard
+                for record in unlinked:
+                    for address in record.addresses:
+                        self.addresses.add(address.host, address.port, "peer", now, NodeId(record.node_id))
+            case "leave":
+                effects += self._watch_view(self.membership.leave_received(peer, now), now)
+            case "leader_beat":
+                effects += self.election.beat_received(peer, message.leader_beat, now)
+            case "leader_beat_reply":
+                effects += self.election.beat_reply_received(peer, message.leader_beat_reply, now)
+            case "vote_request":
+                effects += self.election.vote_requested(peer, message.vote_request, now, view)
+            case "vote_reply":
+                effects += self.election.vote_replied(peer, message.vote_reply, now, view)
+            case "leader_transfer":
+                effects += self.election.transfer_received(message.leader_transfer, now, view)
+            case "version_vector":
+                effects += self.gossip.vector_received(peer, message.version_vector)
+                effects.append(Deliver(peer, message))
+            case "fact_receipt":
+                self.gossip.note_positions(peer, message.fact_receipt.positions)
+                effects.append(Deliver(peer, message))
+            case "probe":
+                reply = membership_pb2.ProbeReply(
+                    probe_id=message.probe.probe_id, target_id=self.me, life=self.membership.life, reached=True
+                )
+                effects.append(Send(peer, mesh_pb2.LinkMessage(probe_reply=reply)))
+            case _:
+                effects.append(Deliver(peer, message))
+        return effects
+
+    # Facts
+
+    def _author(self, kind: str, content: Message, wall_clock_ms: int) -> list[Effect]:
+        stream_id = StreamId(self.me, self.incarnation, STREAM_OF_KIND[kind])
+        sequence, predecessor = self.journal.next_of(stream_id)
+        fact = make(self.key, self.incarnation, sequence, predecessor, self._clock(wall_clock_ms), kind, content)
+        verdict = self.journal.offer(fact)
+        assert verdict is Verdict.STAGED, "an own fact is the next of its stream"
+        return [Persist((fact,), None)]
+
+    def _clock(self, wall_clock_ms: int) -> int:
+        """Hybrid logical clock (Kulkarni et al., 2014): never behind what was seen, close to wall time."""
+        self.last_hybrid_clock = max(self.last_hybrid_clock + 1, wall_clock_ms << 16)
+        return self.last_hybrid_clock
+
+    def _offered(self, peer: NodeId, facts: tuple[Fact, ...], now: float) -> list[Effect]:
+        effects = self.membership.word_received(peer, now)
+        staged: list[Fact] = []
+        touched: dict[StreamId, None] = {}
+        for fact in facts:
+            verdict = self.journal.offer(fact)
+            if verdict is Verdict.STAGED:
+                staged.append(fact)
+            elif verdict is Verdict.DUPLICATE:
+                touched[fact.stream_id] = None
+            elif verdict is Verdict.FORK:
+                effects.append(
+                    Log("error", f"{fact.author} wrote two histories (a copied data directory?): the second is refused")
+                )
+        if staged:
+            effects.append(Persist(tuple(staged), peer))
+        if touched:
+            effects.append(self._receipt(peer, touched))
+        return effects
+
+    def _persisted(self, facts: tuple[Fact, ...], source: NodeId | None) -> list[Effect]:
+        self.journal.persisted(facts)
+        for fact in facts:
+            self._fold(fact)
+        effects: list[Effect] = [FactsApplied(facts)]
+        if source is not None:
+            effects.append(self._receipt(source, {fact.stream_id: None for fact in facts}))
+        else:
+            push = facts_pb2.FactPush(facts=[fact.signed for fact in facts])
+            peers = holders(facts[0].hash, self.membership.live_peers(), PUSH_PEERS)
+            effects += [Send(peer, mesh_pb2.LinkMessage(fact_push=push)) for peer in peers]
+        return effects
+
+    def _receipt(self, peer: NodeId, streams: Iterable[StreamId]) -> Send:
+        positions = [
+            wire_position(stream_id, self.journal.durable[stream_id])
+            for stream_id in streams
+            if stream_id in self.journal.durable
+        ]
+        return Send(peer, mesh_pb2.LinkMessage(fact_receipt=facts_pb2.FactReceipt(positions=positions)))
+
+    def _fold(self, fact: Fact) -> None:
+        # A clock from far ahead would drag all later ones along; it orders nothing, so it may be ignored.
+        if fact.hybrid_clock < self.last_hybrid_clock + (86_400_000 << 16) or self.last_hybrid_clock == 0:
+            self.last_hybrid_clock = max(self.last_hybrid_clock, fact.hybrid_clock)
+        for fold in (self.ledger, self.knowledge, self.profiles):
+            if fold.apply(fact):
+                return
