@@ -252,8 +252,11 @@ class SummarizePiece(_message.Message):
     SPAN_FIELD_NUMBER: _builtins.int
     HEADING_FIELD_NUMBER: _builtins.int
     SENTENCES_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     heading: _builtins.str
     sentences: _builtins.int
+    media_type: _builtins.str
+    """of the document: how its blocks are told apart"""
     @_builtins.property
     def document(self) -> _common_pb2.BlobRef: ...
     @_builtins.property
@@ -265,10 +268,11 @@ class SummarizePiece(_message.Message):
         span: Global___Span | None = ...,
         heading: _builtins.str = ...,
         sentences: _builtins.int = ...,
+        media_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "span", b"span"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "heading", b"heading", "sentences", b"sentences", "span", b"span"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "heading", b"heading", "media_type", b"media_type", "sentences", b"sentences", "span", b"span"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
