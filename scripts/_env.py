@@ -1,6 +1,6 @@
 """Makes the private environment of a checkout, and finds it made the next time; standard library only.
 
-    python3 scripts/_env.py --venv .venv --kind run|dev
+    PYTHONPATH=. python3 -P -m scripts._env --venv .venv --kind run|dev
 
 The environment holds the project, editable, with its dependencies ("run"), and the dev group beside them ("dev", which
 serves "run" too). A stamp inside says what it was made from. It is written last and removed first, and an environment
@@ -19,8 +19,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-import _llama
-from _system import Progress, Unmet, install_command
+from scripts import _llama
+from scripts._system import Progress, Unmet, install_command
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "kithmesh-environment.json"

@@ -44,6 +44,6 @@ kith_find_python() {
 
 kith_environment() { # run | dev
     system_python=$(kith_find_python) || exit 2
-    "$system_python" "$root/scripts/_env.py" --venv "$venv" --kind "$1" || exit $?
+    PYTHONPATH=$root "$system_python" -P -m scripts._env --venv "$venv" --kind "$1" || exit $?
     python=$venv/bin/python
 }

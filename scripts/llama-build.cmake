@@ -1,4 +1,4 @@
-# Read by CMake right after project(llama.cpp): what llama-cpp-python needs of llama.cpp, and no more.
+# Read by CMake right after project(llama_cpp): what llama-cpp-python needs of llama.cpp, and no more.
 #
 # llama-cpp-python forces the common library on through the cache; a normal variable, set here, shadows the cache entry
 # (CMP0126). The library holds the command-line tools' helpers, which nothing in Python can reach.

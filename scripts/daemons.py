@@ -1,0 +1,226 @@
+"""Daemons as real processes: for the demonstration, the benches, the LAN and the tests.
+
+A daemon leads a process group of its own, in which its engine and solver children are born. That is how they are found
+when their parent is dead, and why none is left behind: `end` and `kill` return once the whole group is gone, or say
+who is left. Readiness is asked for at the daemon's own door, with a deadline.
+"""
+
+import asyncio
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from mesh.wire import local_pb2
+from node.client import NodeClient
+from node.errors import KithError
+
+Value = TypeVar("Value")
+
+#: How often a condition is looked at, seconds.
+POLL_S = 0.03
+#: From SIGTERM to the end of a daemon that drains, and from SIGKILL to the end of its children, seconds.
+END_WITHIN_S = 20.0
+CHILDREN_GONE_WITHIN_S = 5.0
+#: Lines of output shown when a daemon did not do what it should.
+TAIL_LINES = 25
+
+
+class NotInTime(AssertionError):
+    """A daemon did not become what it should be before the deadline."""
+
+
+def processes_of_group(group: int) -> dict[int, str]:
+    """Living members of a process group, by pid, with their command lines. Zombies do not live."""
+    if not Path("/proc/self/stat").exists():
+        listing = subprocess.run(
+            ["ps", "-A", "-o", "pid=,pgid=,stat=,args="], capture_output=True, text=True, check=True
+        )
+        rows = [line.split(maxsplit=3) for line in listing.stdout.splitlines()]
+        return {int(pid): " ".join(words) for pid, of, state, *words in rows if int(of) == group and state[0] != "Z"}
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            state, _, of_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state not in "ZX":
+                found[int(entry.name)] = (entry / "cmdline").read_text(errors="replace").replace("\0", " ").strip()
+        except OSError:
+            continue  # it ended while we looked
+    return found
+
+
+async def until(probe: Callable[[], Awaitable[Value | None]], within_s: float, what: str) -> Value:
+    """The first value of `probe` that is not None or False; `KithError` counts as not yet. Raises `NotInTime`."""
+    deadline = time.monotonic() + within_s
+    last: object = None
+    while True:
+        try:
+            value = await probe()
+            if value is not None and value is not False:
+                return value
+        except KithError as error:
+            last = error
+        if time.monotonic() > deadline:
+            raise NotInTime(f"{what}: not within {within_s:g} s" + (f" ({last})" if last else ""))
+        await asyncio.sleep(POLL_S)
+
+
+@dataclass
+class Daemon:
+    """One `kith up`. Nothing runs until `start`."""
+
+    data_dir: Path
+    arguments: Sequence[str] = ()  # after `up`
+    name: str = ""
+    prefix: Sequence[str] = ()  # before the interpreter: `ip netns exec NAME`
+    environment: Mapping[str, str] = field(default_factory=dict)  # beside our own
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0  # time.monotonic()
+
+    @property
+    def output(self) -> Path:
+        """What the daemon prints: standard output and error."""
+        return self.data_dir.with_name(self.data_dir.name + ".out")
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "not started"
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def command(self) -> list[str]:
+        named = ["--name", self.name] if self.name else []
+        base = [sys.executable, "-P", "-m", "node.cli.main", "--data-dir", str(self.data_dir), "up"]
+        return [*self.prefix, *base, *named, *self.arguments]
+
+    def start(self) -> None:
+        assert not self.running, "runs already"
+        self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        self.started_at = time.monotonic()
+        with self.output.open("ab") as out:
+            self.process = subprocess.Popen(
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | dict(self.environment),
+                start_new_session=True,
+            )
+
+    def client(self) -> NodeClient:
+        return NodeClient(self.data_dir)
+
+    async def status(self) -> local_pb2.StatusReply:
+        async with self.client() as client:
+            return await client.status(timeout_s=2.0)
+
+    async def nodes(self) -> list[local_pb2.NodeInfo]:
+        async with self.client() as client:
+            return await client.nodes()
+
+    async def ready(self, within_s: float = 30.0, *, engine: bool = True) -> local_pb2.StatusReply:
+        """Wait until the daemon answers, and its engine is ready unless told otherwise."""
+
+        async def probe() -> local_pb2.StatusReply | None:
+            self._must_run()
+            now = await self.status()
+            if engine and now.engine_state == "failed":
+                raise NotInTime(f"{self.label}: engine failed: {now.engine_problem}\n{self.tail()}")
+            return now if not engine or now.engine_state == "ready" else None
+
+        try:
+            return await until(probe, within_s, f"{self.label} ready")
+        except NotInTime as late:
+            raise NotInTime(f"{late}\n{self.tail()}") from None
+
+    def _must_run(self) -> None:
+        if not self.running:
+            code = self.process.returncode if self.process else None
+            raise NotInTime(f"{self.label} ended with {code}: {shlex.join(self.command())}\n{self.tail()}")
+
+    @property
+    def label(self) -> str:
+        return self.name or self.data_dir.name
+
+    def tail(self) -> str:
+        """The last lines that the daemon printed and logged."""
+        shown = []
+        for path in (self.output, self.data_dir / "logs" / "kith.log"):
+            if path.exists():
+                lines = path.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+                shown.append("\n".join([f"--- {path}", *lines]))
+        return "\n".join(shown)
+
+    def send(self, signal_number: int) -> None:
+        """A signal to the daemon alone."""
+        if self.running:
+            os.kill(self.pid, signal_number)
+
+    def send_all(self, signal_number: int) -> None:
+        """A signal to the daemon and its children: freezing and thawing a whole host."""
+        if self.running:
+            os.killpg(self.pid, signal_number)
+
+    def end(self, within_s: float = END_WITHIN_S) -> int:
+        """SIGTERM, wait, check that nothing is left; the exit code. Raises `NotInTime` after killing what is left."""
+        if self.process is None:
+            return 0
+        self.send_all(signal.SIGCONT)  # one that was frozen could not hear the rest
+        self.send(signal.SIGTERM)
+        try:
+            code = self.process.wait(timeout=within_s)
+        except subprocess.TimeoutExpired:
+            tail = self.tail()
+            self._kill_group()
+            raise NotInTime(f"{self.label} did not end within {within_s:g} s of SIGTERM\n{tail}") from None
+        self._gone("ended")
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL to the daemon alone; its children must notice. Raises `NotInTime` after killing who did not."""
+        if self.process is None:
+            return
+        self.send(signal.SIGKILL)
+        self.process.wait()
+        self._gone("was killed")
+
+    def _gone(self, how: str) -> None:
+        deadline = time.monotonic() + CHILDREN_GONE_WITHIN_S
+        while left := processes_of_group(self.pid):
+            if time.monotonic() > deadline:
+                self._kill_group()
+                raise NotInTime(f"{self.label} {how} and left behind: {left}")
+            time.sleep(POLL_S)
+
+    def _kill_group(self) -> None:
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        assert self.process is not None
+        self.process.wait()
+
+
+def end_all(daemons: Sequence[Daemon]) -> list[str]:
+    """End all of them, side by side, whatever happens to one; what went wrong."""
+    for daemon in daemons:
+        daemon.send_all(signal.SIGCONT)
+        daemon.send(signal.SIGTERM)
+    wrong = []
+    for daemon in daemons:
+        try:
+            daemon.end()
+        except NotInTime as left:
+            wrong.append(str(left))
+    return wrong
