@@ -1,0 +1,145 @@
+"""The entry of `kith`: the tree of commands, and what becomes of anything that goes wrong in one.
+
+Idea: a command is a plain function that prints or raises. Here every end is turned into an exit code and, where people
+need one, into a line that says what to do: a `KithError` never shows a traceback, Ctrl-C says what goes on without us,
+a reader that stopped reading is no error.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import node
+from node.cli import chat, config, doctor, jobs, knowledge, models, nodes, output, service
+from node.errors import ExitCode, KithError
+
+app = typer.Typer(
+    name="kith",
+    help="The machines in a room as one team of LLM agents.",
+    epilog="Start with: kith up. Then, in a second terminal: kith submit summarize FILE.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kith {node.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", envvar="KITH_DATA_DIR", metavar="DIR", help="The node that the command means."),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    if data_dir is None:
+        from node.paths import default_data_dir
+
+        data_dir = default_data_dir()
+    ctx.obj = data_dir.expanduser()
+
+
+for _module in (service, config, nodes, jobs, chat, knowledge, models, doctor):
+    _module.register(app)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; the exit code. Prints, never raises an operating error."""
+    as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows "?", not a traceback
+    try:
+        code = _run(list(arguments), as_json)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has read enough (`kith jobs | head`). What is left must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+
+
+def _run(arguments: list[str], as_json: bool) -> int:
+    try:
+        ended = app(args=arguments, prog_name="kith", standalone_mode=False)
+        if ended != ExitCode.INTERRUPTED:
+            return int(ended or 0)
+        error = _interrupted()
+    except KithError as problem:
+        error = problem
+    except KeyboardInterrupt:
+        error = _interrupted()
+    except typer.Abort:
+        error = KithError("interrupted", "the input ended", "", ExitCode.INTERRUPTED)
+    except typer.TyperException as wrong:
+        message = wrong.format_message()
+        if not message:
+            return ExitCode.USAGE  # the help was printed
+        command = " ".join(["kith", *_command_words(arguments), "--help"])
+        error = KithError("usage", message[0].lower() + message[1:], command, ExitCode.USAGE)
+    except BrokenPipeError:
+        raise
+    except Exception as bug:
+        if os.environ.get("KITH_DEBUG"):
+            raise
+        error = KithError(
+            "internal",
+            f"an error that should not happen: {type(bug).__name__}: {bug}",
+            f"the traceback: KITH_DEBUG=1 kith …; the node's log: {_log_path(arguments)}",
+        )
+    output.emit_error(error, as_json)
+    return error.exit_code
+
+
+def _interrupted() -> KithError:
+    return KithError("interrupted", "interrupted", "", ExitCode.INTERRUPTED)
+
+
+def _command_words(arguments: Sequence[str]) -> list[str]:
+    """The names of the command in `arguments`, as far as they are known."""
+    words: list[str] = []
+    commands = {tuple(name.split()) for name in command_names()}
+    for argument in arguments:
+        if any(name[: len(words) + 1] == (*words, argument) for name in commands):
+            words.append(argument)
+    return words
+
+
+def command_names() -> list[str]:
+    """Every command, as typed after `kith`."""
+    names = [str(one.name) for one in app.registered_commands]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        names += [f"{group.name} {one.name}" for one in group.typer_instance.registered_commands]
+    return names
+
+
+def _log_path(arguments: Sequence[str]) -> Path:
+    from node.paths import NodePaths, default_data_dir
+
+    folder = default_data_dir()
+    if "--data-dir" in arguments[:-1]:
+        folder = Path(arguments[list(arguments).index("--data-dir") + 1])
+    return NodePaths(folder).log
+
+
+def main() -> None:
+    """The command `kith`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

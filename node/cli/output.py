@@ -1,0 +1,147 @@
+"""What a person sees: clean text, tables, colours where they are wanted, JSON where it is asked for.
+
+Idea: results go to standard output, progress and errors to standard error, so that a pipe gets the result alone. Text
+that came from other nodes or from a model passes through `clean` first: a node's name must not be able to move the
+cursor or to retitle the window of whoever lists it. Colours only on a terminal and never with NO_COLOR. Rich is
+imported where a table or a live view is drawn, never before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from node.errors import KithError
+
+#: Width of output that no terminal limits, columns.
+PLAIN_WIDTH = 500
+
+
+def clean(text: str) -> str:
+    """`text` without control characters (terminal escapes, bidirectional overrides); line ends and tabs stay."""
+    return text if text.isprintable() else "".join(map(_shown, text.replace("\r\n", "\n")))
+
+
+def _shown(character: str) -> str:
+    # The joiners are part of words in Persian and Hindi, U+3000 is the space of CJK text.
+    if character.isprintable() or character in "\n\t\u200c\u200d\u3000":
+        return character
+    return " " if character.isspace() and character > " " else "\N{REPLACEMENT CHARACTER}"
+
+
+def one_line(text: str, length: int = 0) -> str:
+    """`text` on one line, cut to `length` characters where given."""
+    line = " ".join(clean(text).split())
+    return line if not length or len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def wants_colour(stream: IO[str]) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def styled(text: str, code: str, stream: IO[str] | None = None) -> str:
+    """`text` in an ANSI style (`1` bold, `2` dim, `31` red, …) where the stream shows it."""
+    return f"\x1b[{code}m{text}\x1b[0m" if wants_colour(stream or sys.stdout) else text
+
+
+def bold(text: str) -> str:
+    return styled(text, "1")
+
+
+def dim(text: str) -> str:
+    return styled(text, "2")
+
+
+def emit(value: Mapping[str, Any]) -> None:
+    """One JSON object on one line of standard output."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def emit_error(error: KithError, as_json: bool) -> None:
+    if as_json:
+        emit({"error": {"code": error.code, "message": error.message, "remedy": error.remedy}})
+        return
+    sys.stdout.flush()
+    print(f"{styled('kith:', '1;31', sys.stderr)} {one_line(error.message)}", file=sys.stderr)
+    if error.remedy:
+        print(f"  → {one_line(error.remedy)}", file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """A line of progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def console(stream: IO[str] | None = None) -> Console:
+    from rich.console import Console
+
+    stream = stream or sys.stdout
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(
+        file=stream, width=width, highlight=False, markup=False, emoji=False, no_color=not wants_colour(stream)
+    )
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: frozenset[int] = frozenset()) -> None:
+    """Aligned columns; `numbers` are the columns set to the right. Without a terminal nothing is cut."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, header in enumerate(headers):
+        grid.add_column(header, justify="right" if index in numbers else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(one_line(cell)) for cell in row))
+    if sys.stdout.isatty():
+        console().print(grid)
+        return
+    with (plain := console()).capture() as capture:
+        plain.print(grid)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def wrapped(text: str, indent: str = "", first: str | None = None) -> str:
+    """Paragraphs folded to the terminal, with wide characters counted as two columns; unfolded without one."""
+    first = indent if first is None else first
+    if not sys.stdout.isatty():
+        return first + text.replace("\n", "\n" + indent)
+    from rich.text import Text
+
+    view = console()
+    lines = Text(text).wrap(view, max(20, view.width - len(indent)))
+    return "\n".join((first if i == 0 else indent) + line.plain.rstrip() for i, line in enumerate(lines))
+
+
+def seconds(value: float) -> str:
+    """A duration for people: 0.42 s, 12 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    if value < 10:
+        return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    for size, name, lower, lower_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // lower
+            return f"{whole // size} {name}" + (f" {rest} {lower_name}" if rest else "")
+    raise AssertionError(whole)
+
+
+def size(count: int) -> str:
+    """Bytes for people, in binary units."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def rate(value: float) -> str:
+    """Tokens a second, or a dash where not measured."""
+    return "–" if value <= 0 else f"{value:.1f}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,315 @@
+"""The life of a node: `up`, `down`, `status`, `logs`, `version`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from node.cli import output, session
+from node.errors import ExitCode, KithError
+
+if TYPE_CHECKING:
+    from mesh.wire import local_pb2
+    from node.config import NodeConfig
+
+#: Bytes read from the end of the log for `kith logs`, and lines that it prints at most.
+LOG_TAIL_BYTES = 8 * 1024 * 1024
+LOG_LINES_MAX = 100_000
+#: How often a starting node is asked whether it is ready, and how often a followed log is looked at, seconds.
+READY_POLL_S = 0.05
+FOLLOW_POLL_S = 0.25
+
+EXPOSURE = "this node binds loopback or test namespaces only: nodes can not yet prove who they are"
+
+
+def register(app: typer.Typer) -> None:
+    for command in (up, down, status, logs, version):
+        app.command(command.__name__)(command)
+
+
+def up(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Option("--name", help="What people call this node. [default: host name]")] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="HOST:PORT", help="Address of the mesh service.")
+    ] = None,
+    seed: Annotated[
+        list[str] | None, typer.Option("--seed", metavar="HOST:PORT", help="A node to dial; may be repeated.")
+    ] = None,
+    interface: Annotated[
+        list[str] | None, typer.Option("--interface", help="Network interface for mDNS; may be repeated.")
+    ] = None,
+    no_mdns: Annotated[bool, typer.Option("--no-mdns", help="Neither announce nor look for nodes by mDNS.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A GGUF file; with --engine openai the model's name there.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option("--engine", metavar="llama|openai|echo", help="What generates.")] = None,
+    engine_url: Annotated[str | None, typer.Option("--engine-url", metavar="URL", help="Base URL for openai.")] = None,
+    slots: Annotated[int | None, typer.Option("--slots", help="Requests served at the same time.")] = None,
+    ctx_tokens: Annotated[int | None, typer.Option("--ctx", help="Context of a slot, tokens.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads of the engine; 0 is all cores.")] = None,
+    gpu_layers: Annotated[int | None, typer.Option("--gpu-layers", help="Layers on the GPU; -1 is all.")] = None,
+    http: Annotated[
+        str | None, typer.Option("--http", metavar="HOST:PORT", help="Open the HTTP door, on loopback.")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Read this file instead of DIR/node.toml.")
+    ] = None,
+) -> None:
+    """Run a node in the foreground, until Ctrl-C or `kith down`."""
+    from node.cli.settings import load_config
+
+    config = load_config(
+        session.data_dir(ctx),
+        {
+            "name": name,
+            "listen": listen,
+            "seeds": tuple(seed) if seed else None,
+            "interfaces": tuple(interface) if interface else None,
+            "mdns": False if no_mdns else None,
+            "engine": engine,
+            "model": model,
+            "engine_url": engine_url,
+            "slots": slots,
+            "ctx": ctx_tokens,
+            "threads": threads,
+            "gpu_layers": gpu_layers,
+            "http": http,
+            "log_level": log_level,
+        },
+        file=file,
+    )
+    import asyncio
+
+    asyncio.run(_serve(config))
+    print("stopped")
+
+
+async def _serve(config: NodeConfig) -> None:
+    import asyncio
+
+    import node.daemon
+
+    served = asyncio.create_task(node.daemon.run(config), name="daemon")
+    announced = asyncio.create_task(_announce(config), name="announce")
+    try:
+        await asyncio.wait({served, announced}, return_when=asyncio.FIRST_COMPLETED)
+        await served
+    finally:
+        announced.cancel()
+        served.cancel()
+        await asyncio.gather(announced, served, return_exceptions=True)
+
+
+async def _announce(config: NodeConfig) -> None:
+    """Print a line when the node answers at its own door, and one when its engine is ready or has failed."""
+    import asyncio
+    import os
+
+    from node.client import NodeClient
+
+    said_ready = False
+    while True:
+        try:
+            async with NodeClient(config.data_dir) as client:
+                now = await client.status()
+        except KithError:
+            await asyncio.sleep(READY_POLL_S)
+            continue
+        if now.pid not in (0, os.getpid()):
+            return  # another daemon holds this data directory; ours is about to say so
+        if not said_ready:
+            said_ready = True
+            _print_ready(now, config)
+        if now.engine_state in ("ready", "failed", "stopped"):
+            _print_engine(now)
+            return
+        await asyncio.sleep(10 * READY_POLL_S)
+
+
+def _print_ready(now: local_pb2.StatusReply, config: NodeConfig) -> None:
+    from node.cli.as_json import address_text
+
+    at = ", ".join(address_text(address) for address in now.addresses)
+    print(f"{output.bold('ready')}  {output.clean(now.name)} ({now.node_id[:12]}) at {at}")
+    print(f"  data     {config.data_dir}")
+    print(f"  exposed  {EXPOSURE}")
+    if now.http_address:
+        print(f"  http     http://{now.http_address}")
+    print(f"  ask      kith --data-dir {config.data_dir} ask 'Which planet is the largest?'")
+    print("  stop     Ctrl-C, or: kith down", flush=True)
+
+
+def _print_engine(now: local_pb2.StatusReply) -> None:
+    if now.engine_state == "failed":
+        print(f"engine failed: {output.one_line(now.engine_problem)}", flush=True)
+        return
+    agent = now.agent
+    speed = (
+        f"reads {output.rate(agent.prefill_tokens_per_s)} and writes {output.rate(agent.decode_tokens_per_s)} tokens/s"
+    )
+    print(f"engine {now.engine_state}: {output.one_line(agent.model)} ({agent.backend}), {speed}", flush=True)
+
+
+def down(
+    ctx: typer.Context,
+    drain: Annotated[
+        float, typer.Option("--drain", metavar="SECONDS", min=0, max=3600, help="Time for running tasks. 0 is 10 s.")
+    ] = 0.0,
+    as_json: session.Json = False,
+) -> None:
+    """Stop the node: it finishes what runs, says goodbye and ends."""
+    import time
+
+    folder = session.data_dir(ctx)
+    running = session.ask_node(ctx, lambda node: node.shutdown(drain))
+    if not as_json and running:
+        output.note(f"waiting for {running} running task{'s' if running > 1 else ''} to finish")
+    deadline = time.monotonic() + (drain or 10.0) + 20.0
+    while _locked(folder):
+        if time.monotonic() > deadline:
+            raise KithError(
+                "node-timeout",
+                "the node was asked to stop and still runs",
+                f"look at its log: kith --data-dir {folder} logs",
+                ExitCode.UNREACHABLE,
+            )
+        time.sleep(READY_POLL_S)
+    if as_json:
+        output.emit({"stopped": True, "running_tasks": running})
+    else:
+        print("stopped")
+
+
+def _locked(folder: Path) -> bool:
+    """Whether a daemon still answers at the door of `folder` or holds its lock."""
+    import fcntl
+    import socket
+
+    from node.paths import NodePaths
+
+    paths = NodePaths(folder)
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(paths.socket))
+            return True
+        except OSError:
+            pass
+    try:
+        with paths.pid.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def status(ctx: typer.Context, as_json: session.Json = False) -> None:
+    """Say how the node is."""
+    now = session.ask_node(ctx, lambda node: node.status())
+    from node.cli import as_json as shapes
+
+    if as_json:
+        output.emit(shapes.status(now))
+        return
+    agent, load = now.agent, now.load
+    leader = "none known" if not now.leader.leader_id else now.leader.leader_id[:12]
+    if now.role == "leader":
+        leader = "this node"
+    lines = {
+        "node": f"{now.name} ({now.node_id[:12]}), version {now.software_version}, process {now.pid}",
+        "up for": output.seconds(now.uptime_s),
+        "address": ", ".join(shapes.address_text(address) for address in now.addresses) or "–",
+        "role": f"{now.role}, term {now.term}; leader: {leader}",
+        "members": f"{now.members_alive} alive; discovery by {'mDNS and ' if now.mdns else ''}seeds",
+        "engine": now.engine_state + (f": {now.engine_problem}" if now.engine_problem else ""),
+        "model": f"{agent.model or '–'} ({agent.backend or '–'}), {agent.context_tokens} tokens a slot",
+        "speed": f"reads {output.rate(agent.prefill_tokens_per_s)}, writes "
+        f"{output.rate(agent.decode_tokens_per_s)} tokens/s",
+        "load": f"{load.slots_busy} of {load.slots_total} slots busy, {load.queued_prompt_tokens} prompt tokens queued"
+        + (", draining" if load.draining else ""),
+        "jobs": f"{now.jobs_open} open; {now.facts} facts in the journal",
+        "solver": now.solver_state or "–",
+        "http": now.http_address or "closed",
+        "data": now.data_dir,
+    }
+    for key, text in lines.items():
+        print(f"{output.dim(f'{key:<9}')}{output.one_line(text)}")
+
+
+def logs(
+    ctx: typer.Context,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, max=LOG_LINES_MAX, help="How many, from the end.")] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on printing what is added.")] = False,
+    as_json: session.Json = False,
+) -> None:
+    """Print the end of the node's log. It never holds prompt text."""
+    from node.paths import NodePaths
+
+    if follow and as_json:
+        raise KithError("usage", "--follow and --json do not go together", "leave one out", ExitCode.USAGE)
+    path = NodePaths(session.data_dir(ctx)).log
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            text = stream.read(LOG_TAIL_BYTES).decode(errors="replace")
+    except OSError as error:
+        raise KithError(
+            "no-log",
+            f"there is no log at {path}",
+            f"a node that ran writes one: kith --data-dir {session.data_dir(ctx)} up",
+            ExitCode.NOT_FOUND,
+        ) from error
+    tail = text.splitlines()[-lines:] if lines else []
+    if as_json:
+        output.emit({"path": str(path), "lines": tail})
+        return
+    for line in tail:
+        print(output.clean(line))
+    if follow:
+        _follow(path)
+
+
+def _follow(path: Path) -> None:
+    """Print what is added to the log until Ctrl-C; goes on in the new file when the log is rotated."""
+    import sys
+    import time
+
+    stream = path.open("rb")
+    try:
+        stream.seek(0, 2)
+        inode = path.stat().st_ino
+        while True:
+            sys.stdout.flush()
+            if line := stream.readline():
+                sys.stdout.write(output.clean(line.decode(errors="replace")))
+                continue
+            time.sleep(FOLLOW_POLL_S)
+            try:
+                now = path.stat()
+            except FileNotFoundError:
+                continue  # between two files
+            if now.st_ino != inode or now.st_size < stream.tell():
+                stream.close()
+                stream = path.open("rb")
+                inode = now.st_ino
+    finally:
+        stream.close()
+
+
+def version(as_json: session.Json = False) -> None:
+    """Print the version of this command and what it runs on."""
+    import platform
+
+    import node
+
+    if as_json:
+        output.emit({"version": node.__version__, "python": platform.python_version(), "system": platform.system()})
+    else:
+        print(f"kith {node.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")

@@ -1,0 +1,130 @@
+"""What a job yielded, as people read it: a summary with its sources, a panel's verdict with every ballot."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+
+from mesh.wire import local_pb2, work_pb2
+from node.cli import output
+from node.cli.progress import check_ended_well
+from node.errors import ExitCode
+
+#: Characters of a quote, and quotes shown a sentence.
+QUOTE_CHARACTERS = 60
+QUOTES_MAX = 3
+
+
+def print_result(reply: local_pb2.ResultReply) -> ExitCode:
+    """Print a finished job's result; NO_MAJORITY where a panel did not agree. Raises `KithError` where it failed."""
+    check_ended_well(reply.job)
+    code = ExitCode.OK
+    if reply.result.HasField("summary"):
+        _print_summary(reply.result.summary, reply.document.decode(errors="replace"))
+    elif reply.result.HasField("panel"):
+        _print_panel(reply.result.panel)
+        code = verdict_code(reply)
+    if totals := _totals(reply.job):
+        print()
+        output.table(
+            ["node", "tasks", "tokens read", "tokens written", "tok/s", "attempts"],
+            totals,
+            numbers=frozenset({1, 2, 3, 4, 5}),
+        )
+    if reply.job.superseded:
+        print("\nTwo groups of nodes had finished this job; when they met, this result replaced an earlier one.")
+    return code
+
+
+def verdict_code(reply: local_pb2.ResultReply) -> ExitCode:
+    undecided = reply.result.HasField("panel") and not reply.result.panel.majority
+    return ExitCode.NO_MAJORITY if undecided else ExitCode.OK
+
+
+def _print_summary(result: work_pb2.SummaryResult, text: str) -> None:
+    line_starts = [0] + [i + 1 for i, c in enumerate(text) if c == "\n"]
+    for number, sentence in enumerate(result.summary.sentences, 1):
+        print(output.wrapped(output.one_line(sentence.text), "    ", f"{number:>2}. "))
+        marks = f"support {sentence.support:.2f}" + (", verbatim" if sentence.verbatim else "")
+        for index, span in enumerate(sentence.sources[:QUOTES_MAX]):
+            where = (
+                f"{_lines(span, line_starts)}: {_quote(span, text)}" if text else f"characters {span.begin}–{span.end}"
+            )
+            print(output.dim(f"    {where}" + (f"  ({marks})" if index == 0 else "")))
+        if len(sentence.sources) > QUOTES_MAX:
+            print(output.dim(f"    and {len(sentence.sources) - QUOTES_MAX} more places"))
+    print()
+    print(
+        f"{result.words_in:,} words in, {result.words_out:,} out; "
+        f"{_count(result.pieces, 'piece')}, {_count(result.levels, 'level')}"
+    )
+    if not text:
+        print("No copy of the document can be read now, so its lines are not quoted.")
+
+
+def _quote(span: work_pb2.Span, text: str) -> str:
+    return f"“{output.one_line(text[span.begin : span.end], QUOTE_CHARACTERS)}”"
+
+
+def _lines(span: work_pb2.Span, line_starts: list[int]) -> str:
+    first = bisect_right(line_starts, span.begin)
+    last = bisect_right(line_starts, max(span.begin, span.end - 1))
+    return f"line {first}" if first == last else f"lines {first}–{last}"
+
+
+def _print_panel(result: work_pb2.PanelResult) -> None:
+    voters = len(result.ballots)
+    if result.majority:
+        print(output.wrapped(output.bold(output.clean(result.answer))))
+        print(output.dim(f"{result.votes_for} of {_count(voters, 'vote')}"))
+    else:
+        print(output.bold("no majority"))
+        print(output.dim(f"{_count(voters, 'vote')}, and no answer has more than half"))
+    if result.correlated and voters > 1:
+        print(output.dim("Agents of one model voted, so their errors go together: this counts for less than it seems."))
+    if voters > 1 or result.options:
+        print()
+        output.table(["node", "model", "vote", *(["probabilities"] if result.options else [])], _ballots(result))
+    if voters < 2:
+        return
+    groups = Counter(ballot.group or ballot.answer for ballot in result.ballots)
+    print()
+    print("votes:    " + ", ".join(f"{output.one_line(group, 40)} {count}" for group, count in groups.most_common()))
+    minority = [ballot for ballot in result.ballots if not ballot.in_majority]
+    if not result.majority:
+        return
+    print(f"minority: {'none' if not minority else ''}".rstrip())
+    for ballot in minority:
+        print(output.wrapped(output.one_line(ballot.answer), "  ", f"  {output.one_line(ballot.node_name)}: "))
+
+
+def _ballots(result: work_pb2.PanelResult) -> list[list[str]]:
+    rows = []
+    for ballot in result.ballots:
+        row = [ballot.node_name or ballot.agent.node_id[:12], ballot.model, output.one_line(ballot.answer, 60)]
+        if result.options:
+            pairs = zip(result.options, ballot.probabilities, strict=False)
+            row.append(", ".join(f"{output.one_line(option, 16)} {p:.2f}" for option, p in pairs))
+        rows.append(row)
+    return rows
+
+
+def _totals(job: local_pb2.JobSnapshot) -> list[list[str]]:
+    """A row a node: what it did for the job."""
+    by_node: dict[str, list[local_pb2.TaskSnapshot]] = {}
+    for task in job.tasks:
+        if task.state == "done":
+            by_node.setdefault(task.node_name or task.agent.node_id[:12], []).append(task)
+    rows = []
+    for name, tasks in sorted(by_node.items()):
+        read = sum(task.usage.prompt_tokens for task in tasks)
+        written = sum(task.usage.completion_tokens for task in tasks)
+        decode_s = sum(task.usage.decode_seconds for task in tasks)
+        attempts = sum(max(task.attempts, 1) for task in tasks)
+        speed = output.rate(written / decode_s if decode_s else 0.0)
+        rows.append([name, str(len(tasks)), f"{read:,}", f"{written:,}", speed, str(attempts)])
+    return rows
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
