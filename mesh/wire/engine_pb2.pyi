@@ -393,6 +393,7 @@ class LoadModel(_message.Message):
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     ECHO_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     KEY_ENV_FIELD_NUMBER: _builtins.int
+    PLAIN_KERNELS_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     path: _builtins.str
     context_tokens: _builtins.int
@@ -410,6 +411,8 @@ class LoadModel(_message.Message):
     """echo back end: its pace; 0: as fast as it can"""
     key_env: _builtins.str
     """openai back end: name of the environment variable that holds the key"""
+    plain_kernels: _builtins.bool
+    """llama: without the CPU's special matrix units; set after they crashed a first attempt"""
     def __init__(
         self,
         *,
@@ -424,10 +427,11 @@ class LoadModel(_message.Message):
         memory_limit_bytes: _builtins.int = ...,
         echo_tokens_per_s: _builtins.float = ...,
         key_env: _builtins.str = ...,
+        plain_kernels: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "base_url", b"base_url", "context_tokens", b"context_tokens", "echo_tokens_per_s", b"echo_tokens_per_s", "gpu_layers", b"gpu_layers", "key_env", b"key_env", "memory_limit_bytes", b"memory_limit_bytes", "model_name", b"model_name", "path", b"path", "slots", b"slots", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "base_url", b"base_url", "context_tokens", b"context_tokens", "echo_tokens_per_s", b"echo_tokens_per_s", "gpu_layers", b"gpu_layers", "key_env", b"key_env", "memory_limit_bytes", b"memory_limit_bytes", "model_name", b"model_name", "path", b"path", "plain_kernels", b"plain_kernels", "slots", b"slots", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Engines: what turns a prompt into tokens. See `api.py` for what the daemon may ask of one."""

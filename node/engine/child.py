@@ -1,0 +1,152 @@
+"""The engine process: `python -m node.engine.child FD`, where FD is its end of a socket pair with the daemon.
+
+It is killable, and never outlives its daemon: the kernel kills it when the daemon dies (Linux), and the end of the
+stream ends it at once, whatever its other threads do. The first command is `load`; its answer is `loaded` or a
+problem. Commands after it are answered as each back end can.
+
+Threads: this module's main thread reads and does nothing else; a worker hands requests to the back end; the back end
+has threads of its own. Not guaranteed: an orderly end. Nothing here is worth saving.
+"""
+
+import ctypes
+import faulthandler
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+import traceback
+
+from mesh.wire import common_pb2, engine_pb2
+from node.engine import frames
+from node.engine.backend import REQUESTS_MAX, Backend, Outbox, Request
+from node.errors import KithError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which then ends this process
+    _die_with_parent()
+    faulthandler.enable(all_threads=False)  # says where a crash was, in frames only, on stderr
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock.setblocking(True)
+    try:
+        _Child(sock).run()
+    except frames.FrameError as error:
+        print(f"the daemon sent nonsense: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """Linux: SIGKILL when the thread that made this process ends. Elsewhere the end of the stream has to do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def make_backend(name: str, outbox: Outbox) -> Backend:
+    """Imports only what this back end needs."""
+    if name == "llama":
+        from node.engine.llama_backend import LlamaBackend
+
+        return LlamaBackend(outbox)
+    if name == "echo":
+        from node.engine.echo import EchoBackend
+
+        return EchoBackend()
+    if name == "openai":
+        from node.engine.openai import OpenaiBackend
+
+        return OpenaiBackend()
+    raise KithError("bad-request", f"There is no engine named {name!r}.", "Use llama, openai or echo.")
+
+
+class _Child:
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._outbox = Outbox(self._send)
+        self._requests: dict[int, Request] = {}  # alive; written by the reader, removed from by any thread
+        self._work: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._backend: Backend | None = None
+
+    def run(self) -> None:
+        """Until the stream ends."""
+        threading.Thread(target=self._serve, name="worker", daemon=True).start()
+        while (command := frames.receive_frame(self._sock, engine_pb2.EngineCommand)) is not None:
+            self._take(command)
+
+    def _take(self, command: engine_pb2.EngineCommand) -> None:
+        kind = command.WhichOneof("command")
+        if kind == "cancel":
+            target = self._requests.get(command.cancel.target_id)
+            if target is not None:
+                target.cancelled = True
+                if self._backend is not None:
+                    self._backend.wake()
+            return
+        request = Request(command, self._outbox, self._forget)
+        if kind == "stats" and self._backend is not None:
+            request.answer(engine_pb2.EngineEvent(stats=self._backend.stats()))
+        elif kind is None or kind == "stats":
+            request.fail(KithError("bad-request", "The engine process does not know this command.", ""))
+        elif len(self._requests) >= REQUESTS_MAX:
+            request.fail(KithError("busy", f"{REQUESTS_MAX} requests are already open.", "Try again later."))
+        else:
+            self._requests[request.id] = request
+            self._work.put(request)
+
+    def _forget(self, request_id: int) -> None:
+        self._requests.pop(request_id, None)
+
+    def _serve(self) -> None:
+        """The worker: one request after the other goes to the back end."""
+        while True:
+            request = self._work.get()
+            try:
+                self._serve_one(request)
+            except KithError as error:
+                request.fail(error)
+            except Exception as error:  # the message is left out: it could quote a prompt
+                _print_frames(error)
+                what = f"The engine process failed inside ({type(error).__name__})."
+                request.fail(KithError("engine-failed", what, "The node's log says where; please report it."))
+
+    def _serve_one(self, request: Request) -> None:
+        if request.command.WhichOneof("command") == "load":
+            load = request.command.load
+            _limit_memory(load.memory_limit_bytes)
+            backend = make_backend(load.backend, self._outbox)
+            loaded = backend.load(load)
+            self._backend = backend
+            request.answer(engine_pb2.EngineEvent(loaded=loaded))
+        elif request.cancelled:
+            problem = common_pb2.Problem(code="cancelled", message="The request was cancelled.")
+            request.answer(engine_pb2.EngineEvent(problem=problem))
+        elif self._backend is None:
+            request.fail(KithError("engine-not-ready", "No model is loaded yet.", "Wait until the node is ready."))
+        else:
+            self._backend.submit(request)
+
+    def _send(self, block: bytes) -> None:
+        try:
+            self._sock.sendall(block)
+        except OSError:  # the daemon is gone; there is nobody left to tell
+            os._exit(0)
+
+
+def _limit_memory(limit_bytes: int) -> None:
+    """Bounds private memory (not the mapped model file). Allocations beyond it fail, which ends the process."""
+    if limit_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+
+
+def _print_frames(error: BaseException) -> None:
+    frames_text = "".join(traceback.format_tb(error.__traceback__))
+    print(f"{type(error).__name__} at\n{frames_text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""One spawned engine process and the conversation with it, from spawn to its last moment.
+
+A `Link` lives as long as its child. When the stream ends, every open request fails with `engine-gone`; `end` makes
+sure that the process is gone and says how it went. Whoever holds the link decides what comes next (`process.py`).
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import site
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import node
+from mesh.wire import engine_pb2
+from node.config import NodeConfig
+from node.engine import frames
+from node.engine.inbox import Inbox
+from node.errors import KithError
+
+#: Seconds that a child gets to end by itself, and again after SIGTERM.
+END_SECONDS = 1.0
+
+#: How often a working child is asked for a sign of life.
+WATCH_SECONDS = 2.0
+
+STDERR_LINES_QUOTED = 3
+STDERR_LINES_KEPT = 20
+STDERR_LINE_BYTES = 2000
+
+_REMEDY = "The node starts it again by itself; repeat the request in a moment."
+
+
+class Link:
+    """Made by `spawn`. Not safe to use from another event loop."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        log: Callable[[str], None],
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._log = log
+        self._inboxes: dict[int, Inbox] = {}
+        self._last_id = 0
+        self._stderr: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
+        self._hung = False
+        self._reading = asyncio.create_task(self._read(), name="engine reader")
+        self._listening = asyncio.create_task(self._listen(), name="engine stderr")
+
+    @classmethod
+    async def spawn(cls, config: NodeConfig, log: Callable[[str], None]) -> "Link":
+        """Start a child. Raises `KithError` (`engine-failed`) when the system refuses."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # a folder named `node` where the daemon was started must not be imported
+                "-m",
+                "node.engine.child",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env=child_environment(config.threads),
+                process_group=0,  # Ctrl-C in a terminal is for the daemon
+            )
+        except OSError as error:
+            ours.close()
+            message = f"The engine process can not be started: {error.strerror}."
+            raise KithError("engine-failed", message, "Free some memory or processes, then try again.") from error
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer, log)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def crashed_in_kernel(self) -> bool:
+        """Did the child die of an instruction or address that the CPU refused?"""
+        return self._process.returncode in (-signal.SIGSEGV, -signal.SIGILL, -signal.SIGBUS)
+
+    @contextlib.contextmanager
+    def open(self, command: engine_pb2.EngineCommand) -> Iterator[Inbox]:
+        """Send a command; its events arrive in the inbox. Leaving early cancels it."""
+        self._last_id += 1
+        command.id = self._last_id
+        inbox = self._inboxes[command.id] = Inbox()
+        try:
+            self._send(command)
+            yield inbox
+        finally:
+            del self._inboxes[command.id]
+            if not inbox.ended:
+                cancel = engine_pb2.CancelRequest(target_id=command.id)
+                self._send(engine_pb2.EngineCommand(cancel=cancel))
+
+    async def ask(self, command: engine_pb2.EngineCommand) -> engine_pb2.EngineEvent:
+        """A command with a single answer."""
+        with self.open(command) as inbox:
+            return await inbox.get()
+
+    def _send(self, command: engine_pb2.EngineCommand) -> None:
+        if self._reading.done() or self._writer.is_closing():
+            if inbox := self._inboxes.get(command.id):
+                inbox.fail(KithError("engine-gone", "The engine process is gone.", _REMEDY))
+            return
+        try:
+            self._writer.write(frames.encode(command))
+        except frames.FrameError as error:
+            raise KithError("prompt-too-long", f"The request is too large: {error}.", "Send less text.") from error
+
+    async def _read(self) -> None:
+        """Until the stream ends or the child breaks the protocol; then every open request fails."""
+        try:
+            while (event := await frames.read_frame(self._reader, engine_pb2.EngineEvent)) is not None:
+                if inbox := self._inboxes.get(event.id):
+                    inbox.put(event)
+        except frames.FrameError as error:
+            self._log(f"engine: {error}")
+        finally:
+            for inbox in self._inboxes.values():
+                inbox.fail(KithError("engine-gone", "The engine process ended during this request.", _REMEDY))
+
+    async def _listen(self) -> None:
+        """The child's stderr, line by line, into the log."""
+        assert self._process.stderr is not None
+        rest = b""
+        while block := await self._process.stderr.read(STDERR_LINE_BYTES):
+            *lines, rest = (rest + block).split(b"\n")
+            if len(rest) > STDERR_LINE_BYTES:
+                lines.append(rest)
+                rest = b""
+            for line in lines:
+                self._heard(line)
+        if rest:
+            self._heard(rest)
+
+    def _heard(self, line: bytes) -> None:
+        text = line[:STDERR_LINE_BYTES].decode("utf-8", "replace").strip()
+        if text:
+            self._stderr.append(text)
+            self._log(f"engine: {text}")
+
+    async def watch(self, hang_seconds: float) -> None:
+        """Return when the child is gone, or has made no progress for so long while it had work."""
+        clock = asyncio.get_running_loop().time
+        moved_at, steps = clock(), -1
+        while not self._reading.done():
+            await asyncio.wait([self._reading], timeout=min(WATCH_SECONDS, hang_seconds / 4))
+            if not self._inboxes or self._reading.done():
+                moved_at, steps = clock(), -1
+                continue
+            stats = await self._stats(hang_seconds)
+            if stats is not None and (stats.steps != steps or not (stats.slots_busy or stats.queue_length)):
+                moved_at, steps = clock(), stats.steps
+            elif clock() - moved_at > hang_seconds and not self._reading.done():
+                self._hung = True
+                return
+
+    async def _stats(self, timeout: float) -> engine_pb2.EngineStats | None:
+        """None: no answer in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                return (await self.ask(engine_pb2.EngineCommand(stats=engine_pb2.StatsRequest()))).stats
+        except (TimeoutError, KithError):
+            return None
+
+    async def end(self) -> KithError:
+        """Make the child go, by closing the stream, then SIGTERM, then SIGKILL; returns how it went.
+
+        Open requests fail. Shielded: a cancelled caller still leaves nothing behind.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._end()))
+
+    async def _end(self) -> KithError:
+        self._writer.close()
+        grace = 0.0 if self._hung else END_SECONDS
+        for stop in (None, self._process.terminate, self._process.kill):
+            if stop is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    stop()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace if stop != self._process.kill else None):
+                    await self._process.wait()
+                break
+        await asyncio.gather(self._reading, self._listening, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+        return KithError("engine-gone", self._obituary(), _REMEDY)
+
+    def _obituary(self) -> str:
+        code = self._process.returncode
+        if self._hung:
+            how = "made no progress and was killed"
+        elif code is not None and code < 0:
+            with contextlib.suppress(ValueError):
+                return self._quoted(f"was killed by {signal.Signals(-code).name}")
+            how = f"was killed by signal {-code}"
+        else:
+            how = f"ended with status {code}"
+        return self._quoted(how)
+
+    def _quoted(self, how: str) -> str:
+        lines = list(self._stderr)[-STDERR_LINES_QUOTED:]
+        return f"The engine process {how}." + (f" Its last words: {' | '.join(lines)}" if lines else "")
+
+
+def child_environment(threads: int) -> dict[str, str]:
+    """The child's environment: this process's, with OpenMP told not to spin and the packages' folder on the path.
+
+    OpenMP threads that spin at barriers starve each other as soon as two engines share a machine (measured: 3 tokens/s
+    instead of 125). A short spin keeps an engine alone on its machine fast and lets several share one.
+    """
+    environment = dict(os.environ)
+    if threads != 1:
+        environment.setdefault("GOMP_SPINCOUNT", "2000")
+    root = str(Path(node.__file__).resolve().parent.parent)
+    if root not in (*site.getsitepackages(), site.getusersitepackages()):
+        # Not installed: a checkout. Its folder goes last, so that it shadows nothing.
+        given = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{given}{os.pathsep}{root}" if given else root
+    return environment

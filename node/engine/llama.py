@@ -1,0 +1,290 @@
+"""The one module that touches llama-cpp-python: its low-level ctypes binding, with a self-test at start.
+
+llama-cpp-python's structs follow llama.cpp's headers without any check, so a mismatched build reads garbage. The
+self-test compares what must hold (version, the size of a struct, defaults that are known) before a model is loaded.
+The package's own `__init__` is not run: it imports the high-level API, which costs 0.7 s and 22 MB and is not used.
+
+Facts relied on (llama.cpp 0c1e57098): `llama_decode` returns 0 done, 1 no room in the KV cache, 2 aborted, -1 a bad
+batch, below that fatal; with a KV cache split by sequence a batch must be sorted by sequence id; ctypes releases the
+interpreter's lock during calls.
+
+Not thread-safe: one thread owns a `Context`. `Model.tokenize` may run in any thread.
+"""
+
+import ctypes
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from node.errors import KithError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VERSION = "0.3.36"
+
+_WARNING = 3  # enum ggml_log_level
+_CONTINUED = 5
+_REMEDY = "Run `kith doctor`; it names the command that mends the installation."
+
+
+def _load_binding() -> Any:
+    """The module llama_cpp.llama_cpp, without running the package's own start."""
+    if "llama_cpp" not in sys.modules:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None:
+            raise KithError("engine-failed", "llama-cpp-python is not installed.", _REMEDY)
+        sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise KithError("engine-failed", f"llama-cpp-python can not be loaded: {error}.", _REMEDY) from error
+
+
+lib: Any = None
+_log_callback: Any = None  # must live as long as the library
+
+
+def start(warn: Callable[[str], None]) -> None:
+    """Load the library, check that the binding fits it, send its warnings to `warn`. Raises `KithError`."""
+    global lib, _log_callback
+    if lib is not None:
+        return
+    binding = _load_binding()
+    _self_test(binding)
+    level_before = 0
+
+    def on_log(level: int, text: bytes | None, _data: object) -> None:
+        nonlocal level_before
+        if level != _CONTINUED:
+            level_before = level
+        if level_before >= _WARNING and text:
+            warn(text.decode("utf-8", "replace").rstrip("\n"))
+
+    _log_callback = binding.llama_log_callback(on_log)
+    binding.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    binding.llama_backend_init()
+    lib = binding
+
+
+def _self_test(binding: Any) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("llama-cpp-python")
+    except PackageNotFoundError:
+        found = "unknown"
+    model, context = binding.llama_model_default_params(), binding.llama_context_default_params()
+    chain = binding.llama_sampler_chain_default_params()
+    holds = {
+        f"version {VERSION}": found == VERSION,
+        "a batch of 56 bytes": ctypes.sizeof(binding.llama_batch) == 56,
+        "defaults of the model": model.use_extra_bufts and not model.vocab_only and not model.no_alloc,
+        "defaults of the context": context.n_ctx == 512 and context.n_batch == 2048 and context.n_seq_max == 1,
+        "the end of the context's defaults": context.n_samplers == 0 and not context.samplers and context.offload_kqv,
+        "defaults of the sampler": isinstance(chain.no_perf, bool),
+    }
+    broken = [name for name, good in holds.items() if not good]
+    if broken:
+        message = f"llama-cpp-python {found} does not fit its library: expected {', '.join(broken)}."
+        raise KithError("engine-failed", message, f"Install llama-cpp-python=={VERSION}.")
+
+
+def system_info() -> str:
+    info: bytes = lib.llama_print_system_info()
+    return info.decode().strip(" |")
+
+
+class Model:
+    """A loaded GGUF file and its vocabulary."""
+
+    def __init__(self, path: Path, gpu_layers: int, plain_kernels: bool = False) -> None:
+        """Raises `KithError` (`bad-model`).
+
+        Args:
+            plain_kernels: leave out weights repacked for special units (AMX, and with it the repacked formats).
+        """
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        params.use_extra_bufts = not plain_kernels
+        self.pointer = lib.llama_model_load_from_file(bytes(path), params)
+        if not self.pointer:
+            message = f"llama.cpp can not load {path.name}."
+            raise KithError("bad-model", message, "The node's log says why; try another GGUF file.")
+        if lib.llama_model_has_encoder(self.pointer) or not lib.llama_model_has_decoder(self.pointer):
+            message = f"{path.name} is no text generator: it has an encoder."
+            raise KithError("bad-model", message, "Use a decoder-only model.")
+        self._vocabulary = lib.llama_model_get_vocab(self.pointer)
+        self.vocabulary_size: int = lib.llama_vocab_n_tokens(self._vocabulary)
+        self.trained_context_tokens: int = lib.llama_model_n_ctx_train(self.pointer)
+        self.parameters: int = lib.llama_model_n_params(self.pointer)
+        self.tensor_bytes: int = lib.llama_model_size(self.pointer)
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """`special`: with the model's begin token, and control tokens in the text are read as such."""
+        data = text.encode("utf-8", "surrogatepass") if text.isascii() else text.encode("utf-8", "replace")
+        room = len(data) + 8
+        while True:
+            tokens = (ctypes.c_int32 * room)()
+            count = lib.llama_tokenize(self._vocabulary, data, len(data), tokens, room, special, special)
+            if count >= 0:
+                return list(tokens[:count])
+            assert -count > room
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; control tokens have none."""
+        known = self._pieces.get(token)
+        if known is None:
+            buffer = ctypes.create_string_buffer(64)
+            count = lib.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, False)
+            if count < 0:
+                buffer = ctypes.create_string_buffer(-count)
+                count = lib.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, False)
+            known = self._pieces[token] = buffer.raw[:count]
+        return known
+
+    def is_end(self, token: int) -> bool:
+        """Does this token end a generation?"""
+        known = self._ends.get(token)
+        if known is None:
+            known = self._ends[token] = bool(lib.llama_vocab_is_eog(self._vocabulary, token))
+        return known
+
+    def token_text(self, which: str) -> str:
+        """The text of the "bos" or "eos" token; empty where the model has none."""
+        token = lib.llama_vocab_bos(self._vocabulary) if which == "bos" else lib.llama_vocab_eos(self._vocabulary)
+        if token < 0:
+            return ""
+        text: bytes = lib.llama_vocab_get_text(self._vocabulary, token)
+        return text.decode("utf-8", "replace")
+
+    def adds_bos(self) -> bool:
+        return bool(lib.llama_vocab_get_add_bos(self._vocabulary))
+
+
+class Context:
+    """The KV cache of `slots` sequences, split by sequence, and the batch that is decoded into it."""
+
+    def __init__(self, model: Model, context_tokens: int, slots: int, threads: int, batch_tokens: int) -> None:
+        """Raises `KithError` (`engine-failed`): not enough memory for the cache."""
+        params = lib.llama_context_default_params()
+        params.n_ctx = context_tokens * slots
+        params.n_seq_max = slots
+        params.n_batch = params.n_ubatch = batch_tokens
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = False
+        params.no_perf = True
+        self._model = model
+        self.pointer = lib.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            message = f"There is no memory for {slots} slots of {context_tokens:,} tokens."
+            raise KithError("engine-failed", message, "Use a smaller --ctx or fewer --slots.")
+        self._memory = lib.llama_get_memory(self.pointer)
+        self.context_tokens: int = lib.llama_n_ctx_seq(self.pointer)
+        self.batch_tokens = batch_tokens
+        self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
+        self._tokens = np.ctypeslib.as_array(self._batch.token, (batch_tokens,))
+        self._positions = np.ctypeslib.as_array(self._batch.pos, (batch_tokens,))
+        self._outputs = np.ctypeslib.as_array(self._batch.logits, (batch_tokens,))
+        np.ctypeslib.as_array(self._batch.n_seq_id, (batch_tokens,))[:] = 1
+        # batch.seq_id is an array of pointers; they are pointed at one array of ours, filled at one stroke.
+        self._sequences = np.zeros(batch_tokens, dtype=np.int32)
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        for i in range(batch_tokens):
+            self._batch.seq_id[i] = ctypes.cast(self._sequences.ctypes.data + 4 * i, pointer)
+        self._filled = 0
+
+    @property
+    def room(self) -> int:
+        """Rows left in this batch."""
+        return self.batch_tokens - self._filled
+
+    def clear_batch(self) -> None:
+        self._filled = 0
+
+    def add(self, sequence: int, position: int, tokens: Sequence[int], outputs_from: int) -> None:
+        """Append rows of one sequence; those from index `outputs_from` on give logits.
+
+        Invariant: sequences come in ascending order, each once a batch.
+        """
+        begin, end = self._filled, self._filled + len(tokens)
+        assert end <= self.batch_tokens
+        assert begin == 0 or self._sequences[begin - 1] < sequence
+        self._tokens[begin:end] = tokens
+        self._positions[begin:end] = np.arange(position, position + len(tokens), dtype=np.int32)
+        self._sequences[begin:end] = sequence
+        self._outputs[begin:end] = 0
+        self._outputs[begin + min(outputs_from, len(tokens)) : end] = 1
+        self._filled = end
+
+    def decode(self) -> int:
+        """llama.cpp's return code; see the module's header."""
+        self._batch.n_tokens = self._filled
+        code: int = lib.llama_decode(self.pointer, self._batch)
+        return code
+
+    def logits(self) -> "NDArray[np.float32]":
+        """One row for every output row of the batch, in its order. Valid until the next decode."""
+        count = int(self._outputs[: self._filled].sum())
+        if count == 0:  # the library's pointer is null then
+            return np.empty((0, self._model.vocabulary_size), dtype=np.float32)
+        rows = lib.llama_get_logits(self.pointer)
+        return np.ctypeslib.as_array(rows, (count, self._model.vocabulary_size))
+
+    def cut(self, sequence: int, length: int) -> bool:
+        """Forget what a sequence holds from position `length` on. False: this model's memory can not be cut there;
+        the sequence is then empty."""
+        if lib.llama_memory_seq_rm(self._memory, sequence, length, -1):
+            return True
+        lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return False
+
+
+class Chain:
+    """A chain of llama.cpp's samplers; it owns what is added."""
+
+    def __init__(self) -> None:
+        self._pointer = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        assert self._pointer
+
+    def _add(self, sampler: Any) -> None:
+        assert sampler
+        lib.llama_sampler_chain_add(self._pointer, sampler)
+
+    def add_penalties(self, vocabulary_size: int, last_tokens: int, repeat: float) -> None:
+        self._add(lib.llama_sampler_init_penalties(vocabulary_size, last_tokens, repeat, 0.0, 0.0))
+
+    def add_greedy(self) -> None:
+        self._add(lib.llama_sampler_init_greedy())
+
+    def add_top_k(self, count: int) -> None:
+        self._add(lib.llama_sampler_init_top_k(count))
+
+    def add_top_p(self, probability: float) -> None:
+        self._add(lib.llama_sampler_init_top_p(probability, 1))
+
+    def add_min_p(self, probability: float) -> None:
+        self._add(lib.llama_sampler_init_min_p(probability, 1))
+
+    def add_temperature(self, temperature: float) -> None:
+        self._add(lib.llama_sampler_init_temp(temperature))
+
+    def add_draw(self, seed: int) -> None:
+        self._add(lib.llama_sampler_init_dist(seed))
+
+    def sample(self, context: Context, batch_row: int) -> int:
+        """Draw from the logits of a row of the batch and remember the token."""
+        token: int = lib.llama_sampler_sample(self._pointer, context.pointer, batch_row)
+        return token
+
+    def close(self) -> None:
+        if self._pointer:
+            lib.llama_sampler_free(self._pointer)
+            self._pointer = None

@@ -1,0 +1,233 @@
+"""An engine in a child process, as the daemon uses it: spawned, watched, started again, ended.
+
+Requests are told apart by id on one socket pair. A child that dies or hangs takes its requests with it (`engine-gone`)
+and is started again after a growing pause, unless it does so too often or its model is bad: then the state is "failed"
+and says why. The child is spawned, never forked: gRPC does not survive a fork.
+
+Memory is bounded without ever stopping the stream: deltas that nobody has read yet are joined to one, so a request
+holds at most its text. Not guaranteed: the text of prompts stays out of the log only as far as llama.cpp's warnings
+keep it out; they do today.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+
+from mesh.wire import engine_pb2
+from node import gguf
+from node.config import NodeConfig
+from node.engine.link import Link
+from node.errors import KithError
+
+LOAD_SECONDS_MAX = 900.0
+CALIBRATE_SECONDS_MAX = 120.0
+
+#: Pause before restart number n, in seconds: FIRST * 2**n, at most LAST.
+BACKOFF_FIRST = 0.2
+BACKOFF_LAST = 10.0
+
+#: More restarts than this within the window, and the engine is given up.
+RESTARTS_MAX = 6
+RESTARTS_WINDOW_S = 120.0
+
+
+class EngineProcess:
+    """Implements `api.Engine`. Belongs to one event loop.
+
+    Args:
+        model_path: the GGUF file of the `llama` back end; None for the others.
+        log: gets the lines of the child's stderr and of this class.
+        on_state: called after every change of `state`.
+        memory_limit_bytes: of the child's private memory; 0: none.
+        hang_seconds: a busy child without progress for so long is killed.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        model_path: Path | None,
+        log: Callable[[str], None],
+        on_state: Callable[[], None] | None = None,
+        memory_limit_bytes: int = 0,
+        hang_seconds: float = 60.0,
+    ) -> None:
+        self._config = config
+        self._model_path = model_path
+        self._log = log
+        self._on_state = on_state
+        self._memory_limit_bytes = memory_limit_bytes
+        self._hang_seconds = hang_seconds
+        self._state = "starting"
+        self._problem = ""
+        self._loaded: engine_pb2.EngineLoaded | None = None
+        self._calibrated: engine_pb2.Calibrated | None = None
+        self._link: Link | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._plain_kernels = False
+        self._restarts: deque[float] = deque()
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    @property
+    def problem(self) -> str:
+        return self._problem
+
+    @property
+    def loaded(self) -> engine_pb2.EngineLoaded | None:
+        return self._loaded
+
+    @property
+    def calibrated(self) -> engine_pb2.Calibrated | None:
+        return self._calibrated
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child; None while there is none."""
+        return None if self._link is None else self._link.pid
+
+    async def start(self) -> None:
+        """Spawn, load and calibrate. Raises `KithError`; nothing is left running then."""
+        assert self._supervisor is None, "started twice"
+        try:
+            if self._config.engine == "llama":
+                await asyncio.to_thread(self._check_model)
+            await self._bring_up()
+        except KithError as error:
+            self._enter("failed", error.message)
+            raise
+        except BaseException:
+            self._enter("stopped")
+            raise
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+
+    async def stop(self) -> None:
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.gather(supervisor, return_exceptions=True)
+        link, self._link = self._link, None
+        if link is not None:
+            await link.end()
+        self._enter("stopped")
+
+    async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
+        link = self._ready()
+        with link.open(engine_pb2.EngineCommand(generate=request)) as inbox:
+            while True:
+                event = await inbox.get()
+                yield event.generate
+                if event.generate.WhichOneof("event") == "finished":
+                    return
+
+    async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
+        return (await self._ready().ask(engine_pb2.EngineCommand(score=request))).score
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        command = engine_pb2.EngineCommand(count_tokens=engine_pb2.CountTokensRequest(texts=texts))
+        return list((await self._ready().ask(command)).counts.counts)
+
+    async def stats(self) -> engine_pb2.EngineStats:
+        return (await self._ready().ask(engine_pb2.EngineCommand(stats=engine_pb2.StatsRequest()))).stats
+
+    def _ready(self) -> Link:
+        if self._link is None or self._state != "ready":
+            message = f"The engine is {self._state}." + (f" {self._problem}" if self._problem else "")
+            remedy = "" if self._state in ("failed", "stopped") else "Try again in a moment."
+            raise KithError("engine-not-ready", message, remedy)
+        return self._link
+
+    def _enter(self, state: str, problem: str = "") -> None:
+        if (state, problem) == (self._state, self._problem):
+            return
+        self._state, self._problem = state, problem
+        if self._on_state is not None:
+            self._on_state()
+
+    def _check_model(self) -> None:
+        if self._model_path is None:
+            raise KithError("bad-model", "No model file is given.", "Give one by --model, or `kith model pull`.")
+        header = gguf.read_header(self._model_path)
+        if self._config.gpu_layers == 0:
+            gguf.check_memory(header, self._config.ctx, self._config.slots)
+
+    async def _bring_up(self) -> None:
+        """One child, spawned, loaded and measured. Raises `KithError` and leaves none behind."""
+        link = await Link.spawn(self._config, self._log)
+        try:
+            command = engine_pb2.EngineCommand(load=self._load_command())
+            async with asyncio.timeout(LOAD_SECONDS_MAX):
+                self._loaded = (await link.ask(command)).loaded
+            if self._calibrated is None:
+                async with asyncio.timeout(CALIBRATE_SECONDS_MAX):
+                    command = engine_pb2.EngineCommand(calibrate=engine_pb2.CalibrateRequest())
+                    self._calibrated = (await link.ask(command)).calibrated
+        except TimeoutError as error:
+            await link.end()
+            message = "The engine did not become ready in time."
+            raise KithError("engine-failed", message, "Try a smaller model or fewer --threads.") from error
+        except KithError as error:
+            gone = await link.end()
+            if link.crashed_in_kernel and self._config.engine == "llama" and not self._plain_kernels:
+                self._log("The engine crashed while loading; trying again without the CPU's special matrix units.")
+                self._plain_kernels = True
+                return await self._bring_up()
+            if error.code == "engine-gone":  # it died while loading: the cause is the model or the machine
+                raise KithError("engine-failed", gone.message, "The node's log may say more.") from error
+            raise
+        except BaseException:
+            await link.end()
+            raise
+        self._link = link
+        self._enter("ready")
+
+    def _load_command(self) -> engine_pb2.LoadModel:
+        config = self._config
+        return engine_pb2.LoadModel(
+            backend=config.engine,
+            path=str(self._model_path or ""),
+            context_tokens=config.ctx,
+            slots=config.slots,
+            threads=config.threads,
+            gpu_layers=config.gpu_layers,
+            base_url=config.engine_url,
+            model_name=config.model if config.engine == "openai" else "",
+            memory_limit_bytes=self._memory_limit_bytes,
+            echo_tokens_per_s=config.echo_tokens_per_s,
+            key_env=config.engine_key_env,
+            plain_kernels=self._plain_kernels,
+        )
+
+    async def _supervise(self) -> None:
+        """Watch the child; when it is gone, say so, wait, start another. Ends in "failed"."""
+        while True:
+            assert self._link is not None
+            await self._link.watch(self._hang_seconds)
+            link, self._link = self._link, None
+            error = await link.end()
+            self._log(error.message)
+            while self._link is None:
+                if not self._may_restart():
+                    self._enter("failed", f"{error.message} It failed {RESTARTS_MAX} times in a row.")
+                    return
+                self._enter("restarting", error.message)
+                await asyncio.sleep(min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** (len(self._restarts) - 1)))
+                try:
+                    await self._bring_up()
+                except KithError as failure:
+                    error = failure
+                    self._log(failure.message)
+                    if failure.code == "bad-model":
+                        self._enter("failed", failure.message)
+                        return
+
+    def _may_restart(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        while self._restarts and now - self._restarts[0] > RESTARTS_WINDOW_S:
+            self._restarts.popleft()
+        if len(self._restarts) >= RESTARTS_MAX:
+            return False
+        self._restarts.append(now)
+        return True

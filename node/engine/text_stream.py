@@ -1,0 +1,54 @@
+"""From token bytes to text that may be shown: whole UTF-8 characters only, and never past a stop string.
+
+A tokenizer splits characters and stop strings where it likes. So bytes wait until their character is complete, and
+text waits as long as it could still turn out to be the beginning of a stop string.
+"""
+
+import codecs
+from collections.abc import Sequence
+
+#: Limits on what a request may name. Threat: a search over megabytes of stop strings at every token.
+STOPS_MAX = 16
+STOP_CHARACTERS_MAX = 256
+
+
+class TextStream:
+    """Invariant: the texts returned so far, joined, never hold a stop string nor a replacement for half a character
+    at their end."""
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        assert len(stops) <= STOPS_MAX
+        assert all(0 < len(stop) <= STOP_CHARACTERS_MAX for stop in stops)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, piece: bytes) -> str:
+        """The text that this piece makes showable; sets `stopped` when a stop string is complete."""
+        if self.stopped:
+            return ""
+        text = self._held + self._decoder.decode(piece)
+        if not self._stops:
+            return text
+        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            self._held = ""
+            return text[: min(ends)]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """What was held back for a stop string that did not come. Half a character at the end is dropped."""
+        held, self._held = self._held, ""
+        return "" if self.stopped else held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of `text` that are a beginning of `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

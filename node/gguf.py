@@ -1,0 +1,317 @@
+"""The header of a GGUF file, read in pure Python with bounds, before the C++ loader sees the file.
+
+Every length is checked against the file's size before it is used, every tensor must lie inside the file, sums can not
+overflow (Python's integers do not). Threat: model files come from strangers, and loaders have trusted their lengths
+before (CVE-2026-7482, CVE-2026-27940). The file is read, not mapped: a file cut short meanwhile is an error, not a
+SIGBUS in the daemon.
+
+Not guaranteed: that the tensors make a working model; only llama.cpp can tell, in the engine's process.
+
+Source: the GGUF specification in ggml/docs/gguf.md; block sizes from ggml's type traits.
+"""
+
+import os
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from node.errors import ExitCode, KithError
+
+#: Tokens of a slot where the user gives no --ctx and the model allows it.
+CONTEXT_TOKENS_DEFAULT = 4096
+
+KEYS_MAX = 65_536
+TENSORS_MAX = 65_536
+KEY_BYTES_MAX = 65_536
+STRING_BYTES_MAX = 16 * 1024 * 1024  # a chat template fits many times over
+ARRAY_STRINGS_MAX = 4_000_000  # a vocabulary of four million tokens
+ARRAY_KEPT_MAX = 4096  # elements of a number array that are kept; longer ones are skipped
+DIMENSIONS_MAX = 4
+ALIGNMENT_MAX = 1 << 20
+
+#: Memory that an engine process needs beside weights and cache: interpreter, libraries, compute buffers.
+OVERHEAD_BYTES = 128 * 1024 * 1024
+
+_REMEDY = "Give the path of a complete GGUF file; `kith model pull` fetches the default model."
+
+_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING = 8
+_ARRAY = 9
+
+#: Tensor type → (name, elements of a block, bytes of a block).
+_TENSOR_TYPES = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+}  # fmt: skip
+
+#: general.file_type → what people call it.
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
+    20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M",
+    28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """What a file says about itself. Empty strings and zeros: it does not say."""
+
+    architecture: str
+    name: str
+    parameters: int  # sum over all tensors
+    quantization: str
+    context_tokens: int  # trained
+    chat_template: str
+    licence: str
+    tensor_bytes: int
+    file_bytes: int
+    tensors: int
+    vocabulary_size: int
+    kv_bytes_per_token: int  # at 16 bits a value; 0: unknown
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Raises `KithError` (`bad-model`) with the reason."""
+    try:
+        with path.open("rb", buffering=1 << 20) as file:
+            return _Reader(file, path, os.fstat(file.fileno()).st_size).header()
+    except FileNotFoundError as error:
+        raise _bad(path, "does not exist") from error
+    except IsADirectoryError as error:
+        raise _bad(path, "is a folder, not a file") from error
+    except OSError as error:
+        raise _bad(path, f"can not be read: {error.strerror}") from error
+
+
+def check_memory(header: GgufHeader, context_tokens: int, slots: int, available_bytes: int | None = None) -> None:
+    """Raises `KithError` (`bad-model`) when weights and caches do not fit in the memory that is free now.
+
+    `context_tokens` is per slot; 0: the default. Without a figure for free memory (not Linux) nothing is checked.
+    """
+    available = memory_available_bytes() if available_bytes is None else available_bytes
+    if available is None:
+        return
+    context = context_tokens or min(header.context_tokens or CONTEXT_TOKENS_DEFAULT, CONTEXT_TOKENS_DEFAULT)
+    cache = header.kv_bytes_per_token * context * max(1, slots)
+    needed = header.tensor_bytes + cache + OVERHEAD_BYTES
+    if needed > available:
+        message = (
+            f"The model needs about {_gb(needed)} of memory ({_gb(header.tensor_bytes)} of weights, {_gb(cache)} for "
+            f"{max(1, slots)} × {context:,} tokens of context), and {_gb(available)} are available."
+        )
+        raise KithError("bad-model", message, "Use a smaller model, --ctx or --slots.", ExitCode.BAD_INPUT)
+
+
+def memory_available_bytes() -> int | None:
+    """MemAvailable of Linux; None elsewhere."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _bad(path: Path, reason: str) -> KithError:
+    return KithError("bad-model", f"The model file {path} {reason}.", _REMEDY, ExitCode.BAD_INPUT)
+
+
+class _Reader:
+    """A cursor that never goes past the end of the file."""
+
+    def __init__(self, file: BinaryIO, path: Path, file_bytes: int) -> None:
+        self._file = file
+        self._path = path
+        self._file_bytes = file_bytes
+        self._at = 0
+
+    def header(self) -> GgufHeader:
+        if self._file_bytes == 0:
+            raise _bad(self._path, "is empty")
+        magic = self._file.read(4)
+        self._at = len(magic)
+        if magic != b"GGUF":
+            raise _bad(self._path, "is not a GGUF file")
+        version = self._number("<I")
+        if version not in (2, 3):
+            swapped = struct.unpack(">I", struct.pack("<I", version))[0]
+            kind = "is a big-endian GGUF file" if swapped in (2, 3) else f"has GGUF version {version}, not 2 or 3"
+            raise _bad(self._path, kind)
+        tensor_count, key_count = self._number("<Q"), self._number("<Q")
+        if tensor_count > TENSORS_MAX or key_count > KEYS_MAX:
+            raise self._damaged(f"it announces {tensor_count} tensors and {key_count} keys")
+        values = self._values(key_count)
+        return self._with_tensors(values, tensor_count)
+
+    def _values(self, count: int) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for _ in range(count):
+            key = self._string(KEY_BYTES_MAX)
+            if key in values:
+                raise self._damaged("a key comes twice")
+            values[key] = self._value(self._number("<I"))
+        return values
+
+    def _with_tensors(self, values: dict[str, Any], count: int) -> GgufHeader:
+        alignment = values.get("general.alignment", 32)
+        good = isinstance(alignment, int) and 0 < alignment <= ALIGNMENT_MAX and alignment & (alignment - 1) == 0
+        if not good:
+            raise self._damaged("its alignment is not a power of two")
+        parameters = tensor_bytes = furthest = 0
+        bytes_of: Counter[str] = Counter()
+        for _ in range(count):
+            elements, size, name, offset = self._tensor()
+            if offset % alignment:
+                raise self._damaged("a tensor is not aligned")
+            parameters += elements
+            tensor_bytes += size
+            bytes_of[name] += size
+            furthest = max(furthest, offset + size)
+        data_at = -(-self._at // alignment) * alignment
+        if data_at + furthest > self._file_bytes:
+            missing = data_at + furthest - self._file_bytes
+            raise _bad(self._path, f"is cut short: {missing:,} bytes of its tensors are missing")
+        architecture = _text(values, "general.architecture")
+        if not architecture or not count:
+            raise self._damaged("it names no architecture or holds no tensors")
+        quantization = _FILE_TYPES.get(_whole(values, "general.file_type", -1)) or bytes_of.most_common(1)[0][0]
+        return GgufHeader(
+            architecture=architecture,
+            name=_text(values, "general.name"),
+            parameters=parameters,
+            quantization=quantization,
+            context_tokens=_whole(values, f"{architecture}.context_length"),
+            chat_template=_text(values, "tokenizer.chat_template"),
+            licence=_text(values, "general.license"),
+            tensor_bytes=tensor_bytes,
+            file_bytes=self._file_bytes,
+            tensors=count,
+            vocabulary_size=_length(values, "tokenizer.ggml.tokens"),
+            kv_bytes_per_token=_kv_bytes_per_token(values, architecture),
+        )
+
+    def _tensor(self) -> tuple[int, int, str, int]:
+        """Elements, bytes, type name and offset of the next tensor."""
+        self._string(KEY_BYTES_MAX)
+        dimensions = self._number("<I")
+        if not 0 < dimensions <= DIMENSIONS_MAX:
+            raise self._damaged(f"a tensor has {dimensions} dimensions")
+        elements = 1
+        row = 0
+        for i in range(dimensions):
+            length = self._number("<Q")
+            row = length if i == 0 else row
+            elements *= length
+        kind, offset = self._number("<I"), self._number("<Q")
+        name, block_elements, block_bytes = _TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))  # unknown: llama.cpp judges
+        if row % block_elements:
+            raise self._damaged("a tensor's row is no multiple of its block")
+        return elements, elements // block_elements * block_bytes, name, offset
+
+    def _value(self, kind: int) -> Any:
+        if kind in _NUMBERS:
+            return self._number(_NUMBERS[kind])
+        if kind == _STRING:
+            return self._string(STRING_BYTES_MAX)
+        if kind == _ARRAY:
+            return self._array()
+        raise self._damaged(f"a value has the unknown type {kind}")
+
+    def _array(self) -> "list[Any] | _Skipped":
+        kind, count = self._number("<I"), self._number("<Q")
+        if kind == _STRING:
+            if count > ARRAY_STRINGS_MAX:
+                raise self._damaged(f"an array announces {count} strings")
+            for _ in range(count):
+                self._skip(self._number("<Q"))
+            return _Skipped(count)
+        if kind not in _NUMBERS:
+            raise self._damaged(f"an array has elements of the unknown type {kind}")
+        layout = struct.Struct(_NUMBERS[kind])
+        if count <= ARRAY_KEPT_MAX:
+            return [value for (value,) in layout.iter_unpack(self._bytes(count * layout.size))]
+        self._skip(count * layout.size)
+        return _Skipped(count)
+
+    def _number(self, layout: str) -> Any:
+        return struct.unpack(layout, self._bytes(struct.calcsize(layout)))[0]
+
+    def _string(self, bytes_max: int) -> str:
+        length = self._number("<Q")
+        if length > bytes_max:
+            raise self._damaged(f"a string announces {length} bytes")
+        return self._bytes(length).decode("utf-8", "replace")
+
+    def _bytes(self, count: int) -> bytes:
+        self._advance(count)
+        block = self._file.read(count)
+        if len(block) != count:
+            raise _bad(self._path, "ends inside its header: it is cut short")
+        return block
+
+    def _skip(self, count: int) -> None:
+        self._advance(count)
+        self._file.seek(count, os.SEEK_CUR)
+
+    def _advance(self, count: int) -> None:
+        self._at += count
+        if self._at > self._file_bytes:
+            raise _bad(self._path, "ends inside its header: it is cut short")
+
+    def _damaged(self, reason: str) -> KithError:
+        return _bad(self._path, f"is damaged: {reason}")
+
+
+@dataclass(frozen=True)
+class _Skipped:
+    """An array whose elements are of no use here."""
+
+    count: int
+
+
+def _text(values: dict[str, Any], key: str) -> str:
+    value = values.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _whole(values: dict[str, Any], key: str, default: int = 0) -> int:
+    value = values.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def _length(values: dict[str, Any], key: str) -> int:
+    value = values.get(key)
+    if isinstance(value, _Skipped):
+        return value.count
+    return len(value) if isinstance(value, list) else 0
+
+
+def _kv_bytes_per_token(values: dict[str, Any], architecture: str) -> int:
+    """Keys and values of one token over all layers, 2 bytes each. Layers may differ in their number of KV heads."""
+    layers = min(_whole(values, f"{architecture}.block_count"), 100_000)
+    heads = _whole(values, f"{architecture}.attention.head_count")
+    width = _whole(values, f"{architecture}.embedding_length")
+    if layers <= 0 or heads <= 0 or width <= 0:
+        return 0
+    key = _whole(values, f"{architecture}.attention.key_length", width // heads)
+    value = _whole(values, f"{architecture}.attention.value_length", width // heads)
+    per_layer = values.get(f"{architecture}.attention.head_count_kv", heads)
+    if isinstance(per_layer, list):
+        kv_heads = sum(count for count in per_layer[:layers] if isinstance(count, int) and count > 0)
+    else:
+        kv_heads = layers * per_layer if isinstance(per_layer, int) else layers * heads
+    return max(0, kv_heads * (key + value) * 2)
