@@ -171,6 +171,16 @@ class NodeClient:
         call = self._connect().Nodes(local_pb2.NodesRequest(), timeout=DEADLINE_S)
         return list((await self._call(call, DEADLINE_S)).nodes)
 
+    async def context_tokens(self, node: str = "") -> int:
+        """Context of the agent on `node` (name or id), or the smallest of all that may answer; 0: none is known."""
+        sizes = [
+            agent.context_tokens
+            for member in await self.nodes()
+            for agent in member.profile.agents
+            if agent.context_tokens and (not node or node == member.name or member.node_id.startswith(node))
+        ]
+        return min(sizes, default=0)
+
     async def show_model(self) -> local_pb2.ShowModelReply:
         call = self._connect().ShowModel(local_pb2.ShowModelRequest(), timeout=DEADLINE_S)
         return await self._call(call, DEADLINE_S)

@@ -84,7 +84,7 @@ def chat(
 
     if message is not None and not message.strip():
         raise KithError("bad-request", "the message is empty", "say something", ExitCode.BAD_INPUT)
-    history.context_tokens = session.ask_node(ctx, lambda client: _context_tokens(client, node))
+    history.context_tokens = session.ask_node(ctx, lambda client: client.context_tokens(node))
     if message is not None:
         exchange(message)
     else:
@@ -93,17 +93,6 @@ def chat(
 
 def _aside(text: str) -> None:
     output.note(output.styled(text, "2", sys.stderr))
-
-
-async def _context_tokens(client: NodeClient, node: str) -> int:
-    """The context of the agent that will answer, or the smallest of those that may; 0 where none is known."""
-    sizes = [
-        agent.context_tokens
-        for member in await client.nodes()
-        for agent in member.profile.agents
-        if agent.context_tokens and (not node or node == member.name or member.node_id.startswith(node))
-    ]
-    return min(sizes, default=0)
 
 
 async def _stream(client: NodeClient, request: local_pb2.ChatRequest, reply: Reply, as_json: bool) -> None:

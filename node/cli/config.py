@@ -37,7 +37,8 @@ def show(
         return
     print(f"data directory: {folder}\n")
     rows = [[name, _shown(value), config.origins[name]] for name, value in values.items()]
-    output.table(["setting", "value", "from"], rows)
+    columns = [output.Column("setting"), output.Column("value", "fold"), output.Column("from", "fold")]
+    output.table(columns, rows)
 
 
 def _shown(value: object) -> str:

@@ -5,6 +5,14 @@ from node.cli import output
 from node.cli.as_json import job_state
 from node.cli.progress import node_names, short_id
 
+COLUMNS = (
+    output.Column("task", "crop"),
+    output.Column("agent"),
+    output.Column("cost", number=True),
+    output.Column("made up of", "fold"),
+    output.Column("runner-up"),
+)
+
 
 def print_explanation(reply: local_pb2.ExplainReply) -> None:
     job = reply.job
@@ -14,18 +22,19 @@ def print_explanation(reply: local_pb2.ExplainReply) -> None:
     labels = {(task.index, task.replica): task.label for task in job.tasks}
     print(f"{output.bold(job.kind)} {output.one_line(job.title, 60)}  {short_id(job)}, {job_state(job)}")
     if not reply.rounds:
-        print("nothing was assigned yet" + (f": {output.one_line(job.waiting_for)}" if job.waiting_for else ""))
+        print(
+            "nothing was assigned yet"
+            + (f": the job waits for {output.one_line(job.waiting_for)}" if job.waiting_for else "")
+        )
     for one in reply.rounds:
         assigned = one.assigned
         print()
-        print(
-            output.bold(f"round {assigned.round}")
-            + output.one_line(f" by {_name(assigned.token.leader_id, names)}, term {assigned.token.term}")
-        )
+        by = output.one_line(f"by {_name(assigned.token.leader_id, names)}, term {assigned.token.term}")
+        print(f"{output.bold(f'round {assigned.round}')} {by}")
         print(f"  method    {_method(assigned)}")
         print(f"  expected  {_expected(assigned)}")
         output.table(
-            ["task", "agent", "cost", "made up of", "runner-up"],
+            COLUMNS,
             [_row(record, names, labels) for record in assigned.assignments],
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +14,9 @@ from node.errors import ExitCode, KithError
 if TYPE_CHECKING:
     from mesh.wire import local_pb2, work_pb2
     from node.client import NodeClient
-    from node.documents import Document
 
-#: Largest document taken from standard input, bytes; a file's limit is that of node.documents.
-STDIN_BYTES_MAX = 256 * 1024 * 1024
 QUESTION_CHARACTERS_MAX = 8000
+JOB_COLUMNS = ("job", "state", "kind", "title", "tasks", "submitted")
 
 submit = typer.Typer(help="Hand in a job.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -64,8 +61,10 @@ def ask(
             "put the long part into a file and name it with --context",
             ExitCode.BAD_INPUT,
         )
-    text = _read(context).text if context is not None else ""
     from mesh.wire import work_pb2
+    from node.documents import read_document
+
+    text = read_document(context).text if context is not None else ""
 
     request = work_pb2.JobRequest(
         ask=work_pb2.AskRequest(question=question.strip(), panel=panel, options=choices, context=text), seed=seed
@@ -86,31 +85,21 @@ def summarize(
     as_json: session.Json = False,
 ) -> int:
     """Summarize a document; every sentence is shown with the place that it comes from."""
-    document = _read(file)
     from mesh.wire import work_pb2
+    from node.documents import read_document
+
+    document = read_document(file)
 
     request = work_pb2.JobRequest(
         summarize=work_pb2.SummarizeRequest(
             title=document.title,
             media_type=document.media_type,
             sentences=sentences,
-            source_name="standard input" if str(file) == "-" else file.name,
+            source_name=document.source_name,
         ),
         seed=seed,
     )
     return _submit(ctx, request, document.text.encode(), min_replicas, wait, as_json)
-
-
-def _read(path: Path) -> Document:
-    from node.documents import read_document
-
-    if str(path) != "-":
-        return read_document(path)
-    data = sys.stdin.buffer.read(STDIN_BYTES_MAX + 1)
-    with tempfile.TemporaryDirectory(prefix="kith-") as folder:
-        held = Path(folder) / "standard-input"
-        held.write_bytes(data)
-        return read_document(held)
 
 
 def parse_options(text: str) -> list[str]:
@@ -155,8 +144,8 @@ def _submit(
         accepted = await node.submit(request, document, min_replicas=min_replicas)
         if not as_json:
             output.note(
-                f"accepted as {accepted.job_id.hex()[:12]}, "
-                f"held on {accepted.replicas} of {accepted.replicas_wanted} nodes"
+                f"accepted as {accepted.job_id.hex()[:12]}, held on {accepted.replicas} of "
+                f"{accepted.replicas_wanted} node{'s' if accepted.replicas_wanted != 1 else ''}"
             )
         if not wait:
             return None
@@ -253,7 +242,7 @@ def jobs(
         ]
         for job in found
     ]
-    output.table(["job", "state", "kind", "title", "tasks", "submitted"], rows)
+    output.table([output.Column(n, "crop" if n == "title" else "keep") for n in JOB_COLUMNS], rows)
 
 
 def watch(ctx: typer.Context, job: JobArgument, as_json: session.Json = False) -> int:

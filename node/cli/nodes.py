@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     from mesh.wire import local_pb2
 
 
+COLUMNS = (
+    output.Column("name", "crop"),
+    output.Column("id", "drop"),
+    output.Column("state"),
+    output.Column("model", "crop"),
+    output.Column("tok/s in/out"),
+    output.Column("load"),
+    output.Column("address"),
+    output.Column("found by", "drop"),
+)
+
+
 def register(app: typer.Typer) -> None:
     app.command("nodes")(nodes)
 
@@ -24,8 +36,7 @@ def nodes(ctx: typer.Context, as_json: session.Json = False) -> None:
     if as_json:
         output.emit({"nodes": [shapes.node(member) for member in members]})
         return
-    headers = ["name", "id", "state", "leader", "model", "read/write tok/s", "load", "address", "found by"]
-    output.table(headers, [_row(member) for member in members])
+    output.table(COLUMNS, [_row(member) for member in members])
 
 
 def _row(member: local_pb2.NodeInfo) -> list[str]:
@@ -35,12 +46,13 @@ def _row(member: local_pb2.NodeInfo) -> list[str]:
     state = shapes.member_state(member)
     if state in ("suspect", "dead"):
         state += f" ({output.seconds(member.last_heard_s)})"
+    if member.leader:
+        state += ", leader"
     load = f"{member.load.slots_busy}/{member.load.slots_total}" + (" draining" if member.load.draining else "")
     return [
         member.name,
         member.node_id[:12],
         state,
-        "leader" if member.leader else "",
         agent.model if agent else "–",
         f"{output.rate(agent.prefill_tokens_per_s)}/{output.rate(agent.decode_tokens_per_s)}" if agent else "–",
         load if member.load.slots_total else "–",

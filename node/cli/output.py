@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 #: Width of output that no terminal limits, columns.
 PLAIN_WIDTH = 500
+#: What a cell that gives way keeps at least, columns.
+NARROW_CELL = 12
+#: Columns between two cells.
+GAP = 2
 
 
 def clean(text: str) -> str:
@@ -88,22 +93,67 @@ def console(stream: IO[str] | None = None) -> Console:
     )
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: frozenset[int] = frozenset()) -> None:
-    """Aligned columns; `numbers` are the columns set to the right. Without a terminal nothing is cut."""
+@dataclass(frozen=True)
+class Column:
+    """`narrow` says what gives way where the terminal is too narrow: nothing ("keep"), the end of each cell ("crop"),
+    one line a cell ("fold"), or the whole column ("drop")."""
+
+    header: str
+    narrow: str = "keep"
+    number: bool = False
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns. Without a terminal nothing is cut and nothing is left out."""
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for index, header in enumerate(headers):
-        grid.add_column(header, justify="right" if index in numbers else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(one_line(cell)) for cell in row))
-    if sys.stdout.isatty():
-        console().print(grid)
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    natural = [max(map(cell_len, column)) for column in zip([c.header for c in columns], *cells, strict=True)]
+    view = console()
+    on_terminal = sys.stdout.isatty()
+    widths = _fit(columns, natural, view.width) if on_terminal else dict(enumerate(natural))
+    grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    for index, width in widths.items():
+        column = columns[index]
+        crop = column.narrow == "crop"
+        grid.add_column(
+            column.header,
+            justify="right" if column.number else "left",
+            no_wrap=crop,
+            overflow="ellipsis" if crop else "fold",
+            width=width,
+        )
+    for row in cells:
+        grid.add_row(*(Text(row[index]) for index in widths))
+    if on_terminal:
+        view.print(grid, crop=False)
         return
-    with (plain := console()).capture() as capture:
-        plain.print(grid)
+    with view.capture() as capture:
+        view.print(grid)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def _fit(columns: Sequence[Column], natural: Sequence[int], width: int) -> dict[int, int]:
+    """The columns that are shown on `width` terminal columns, and how wide each is."""
+    shown = dict(enumerate(natural))
+
+    def excess() -> int:
+        return sum(shown.values()) + GAP * (len(shown) - 1) - width
+
+    def slack() -> int:
+        return sum(max(0, w - NARROW_CELL) for i, w in shown.items() if columns[i].narrow in ("crop", "fold"))
+
+    for index in reversed(range(len(columns))):
+        if columns[index].narrow == "drop" and excess() > slack():
+            del shown[index]
+    while excess() > 0:
+        giving = [i for i, w in shown.items() if columns[i].narrow in ("crop", "fold") and w > NARROW_CELL]
+        if not giving:
+            break  # too narrow a terminal: it wraps the lines
+        shown[max(giving, key=lambda i: shown[i])] -= 1
+    return shown
 
 
 def wrapped(text: str, indent: str = "", first: str | None = None) -> str:

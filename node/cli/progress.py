@@ -77,7 +77,7 @@ class Lines:
         if job.waiting_for != self._waiting:
             self._waiting = job.waiting_for
             if job.waiting_for:
-                output.note(f"waiting: {output.one_line(job.waiting_for)}")
+                output.note(f"waiting for {output.one_line(job.waiting_for)}")
 
     def tick(self) -> None: ...
     def close(self) -> None: ...
@@ -143,7 +143,7 @@ class Live:
         if len(running) > ROWS_MAX:
             parts.append(Text(f"and {len(running) - ROWS_MAX} more", "dim"))
         if job.waiting_for:
-            parts.append(Text(f"waiting: {output.one_line(job.waiting_for)}", "yellow"))
+            parts.append(Text(f"waiting for {output.one_line(job.waiting_for)}", "yellow"))
         if done := Counter(_name(task) for task in job.tasks if task.state == "done"):
             parts.append(Text("done: " + ", ".join(f"{name} {count}" for name, count in done.most_common(8)), "dim"))
         return Group(*parts)

@@ -14,6 +14,17 @@ from node.errors import ExitCode
 QUOTE_CHARACTERS = 60
 QUOTES_MAX = 3
 
+TOTALS = (
+    output.Column("node", "crop"),
+    *(output.Column(n, number=True) for n in ("tasks", "tokens read", "tokens written", "tok/s", "attempts")),
+)
+BALLOTS = (
+    output.Column("node", "crop"),
+    output.Column("model", "crop"),
+    output.Column("vote", "fold"),
+    output.Column("probabilities", "fold"),
+)
+
 
 def print_result(reply: local_pb2.ResultReply) -> ExitCode:
     """Print a finished job's result; NO_MAJORITY where a panel did not agree. Raises `KithError` where it failed."""
@@ -26,11 +37,7 @@ def print_result(reply: local_pb2.ResultReply) -> ExitCode:
         code = verdict_code(reply)
     if totals := _totals(reply.job):
         print()
-        output.table(
-            ["node", "tasks", "tokens read", "tokens written", "tok/s", "attempts"],
-            totals,
-            numbers=frozenset({1, 2, 3, 4, 5}),
-        )
+        output.table(TOTALS, totals)
     if reply.job.superseded:
         print("\nTwo groups of nodes had finished this job; when they met, this result replaced an earlier one.")
     return code
@@ -75,8 +82,9 @@ def _lines(span: work_pb2.Span, line_starts: list[int]) -> str:
 def _print_panel(result: work_pb2.PanelResult) -> None:
     voters = len(result.ballots)
     if result.majority:
-        print(output.wrapped(output.bold(output.clean(result.answer))))
-        print(output.dim(f"{result.votes_for} of {_count(voters, 'vote')}"))
+        print(output.bold(output.wrapped(output.clean(result.answer))))
+        if voters > 1:
+            print(output.dim(f"{result.votes_for} of {_count(voters, 'vote')}"))
     else:
         print(output.bold("no majority"))
         print(output.dim(f"{_count(voters, 'vote')}, and no answer has more than half"))
@@ -84,12 +92,13 @@ def _print_panel(result: work_pb2.PanelResult) -> None:
         print(output.dim("Agents of one model voted, so their errors go together: this counts for less than it seems."))
     if voters > 1 or result.options:
         print()
-        output.table(["node", "model", "vote", *(["probabilities"] if result.options else [])], _ballots(result))
+        output.table(BALLOTS if result.options else BALLOTS[:3], _ballots(result))
     if voters < 2:
         return
     groups = Counter(ballot.group or ballot.answer for ballot in result.ballots)
+    words = {ballot.group or ballot.answer: output.one_line(ballot.answer, 40) for ballot in reversed(result.ballots)}
     print()
-    print("votes:    " + ", ".join(f"{output.one_line(group, 40)} {count}" for group, count in groups.most_common()))
+    print("votes:    " + ", ".join(f"{words[group]} {count}" for group, count in groups.most_common()))
     minority = [ballot for ballot in result.ballots if not ballot.in_majority]
     if not result.majority:
         return
