@@ -4,7 +4,7 @@ Two implementations meet here: `process.EngineProcess`, which the daemon uses, s
 inside that child (`llama`, `openai`, `echo`) implement `Backend` in `backend.py`.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from mesh.wire import engine_pb2
@@ -32,7 +32,7 @@ class Engine(Protocol):
     async def start(self) -> None:
         """Spawn, load and calibrate. Raises `KithError` (`bad-model`, `engine-failed`) when the model can not load."""
 
-    def generate(self, request: engine_pb2.GenerateRequest) -> AsyncIterator[engine_pb2.GenerateEvent]:
+    def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
         """Stream events; the last one is `finished` or the iterator raises. Closing the iterator cancels."""
 
     async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply: ...

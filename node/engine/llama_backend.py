@@ -58,7 +58,7 @@ class LlamaBackend:
         self._loop = LlamaLoop(context, slots, self._outbox.flush)
         threading.Thread(target=self._run, name="llama", daemon=True).start()
         return engine_pb2.EngineLoaded(
-            model=header.name or path.stem,
+            model=path.stem,
             parameters=model.parameters,
             model_bytes=header.file_bytes,
             quantization=header.quantization,

@@ -32,6 +32,10 @@ RESTARTS_MAX = 6
 RESTARTS_WINDOW_S = 120.0
 
 
+class _KernelCrash(KithError):
+    """The child died of an instruction or address while it loaded."""
+
+
 class EngineProcess:
     """Implements `api.Engine`. Belongs to one event loop.
 
@@ -87,6 +91,16 @@ class EngineProcess:
     def pid(self) -> int | None:
         """Of the child; None while there is none."""
         return None if self._link is None else self._link.pid
+
+    def use_model(self, path: Path) -> None:
+        """Say which file to load, where it was not known at first (a model that is still being fetched)."""
+        assert self._supervisor is None
+        self._model_path = path
+
+    def give_up(self, problem: str) -> None:
+        """There is nothing to start: say why."""
+        if self._state != "failed":
+            self._enter("failed", problem)
 
     async def start(self) -> None:
         """Spawn, load and calibrate. Raises `KithError`; nothing is left running then."""
@@ -154,6 +168,17 @@ class EngineProcess:
             gguf.check_memory(header, self._config.ctx, self._config.slots)
 
     async def _bring_up(self) -> None:
+        """A child that is ready, on the second attempt where the CPU's special units crash the first."""
+        try:
+            await self._attempt()
+        except _KernelCrash as crash:
+            if self._plain_kernels or self._config.engine != "llama":
+                raise
+            self._log(f"{crash.message} Trying again without the CPU's special matrix units.")
+            self._plain_kernels = True
+            await self._attempt()
+
+    async def _attempt(self) -> None:
         """One child, spawned, loaded and measured. Raises `KithError` and leaves none behind."""
         link = await Link.spawn(self._config, self._log)
         try:
@@ -170,12 +195,9 @@ class EngineProcess:
             raise KithError("engine-failed", message, "Try a smaller model or fewer --threads.") from error
         except KithError as error:
             gone = await link.end()
-            if link.crashed_in_kernel and self._config.engine == "llama" and not self._plain_kernels:
-                self._log("The engine crashed while loading; trying again without the CPU's special matrix units.")
-                self._plain_kernels = True
-                return await self._bring_up()
             if error.code == "engine-gone":  # it died while loading: the cause is the model or the machine
-                raise KithError("engine-failed", gone.message, "The node's log may say more.") from error
+                kind = _KernelCrash if link.crashed_in_kernel else KithError
+                raise kind("engine-failed", gone.message, "The node's log may say more.") from error
             raise
         except BaseException:
             await link.end()
