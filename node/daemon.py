@@ -1,0 +1,404 @@
+"""The node: everything put together, started in order and stopped in order.
+
+    lock the data directory → key → journal → replica → local door → mesh port → mDNS → engine → profile
+    stop: drain work → engine → goodbye to peers → doors → journal
+
+The doors open before the engine is ready, so that a node with a large model is seen and answers `status` at once.
+
+Does not: hold logic; each part has a file of its own.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+
+import grpc.aio
+from google.protobuf.message import Message
+
+from mesh import events
+from mesh.facts import Fact
+from mesh.identity import NodeId
+from mesh.replica import Replica
+from mesh.wire import (
+    common_pb2,
+    facts_pb2,
+    local_pb2,
+    local_pb2_grpc,
+    membership_pb2,
+    mesh_pb2,
+    mesh_pb2_grpc,
+)
+from node import __version__, logs
+from node.blobs import Blobs
+from node.config import NodeConfig
+from node.discovery import Discovery
+from node.engine.process import EngineProcess
+from node.errors import KithError
+from node.interfaces import choose
+from node.keys import load_or_make_key
+from node.leader import Leader
+from node.links import GRPC_OPTIONS, PROTOCOL_VERSION
+from node.listening import Lock, bind, prepare_folders, split_address
+from node.local_service import LocalService, node_infos
+from node.mesh_service import MeshService
+from node.paths import NodePaths
+from node.peers import load_peers, save_peers
+from node.plans import Plans
+from node.router import Router
+from node.shell import Shell
+from node.snapshots import Snapshots
+from node.solver_process import SolverProcess
+from node.store import Store
+from node.submissions import Submissions
+from node.worker import Worker
+
+#: How often the load that heartbeats carry is brought up to date.
+LOAD_EVERY_S = 0.25
+AGENT = "default"
+
+
+class Daemon:
+    """Implements `shell.Listener`, `worker.Mesh` and `leader.Mesh`."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.paths = NodePaths(config.data_dir)
+        self.name = config.name or socket.gethostname()
+        self.started_at = time.monotonic()
+        self.addresses: list[tuple[str, int]] = []
+        self.discovery: Discovery | None = None
+        self.http_address = ""
+        self.model_path: Path | None = None
+        self._stop = asyncio.Event()
+        self._drain_s = 10.0
+        self._fatal = ""
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._profile = facts_pb2.NodeProfile()
+
+    # Life
+
+    async def run(self) -> None:
+        """Run until asked to stop. Raises `KithError` where the node can not start or its disk failed."""
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, self.request_stop, 2.0)
+            await self._stop.wait()
+            logs.log("info", "stopping")
+        logs.log("info", "stopped")
+        if self._fatal:
+            raise KithError("disk-failed", self._fatal, "Make room or mend the disk, then start the node again.")
+
+    def request_stop(self, drain_s: float) -> None:
+        self._drain_s = drain_s
+        self._stop.set()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        config = self.config
+        self._interfaces = choose(config.interfaces, split_address(config.listen)[0])
+        prepare_folders(self.paths)
+        stack.enter_context(Lock(self.paths))
+        logs.set_up(self.paths.log, config.log_level, terminal=False)
+        stack.callback(logs.tear_down)
+        key = load_or_make_key(self.paths.key)
+        incarnation = secrets.randbits(64)
+        self.replica = Replica(key, incarnation, int(time.time()), random.Random(secrets.randbits(64)))
+        self.store = Store(self.paths.journal, self._disk_failed)
+        stack.push_async_callback(self.store.close)
+        facts, term, voted_for = self.store.open(key.node_id)
+        self.replica.restore(facts, term, voted_for)
+        logs.log("info", f"node {key.node_id} ({self.name}), kithmesh {__version__}, {len(facts)} facts")
+
+        self.engine = EngineProcess(config, self.model_path, lambda line: logs.log("info", line), self._engine_changed)
+        self.shell = Shell(self.replica, self.store, self.hello, self)
+        links = self.shell.links
+        self.blobs = Blobs(self.store, links.send, links.stub, self.shell.live_peers)
+        self.plans = Plans(self.blobs)
+        self.snapshots = Snapshots(self.replica, self.plans)
+        self.solver = SolverProcess(logs.logger)
+        self.worker = Worker(self, self.engine, self.blobs, config.slots, self._load_changed)
+        self.leader = Leader(self, self.replica, self.engine, self.blobs, self.plans, self.solver)
+        self.router = Router(self.replica, self.engine, links)
+        self.submissions = Submissions(self, self.replica, self.blobs, self._agents_live)
+
+        server = grpc.aio.server(options=GRPC_OPTIONS)
+        mesh_pb2_grpc.add_MeshServicer_to_server(MeshService(links, self.engine, self.store), server)
+        self.addresses = bind(server, config.listen, self.paths)
+        local = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
+        local_pb2_grpc.add_LocalServicer_to_server(LocalService(self), local)
+        local.add_insecure_port(f"unix:{self.paths.socket}")
+        for door in (server, local):
+            await door.start()
+            stack.push_async_callback(door.stop, 0.5)
+        self.shell.start()
+        stack.push_async_callback(self._stop_parts)
+        for host, port in load_peers(self.paths.peers):
+            self.shell.post(events.AddressFound(host, port, "cache"))
+        for host, port in map(split_address, config.seeds):
+            self.shell.post(events.AddressFound(host, port, "seed"))
+        self._spawn(self._discover(), "discover")
+        self._spawn(self._bring_up_engine(), "engine")
+        self._spawn(self._keep_load(), "load")
+        if config.http:
+            from node.http import serve
+
+            self.http_address = await stack.enter_async_context(serve(self, config.http))
+        logs.log("info", f"serving on {', '.join(f'{host}:{port}' for host, port in self.addresses)}")
+
+    async def _stop_parts(self) -> None:
+        """Everything above the doors, which are still open: peers hear the end of what runs, then the goodbye."""
+        self.submissions.draining = True
+        self.replica.membership.load.draining = True
+        await self.worker.drain(self._drain_s)
+        await self.leader.follow()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.discovery is not None:
+            await self.discovery.stop()
+        await asyncio.gather(self.solver.stop(), self.engine.stop())
+        await self.shell.stop()
+        await self.blobs.close()
+
+    def _disk_failed(self, text: str) -> None:
+        logs.log("error", text)
+        self._fatal = text
+        self.request_stop(0.0)
+
+    async def _discover(self) -> None:
+        if not self.config.mdns:
+            return
+        self.discovery = Discovery(
+            self.replica.me,
+            self.addresses[0][1],
+            [host for host, _ in self.addresses],
+            self._interfaces,
+            lambda host, port: self.shell.post(events.AddressFound(host, port, "mdns")),
+            logs.logger,
+        )
+        if reason := await self.discovery.start():
+            logs.log("warning", f"mDNS does not work here: {reason}; only --seed and known peers are dialled")
+            await self.discovery.stop()
+            self.discovery = None
+
+    async def _bring_up_engine(self) -> None:
+        try:
+            if self.config.engine == "llama":
+                self.engine.use_model(await asyncio.to_thread(self._find_model))
+            await self.engine.start()
+        except KithError as error:
+            self.engine.give_up(error.message)
+            logs.log("error", f"{error.message}. {error.remedy}")
+
+    def _find_model(self) -> Path:
+        """The model's file; the default one is fetched at first use. Runs in a thread."""
+        # Imported here: a node with another back end never needs it.
+        from node.models import ensure_default_model, resolve_model
+
+        spec = self.config.model
+        self.model_path = resolve_model(spec) if spec else ensure_default_model(self._say)
+        return self.model_path
+
+    def _say(self, text: str) -> None:
+        logs.log("info", text)
+
+    async def _keep_load(self) -> None:
+        while True:
+            await self._refresh_load()
+            await asyncio.sleep(LOAD_EVERY_S)
+
+    async def _refresh_load(self) -> None:
+        load = self.replica.membership.load
+        load.slots_total = self.config.slots
+        load.queued_prompt_tokens, load.queued_output_tokens = self.worker.load()
+        load.slots_busy = len(self.worker.intake.running)
+        if self.engine.state == "ready":
+            with contextlib.suppress(KithError):
+                stats = await self.engine.stats()
+                load.slots_busy = max(load.slots_busy, stats.slots_busy)
+
+    def _engine_changed(self) -> None:
+        logs.log("info", f"engine: {self.engine.state} {self.engine.problem}".rstrip())
+        if self.engine.state in ("ready", "failed", "restarting"):
+            self._spawn(self._publish_profile(), "profile")
+
+    async def _publish_profile(self) -> None:
+        """Tell the mesh what this node can do now; only when it differs from what was told."""
+        profile = facts_pb2.NodeProfile(
+            name=self.name,
+            software_version=__version__,
+            stores=True,
+            cores=os.cpu_count() or 1,
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        )
+        loaded, calibrated = self.engine.loaded, self.engine.calibrated
+        if self.engine.state == "ready" and loaded is not None:
+            profile.agents.add(
+                agent=AGENT,
+                backend=self.config.engine,
+                model=loaded.model,
+                model_bytes=loaded.model_bytes,
+                parameters=loaded.parameters,
+                quantization=loaded.quantization,
+                context_tokens=loaded.context_tokens,
+                slots=loaded.slots,
+                prefill_tokens_per_s=calibrated.prefill_tokens_per_s if calibrated else 0.0,
+                decode_tokens_per_s=calibrated.decode_tokens_per_s if calibrated else 0.0,
+                load_seconds=loaded.load_seconds,
+                abilities=loaded.abilities,
+                licence=loaded.licence,
+            )
+        if profile != self._profile:
+            self._profile = profile
+            await self.author("node_profile", profile)
+
+    # What parts ask of the node
+
+    def hello(self) -> membership_pb2.Hello:
+        hello = membership_pb2.Hello(
+            node_id=self.replica.me,
+            incarnation=self.replica.incarnation,
+            public_key=self.replica.key.public_key,
+            protocol_version=PROTOCOL_VERSION,
+            protocol_version_min=PROTOCOL_VERSION,
+            name=self.name,
+            software_version=__version__,
+        )
+        for host, port in self.addresses:
+            hello.addresses.add(host=host, port=port)
+        return hello
+
+    def current_leader(self) -> common_pb2.FencingToken | None:
+        return self.replica.election.leader
+
+    def live_peers(self) -> list[NodeId]:
+        return self.shell.live_peers()
+
+    def send_or_deliver(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
+        self.shell.send_or_deliver(peer, message)
+
+    async def author(self, kind: str, content: Message) -> Fact:
+        return await self.shell.author(kind, content)
+
+    def change(self) -> asyncio.Event:
+        """An event that is set at the next change of any job."""
+        return self._changed
+
+    def _agents_live(self) -> int:
+        profiles = [self.replica.profiles.of(node_id) for node_id in self.replica.membership.view()]
+        return sum(len(profile.agents) for profile in profiles if profile is not None)
+
+    # shell.Listener
+
+    def delivered(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
+        match message.WhichOneof("message"):
+            case "assign":
+                self.worker.assigned(peer, message.assign)
+            case "cancel_task":
+                self.worker.cancel_received(peer, message.cancel_task)
+            case "task_event":
+                self.leader.task_event(peer, message.task_event)
+            case "work_report":
+                self.leader.work_report(peer, message.work_report)
+            case "job_progress":
+                self.snapshots.progress_received(message.job_progress)
+                self._job_changed()
+            case "blob_offer":
+                self.blobs.offer_received(peer, message.blob_offer)
+            case "blob_receipt":
+                self.blobs.receipt_received(peer, message.blob_receipt)
+                self.submissions.receipt_received()
+            case "fact_receipt" | "version_vector":
+                self.submissions.receipt_received()
+
+    def member_changed(self, node_id: NodeId, state: int) -> None:
+        if state == membership_pb2.MEMBER_STATE_ALIVE:
+            save_peers(self.paths.peers, self.replica)
+            self.leader.wake()
+        else:
+            self.leader.member_gone(node_id)
+
+    def leader_changed(self, token: common_pb2.FencingToken | None) -> None:
+        if token is not None:
+            self.worker.leader_changed(token)
+        if token is not None and token.leader_id == self.replica.me:
+            self.leader.lead(token)
+            self._spawn(self.solver.start(), "solver")
+        elif self.leader.token is not None:
+            self._spawn(self._lead_no_more(), "follow")
+        self._job_changed()
+
+    async def _lead_no_more(self) -> None:
+        await self.leader.follow()
+        await self.solver.stop()
+
+    def facts_applied(self, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            self.leader.fact_applied(fact)
+            if fact.kind in ("job_completed", "job_cancelled", "job_failed"):
+                self.worker.job_ended(getattr(fact.body, fact.kind).job_id)
+        self._job_changed()
+
+    def _job_changed(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _load_changed(self) -> None:
+        load = self.replica.membership.load
+        load.queued_prompt_tokens, load.queued_output_tokens = self.worker.load()
+        self.leader.wake()
+
+    # For the local door
+
+    def status(self) -> local_pb2.StatusReply:
+        election = self.replica.election
+        status = local_pb2.StatusReply(
+            node_id=self.replica.me,
+            name=self.name,
+            software_version=__version__,
+            uptime_s=time.monotonic() - self.started_at,
+            addresses=self.hello().addresses,
+            leader=election.leader,
+            role="starting" if election.leader is None and election.role.value == "follower" else election.role.value,
+            term=election.term,
+            members_alive=len(self.replica.membership.view()),
+            load=self.replica.membership.load,
+            engine_state=self.engine.state,
+            engine_problem=self.engine.problem,
+            jobs_open=len(self.replica.ledger.open_jobs()),
+            facts=sum(position.sequence for position in self.replica.journal.durable.values()),
+            data_dir=str(self.config.data_dir),
+            pid=os.getpid(),
+            http_address=self.http_address,
+            mdns=self.discovery is not None,
+            solver_state=self.solver.state,
+        )
+        if self._profile.agents:
+            status.agent.CopyFrom(self._profile.agents[0])
+        return status
+
+    def nodes(self) -> local_pb2.NodesReply:
+        return local_pb2.NodesReply(nodes=node_infos(self))
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logs.log("error", f"{task.get_name()}: {type(error).__name__}: {error}")
+
+
+async def run(config: NodeConfig) -> None:
+    """Run one node until SIGTERM, SIGINT or `kith down`. Raises `KithError` where it can not start."""
+    await Daemon(config).run()

@@ -1,0 +1,272 @@
+"""Links to peers: one gRPC server, one bidirectional stream a peer, and channels for the calls beside it.
+
+Idea: whoever knows an address dials; both sides say Hello first. Usually one link joins two nodes. When both dial at
+once there are two for a moment: the node with the higher id closes the one that it dialled itself, so exactly one side
+acts. A peer counts as linked while at least one link is open, and the owner hears of the first and of the last only.
+
+Sending is best effort: a message to a peer whose queue is full is dropped, as a network would, and the machines above
+live with that.
+
+Does not: know what messages mean, judge liveness, or (until nodes have certificates) prove who a peer is: see
+node/interfaces.py for what a node may bind until then.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import grpc
+import grpc.aio
+
+from mesh.identity import NodeId, node_id_of
+from mesh.wire import membership_pb2, mesh_pb2, mesh_pb2_grpc
+
+PROTOCOL_VERSION = 1
+#: Messages waiting for one slow peer.
+QUEUE_MAX = 2000
+#: A dial that has not exchanged Hellos by then failed.
+HELLO_TIMEOUT_S = 3.0
+#: Against a peer that sends one huge message: facts come 1 MiB a push, blobs in 1 MiB chunks.
+MESSAGE_BYTES_MAX = 4 << 20
+
+GRPC_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.so_reuseport", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class Owner(Protocol):
+    """Who hears of links; all calls come on the event loop."""
+
+    def hello(self) -> membership_pb2.Hello:
+        """What this node says of itself."""
+
+    def link_opened(self, hello: membership_pb2.Hello) -> None: ...
+
+    def link_closed(self, peer: NodeId) -> None: ...
+
+    async def message_received(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None: ...
+
+    def log(self, level: str, text: str) -> None: ...
+
+
+@dataclass(eq=False)
+class Link:
+    """One open stream. `outbox` holds what waits to be written; None ends it."""
+
+    peer: NodeId
+    hello: membership_pb2.Hello
+    dialled: bool
+    outbox: "asyncio.Queue[mesh_pb2.LinkMessage | None]" = field(default_factory=lambda: asyncio.Queue(QUEUE_MAX))
+
+    def close(self) -> None:
+        while True:
+            try:
+                self.outbox.put_nowait(None)
+                return
+            except asyncio.QueueFull:
+                self.outbox.get_nowait()
+
+
+class HelloError(Exception):
+    """The peer can not be linked with; says why."""
+
+
+Read = Callable[[], Awaitable[mesh_pb2.LinkMessage | None]]
+Write = Callable[[mesh_pb2.LinkMessage], Awaitable[None]]
+
+
+class Links:
+    """All links of this node. Invariant: no peer is in `_links` with an empty list."""
+
+    def __init__(self, owner: Owner, me: NodeId) -> None:
+        self._owner = owner
+        self._me = me
+        self._links: dict[NodeId, list[Link]] = {}
+        self._channels: dict[tuple[str, int], grpc.aio.Channel] = {}
+        self._dialling: set[tuple[str, int]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    def is_linked(self, peer: NodeId) -> bool:
+        return peer in self._links
+
+    def send(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> bool:
+        """Queue a message. Returns False where it was dropped."""
+        for link in self._links.get(peer, ()):
+            try:
+                link.outbox.put_nowait(message)
+                return True
+            except asyncio.QueueFull:
+                continue
+        return False
+
+    def dial(
+        self,
+        host: str,
+        port: int,
+        expected: NodeId | None,
+        on_end: Callable[[NodeId | None], None],
+    ) -> None:
+        """Open a link in the background. `on_end` hears who answered (also where the link is not kept), or None."""
+        if (host, port) in self._dialling or self._closing:
+            return
+        self._dialling.add((host, port))
+        task = asyncio.create_task(self._dial(host, port, expected, on_end), name=f"dial {host}:{port}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def stub(self, peer: NodeId) -> "mesh_pb2_grpc.MeshAsyncStub | None":
+        """For calls beside the link. None while the peer is not linked."""
+        links = self._links.get(peer)
+        if not links or not links[0].hello.addresses:
+            return None
+        address = links[0].hello.addresses[0]
+        return mesh_pb2_grpc.MeshStub(self._channel(address.host, address.port))
+
+    async def accept(
+        self,
+        request_iterator: AsyncIterator[mesh_pb2.LinkMessage],
+        context: "grpc.aio.ServicerContext[mesh_pb2.LinkMessage, mesh_pb2.LinkMessage]",
+    ) -> None:
+        """Serve a link that a peer dialled; returns when it ends."""
+
+        async def read() -> mesh_pb2.LinkMessage | None:
+            return await anext(request_iterator, None)
+
+        try:
+            hello = await asyncio.wait_for(self._first(read), HELLO_TIMEOUT_S)
+            await context.write(mesh_pb2.LinkMessage(hello=self._owner.hello()))
+        except (TimeoutError, HelloError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error) or "no Hello came in time")
+        await self._run(Link(NodeId(hello.node_id), hello, dialled=False), read, context.write)
+
+    async def close(self) -> None:
+        """End all links, flushing what waits for at most half a second."""
+        self._closing = True
+        for links in list(self._links.values()):
+            for link in links:
+                link.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=0.5)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def _dial(
+        self, host: str, port: int, expected: NodeId | None, on_end: Callable[[NodeId | None], None]
+    ) -> None:
+        channel = grpc.aio.insecure_channel(target(host, port), options=GRPC_OPTIONS)
+        answered: NodeId | None = None
+        try:
+            call = mesh_pb2_grpc.MeshStub(channel).Link(timeout=None)
+
+            async def read() -> mesh_pb2.LinkMessage | None:
+                message = await call.read()
+                return message if isinstance(message, mesh_pb2.LinkMessage) else None
+
+            mine = self._owner.hello()
+            mine.answers_to = expected or ""
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                await call.write(mesh_pb2.LinkMessage(hello=mine))
+                hello = await self._first(read)
+            answered = NodeId(hello.node_id)
+            on_end(answered)
+            self._dialling.discard((host, port))
+            if answered == self._me or any(link.dialled for link in self._links.get(answered, ())):
+                call.cancel()
+                return
+
+            async def write(message: mesh_pb2.LinkMessage) -> None:
+                await call.write(message)
+
+            try:
+                await self._run(Link(answered, hello, dialled=True), read, write)
+            finally:
+                call.cancel()
+        except HelloError as error:
+            self._owner.log("warning", f"{target(host, port)} can not be linked with: {error}")
+        except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError):
+            pass
+        finally:
+            self._dialling.discard((host, port))
+            if answered is None:
+                on_end(None)
+            await channel.close()
+
+    async def _first(self, read: Read) -> membership_pb2.Hello:
+        message = await read()
+        if message is None or message.WhichOneof("message") != "hello":
+            raise HelloError("the first message was no Hello")
+        hello = message.hello
+        if node_id_of(hello.public_key) != hello.node_id:
+            raise HelloError("its id is not the hash of its key")
+        if not hello.protocol_version_min <= PROTOCOL_VERSION <= hello.protocol_version:
+            theirs = f"{hello.protocol_version_min} to {hello.protocol_version}"
+            raise HelloError(f"it speaks protocol {theirs}, this node {PROTOCOL_VERSION}")
+        if hello.node_id == self._me and hello.incarnation != self._owner.hello().incarnation:
+            self._owner.log("error", "another node runs with a copy of this data directory; give it one of its own")
+        return hello
+
+    async def _run(self, link: Link, read: Read, write: Write) -> None:
+        """Carry one link until it ends, from either side."""
+        if link.peer == self._me:
+            return
+        first = link.peer not in self._links
+        self._links.setdefault(link.peer, []).append(link)
+        if first:
+            self._owner.link_opened(link.hello)
+        self._drop_twin(link.peer)
+        writer = asyncio.create_task(self._write(link, write), name=f"link to {link.peer}")
+        reader = asyncio.create_task(self._read(link, read), name=f"link from {link.peer}")
+        try:
+            await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (writer, reader):
+                task.cancel()
+            await asyncio.gather(writer, reader, return_exceptions=True)
+            self._links[link.peer].remove(link)
+            if not self._links[link.peer]:
+                del self._links[link.peer]
+                self._owner.link_closed(link.peer)
+
+    def _drop_twin(self, peer: NodeId) -> None:
+        links = self._links[peer]
+        if self._me > peer and len(links) > 1 and any(not link.dialled for link in links):
+            for link in links:
+                if link.dialled:
+                    link.close()
+
+    async def _write(self, link: Link, write: Write) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            while (message := await link.outbox.get()) is not None:
+                await write(message)
+
+    async def _read(self, link: Link, read: Read) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            while (message := await read()) is not None:
+                if message.WhichOneof("message") == "hello":
+                    self._owner.log("warning", f"{link.peer} said Hello twice: link ended")
+                    return
+                await self._owner.message_received(link.peer, message)
+
+    def _channel(self, host: str, port: int) -> grpc.aio.Channel:
+        channel = self._channels.get((host, port))
+        if channel is None:
+            channel = grpc.aio.insecure_channel(target(host, port), options=GRPC_OPTIONS)
+            self._channels[(host, port)] = channel
+        return channel
+
+
+def target(host: str, port: int) -> str:
+    """The gRPC target of an address; IPv6 literals in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,120 @@
+"""Taking what a node needs for itself: its folders, its lock, its port. Each failure says what to do.
+
+Idea: one daemon a data directory, held by a lock on the pid file, which the kernel releases however the daemon ends.
+The port is chosen once and kept in the data directory, so that a restarted node is found where it was.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+from types import TracebackType
+from typing import Any
+
+import grpc.aio
+
+from node.errors import ExitCode, KithError
+from node.interfaces import addresses_for, binding_allowed
+from node.links import target
+from node.paths import NodePaths
+
+
+def prepare_folders(paths: NodePaths) -> None:
+    """Make the data directory and the 0700 run folder. Raises `KithError` where they can not be used."""
+    try:
+        paths.data_dir.mkdir(parents=True, exist_ok=True)
+        paths.run_dir.mkdir(mode=0o700, exist_ok=True)
+        found = paths.run_dir.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise PermissionError(f"{paths.run_dir} belongs to somebody else")
+        paths.run_dir.chmod(0o700)
+        probe = paths.data_dir / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise KithError(
+            "data-dir-unusable",
+            f"the data directory {paths.data_dir} can not be used: {error.strerror or error}",
+            "Make it writable, or choose another one with --data-dir.",
+            ExitCode.CANNOT_START,
+        ) from error
+
+
+class Lock:
+    """Holds the data directory for this process. Raises `KithError` (`already-running`) on entry."""
+
+    def __init__(self, paths: NodePaths) -> None:
+        self._paths = paths
+        self._descriptor = -1
+
+    def __enter__(self) -> "Lock":
+        descriptor = os.open(self._paths.pid, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise KithError(
+                "already-running",
+                f"a node runs already under {self._paths.data_dir} (pid {pid})",
+                "Stop it with `kith down`, or give this one its own --data-dir.",
+                ExitCode.CANNOT_START,
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        self._descriptor = descriptor
+        # A socket that a killed daemon left behind is nobody's now.
+        with contextlib.suppress(FileNotFoundError):
+            self._paths.socket.unlink()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._paths.socket.unlink()
+        os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)
+
+
+def bind(server: "grpc.aio.Server", listen: str, paths: NodePaths) -> list[tuple[str, int]]:
+    """Bind the mesh service. Returns the addresses to tell others. Raises `KithError`: port taken, not allowed."""
+    host, port = split_address(listen)
+    if refused := binding_allowed(host):
+        raise KithError("binding-refused", refused, "Use --listen 127.0.0.1:PORT.", ExitCode.CANNOT_START)
+    kept = paths.data_dir / "port"
+    bound = 0
+    if port == 0:
+        with contextlib.suppress(OSError, ValueError):
+            bound = _try(server, host, int(kept.read_text()))
+    bound = bound or _try(server, host, port)
+    if not bound:
+        raise KithError(
+            "port-taken",
+            f"{target(host, port)} is taken or not an address of this machine",
+            "Choose another one with --listen, or port 0 for any that is free.",
+            ExitCode.CANNOT_START,
+        )
+    if port == 0:
+        kept.write_text(f"{bound}\n")
+    return [(address, bound) for address in addresses_for(host)]
+
+
+def _try(server: "grpc.aio.Server", host: str, port: int) -> int:
+    """The bound port, or 0."""
+    try:
+        bound: Any = server.add_insecure_port(target(host, port))
+    except RuntimeError:
+        return 0
+    return int(bound)
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """HOST:PORT or [HOST]:PORT. Raises `KithError` (`bad-address`)."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise KithError(
+            "bad-address", f"{text!r} is no HOST:PORT", "Write it like 127.0.0.1:7600 or [::1]:7600.", ExitCode.USAGE
+        )
+    return host, int(port)

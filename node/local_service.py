@@ -1,0 +1,239 @@
+"""The local door: what the CLI and programs on this machine ask of the node (proto/local.proto)."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import grpc.aio
+
+from mesh.identity import NodeId
+from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, Job
+from mesh.wire import facts_pb2, local_pb2, local_pb2_grpc, membership_pb2, work_pb2
+from node import clock
+from node.errors import ExitCode, KithError
+from node.rpc import abort
+from node.submissions import DOCUMENT_BYTES_MAX
+
+if TYPE_CHECKING:
+    from node.daemon import Daemon
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+#: Snapshots of one watched job a second at most.
+WATCH_EVERY_S = 0.2
+KNOWLEDGE_TEXT_BYTES_MAX = 12 * 1024
+SEARCH_LIMIT_MAX = 100
+DRAIN_S = 10.0
+
+
+class LocalService(local_pb2_grpc.LocalServicer):
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+        self._replica = daemon.replica
+
+    # The node
+
+    async def Status(self, request: local_pb2.StatusRequest, context: Context) -> local_pb2.StatusReply:
+        return self._daemon.status()
+
+    async def Nodes(self, request: local_pb2.NodesRequest, context: Context) -> local_pb2.NodesReply:
+        return self._daemon.nodes()
+
+    async def ShowModel(self, request: local_pb2.ShowModelRequest, context: Context) -> local_pb2.ShowModelReply:
+        engine = self._daemon.engine
+        profile = self._replica.profiles.of(self._replica.me)
+        return local_pb2.ShowModelReply(
+            agents=profile.agents if profile else (),
+            path=str(self._daemon.model_path or ""),
+            engine=engine.loaded,
+            calibrated=engine.calibrated,
+        )
+
+    async def Shutdown(self, request: local_pb2.ShutdownRequest, context: Context) -> local_pb2.ShutdownReply:
+        running = len(self._daemon.worker.intake.running)
+        self._daemon.request_stop(request.drain_s or DRAIN_S)
+        return local_pb2.ShutdownReply(running_tasks=running)
+
+    # Jobs
+
+    async def Submit(
+        self, request_iterator: AsyncIterator[local_pb2.SubmitPart], context: Context
+    ) -> local_pb2.SubmitReply:
+        header: local_pb2.SubmitHeader | None = None
+        document = bytearray()
+        async for part in request_iterator:
+            if part.WhichOneof("part") == "header":
+                header = part.header
+            elif len(document) <= DOCUMENT_BYTES_MAX:
+                document += part.document
+        try:
+            if header is None:
+                raise KithError("bad-request", "the submission has no header", "Send it first.", ExitCode.BAD_INPUT)
+            return await self._daemon.submissions.submit(header, bytes(document))
+        except KithError as error:
+            await abort(context, error)
+
+    async def Jobs(self, request: local_pb2.JobsRequest, context: Context) -> local_pb2.JobsReply:
+        jobs = [job for job in self._replica.ledger.jobs.values() if job.submitted is not None]
+        jobs.sort(key=lambda job: job.submitted[0].hybrid_clock if job.submitted else 0)
+        shown = [job for job in jobs if not request.open_only or job.state == OPEN]
+        return local_pb2.JobsReply(jobs=[self._daemon.snapshots.summary_of(job, self._waiting(job)) for job in shown])
+
+    async def Watch(self, request: local_pb2.WatchRequest, context: Context) -> AsyncIterator[local_pb2.JobSnapshot]:
+        job = await self._job(request.job_id, context)
+        last: local_pb2.JobSnapshot | None = None
+        while True:
+            changed = self._daemon.change()
+            snapshot = await self._daemon.snapshots.of(job, self._waiting(job))
+            if snapshot != last:
+                yield snapshot
+                last = snapshot
+            if job.state != OPEN:
+                return
+            await asyncio.sleep(WATCH_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), 2.0)
+
+    async def Result(self, request: local_pb2.ResultRequest, context: Context) -> local_pb2.ResultReply:
+        job = await self._job(request.job_id, context)
+        try:
+            return await self._result(job)
+        except KithError as error:
+            await abort(context, error)
+
+    async def Cancel(self, request: local_pb2.CancelJobRequest, context: Context) -> local_pb2.CancelJobReply:
+        job = await self._job(request.job_id, context)
+        if job.state != OPEN:
+            return local_pb2.CancelJobReply(outcome="already-ended")
+        cancelled = facts_pb2.JobCancelled(job_id=job.job_id, reason=request.reason or "asked for by the owner")
+        await self._daemon.shell.author("job_cancelled", cancelled)
+        return local_pb2.CancelJobReply(outcome="requested")
+
+    async def Explain(self, request: local_pb2.ExplainRequest, context: Context) -> local_pb2.ExplainReply:
+        job = await self._job(request.job_id, context)
+        reply = local_pb2.ExplainReply(job=await self._daemon.snapshots.of(job, self._waiting(job)))
+        for said, assigned in job.rounds():
+            name = self._daemon.snapshots.name_of(assigned.token.leader_id)
+            reply.rounds.add(assigned=assigned, leader_name=name, time_ms=said.time_ms)
+        return reply
+
+    # Dialogue and knowledge
+
+    async def Chat(self, request: local_pb2.ChatRequest, context: Context) -> AsyncIterator[local_pb2.ChatEvent]:
+        try:
+            route = self._daemon.router.choose(request.request, request.model, request.node)
+            routed = local_pb2.ChatRouted(
+                agent=route.agent, node_name=route.node_name, model=route.model, cost_s=route.cost_s
+            )
+            yield local_pb2.ChatEvent(routed=routed)
+            async with contextlib.aclosing(self._daemon.router.generate(route, request.request)) as events:
+                async for event in events:
+                    yield local_pb2.ChatEvent(generate=event)
+        except KithError as error:
+            await abort(context, error)
+
+    async def AddKnowledge(
+        self, request: local_pb2.AddKnowledgeRequest, context: Context
+    ) -> local_pb2.AddKnowledgeReply:
+        item = request.item
+        if item.WhichOneof("content") != "text" or not item.text.strip():
+            await abort(context, _bad_item("the item holds no text", "Give it some."))
+        if item.ByteSize() > KNOWLEDGE_TEXT_BYTES_MAX:
+            most = KNOWLEDGE_TEXT_BYTES_MAX
+            await abort(
+                context, _bad_item(f"the item is {item.ByteSize()} bytes, more than {most}", "Split it into several.")
+            )
+        fact = await self._daemon.shell.author("knowledge_added", item)
+        return local_pb2.AddKnowledgeReply(item_id=fact.hash)
+
+    async def SearchKnowledge(
+        self, request: local_pb2.SearchKnowledgeRequest, context: Context
+    ) -> local_pb2.SearchKnowledgeReply:
+        reply = local_pb2.SearchKnowledgeReply()
+        limit = min(request.limit or 10, SEARCH_LIMIT_MAX)
+        for score, item in self._replica.knowledge.search(request.query, limit):
+            reply.hits.add(
+                item_id=item.item_id,
+                title=item.content.title,
+                text=item.content.text,
+                source=item.content.source,
+                tags=item.content.tags,
+                author_id=item.author,
+                author_name=self._daemon.snapshots.name_of(item.author),
+                score=score,
+                added_ms=item.hybrid_clock >> 16,
+            )
+        return reply
+
+    # Inside
+
+    def _waiting(self, job: Job) -> str:
+        if job.state != OPEN:
+            return ""
+        if self._replica.election.leader is None:
+            return "a leader"
+        return self._daemon.leader.waiting_for.get(job.job_id, "") if self._daemon.leader.token else ""
+
+    async def _job(self, job_id: bytes, context: Context) -> Job:
+        job = self._replica.ledger.jobs.get(job_id)
+        if job is None or job.submitted is None:
+            text = f"no job {job_id.hex()[:12]} is known here"
+            await abort(context, KithError("job-unknown", text, "`kith jobs` lists them.", ExitCode.NOT_FOUND))
+        return job
+
+    async def _result(self, job: Job) -> local_pb2.ResultReply:
+        snapshot = await self._daemon.snapshots.of(job, self._waiting(job))
+        short = job.job_id.hex()[:12]
+        if job.state == FAILED:
+            why = snapshot.reasons[0].message if snapshot.reasons else "no reason was given"
+            remedy = snapshot.reasons[0].remedy if snapshot.reasons else ""
+            raise KithError("job-failed", f"job {short} failed: {why}", remedy or f"See `kith explain {short}`.")
+        if job.state == CANCELLED:
+            raise KithError("job-cancelled", f"job {short} was cancelled", "Submit it again.", ExitCode.CANCELLED)
+        if job.state != COMPLETED or job.completion is None or job.submitted is None:
+            text = f"job {short} still runs: {snapshot.tasks_done} of {snapshot.tasks_total or '?'} tasks are done"
+            raise KithError("job-not-finished", text, f"Watch it: kith watch {short}", ExitCode.UNAVAILABLE)
+        reply = local_pb2.ResultReply(job=snapshot)
+        reply.result.CopyFrom(work_pb2.JobResult.FromString(await self._daemon.blobs.get(job.completion.result)))
+        request = job.submitted[1].request
+        if request.WhichOneof("kind") == "summarize":
+            with contextlib.suppress(KithError):
+                reply.document = await self._daemon.blobs.get(request.summarize.document)
+        return reply
+
+
+def node_infos(daemon: "Daemon") -> list[local_pb2.NodeInfo]:
+    """This node first, then the others by name."""
+    replica = daemon.replica
+    leader = replica.election.leader.leader_id if replica.election.leader else ""
+    own = local_pb2.NodeInfo(
+        node_id=replica.me,
+        name=daemon.name,
+        state=membership_pb2.MEMBER_STATE_ALIVE,
+        addresses=daemon.hello().addresses,
+        self=True,
+        leader=leader == replica.me,
+        profile=replica.profiles.of(replica.me),
+        load=replica.membership.load,
+    )
+    others = []
+    for member in replica.membership.members.values():
+        info = local_pb2.NodeInfo(
+            node_id=member.node_id,
+            name=member.name,
+            state=membership_pb2.MemberState.ValueType(member.state),
+            leader=leader == member.node_id,
+            profile=replica.profiles.of(member.node_id),
+            load=member.load,
+            found_by=replica.addresses.found_by(NodeId(member.node_id)),
+            last_heard_s=max(0.0, clock.now() - member.last_heard),
+        )
+        for host, port in member.addresses:
+            info.addresses.add(host=host, port=port)
+        others.append(info)
+    return [own, *sorted(others, key=lambda info: (info.name, info.node_id))]
+
+
+def _bad_item(message: str, remedy: str) -> KithError:
+    return KithError("bad-request", message, remedy, ExitCode.BAD_INPUT)

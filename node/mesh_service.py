@@ -1,0 +1,74 @@
+"""What this node offers its peers: the link, its engine and its blobs (proto/mesh.proto)."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
+from node.blobs import CHUNK_BYTES
+from node.engine.api import Engine
+from node.errors import ExitCode, KithError
+from node.links import Links
+from node.rpc import abort
+from node.store import Store
+
+#: Against a routing loop that passes one request around for ever.
+HOPS_MAX = 4
+
+
+class MeshService(mesh_pb2_grpc.MeshServicer):
+    def __init__(self, links: Links, engine: Engine, store: Store) -> None:
+        self._links = links
+        self._engine = engine
+        self._store = store
+
+    async def Link(  # type: ignore[override]  # the stubs know handlers only as generators
+        self,
+        request_iterator: AsyncIterator[mesh_pb2.LinkMessage],
+        context: "grpc.aio.ServicerContext[Any, Any]",
+    ) -> None:
+        await self._links.accept(request_iterator, context)
+
+    async def Generate(
+        self, request: mesh_pb2.GenerateCall, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[engine_pb2.GenerateEvent]:
+        await self._check_hops(request.hop_count, context)
+        try:
+            async for event in self._engine.generate(request.request):
+                yield event
+        except KithError as error:
+            await abort(context, error)
+
+    async def Score(
+        self, request: mesh_pb2.ScoreCall, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> engine_pb2.ScoreReply:
+        await self._check_hops(request.hop_count, context)
+        try:
+            return await self._engine.score(request.request)
+        except KithError as error:
+            await abort(context, error)
+
+    async def CountTokens(
+        self, request: engine_pb2.CountTokensRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> engine_pb2.CountTokensReply:
+        try:
+            return engine_pb2.CountTokensReply(counts=await self._engine.count_tokens(request.texts))
+        except KithError as error:
+            await abort(context, error)
+
+    async def FetchBlob(
+        self, request: mesh_pb2.FetchBlobRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[mesh_pb2.BlobChunk]:
+        content = await self._store.get_blob(request.sha256)
+        if content is None:
+            error = KithError("blob-missing", "this node does not hold it", "Ask another one.", ExitCode.NOT_FOUND)
+            await abort(context, error)
+        yield mesh_pb2.BlobChunk(size_bytes=len(content))
+        for start in range(request.offset_bytes, len(content), CHUNK_BYTES):
+            yield mesh_pb2.BlobChunk(data=content[start : start + CHUNK_BYTES])
+
+    async def _check_hops(self, hop_count: int, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        if hop_count > HOPS_MAX:
+            await abort(context, KithError("too-many-hops", f"passed on {hop_count} times", "Call the node directly."))

@@ -1,0 +1,127 @@
+"""Interactive chat: the node that is asked picks the best node by the same costs as jobs, and streams from it."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import grpc.aio
+
+from mesh.identity import NodeId
+from mesh.replica import Replica
+from mesh.wire import common_pb2, engine_pb2, membership_pb2, mesh_pb2
+from node.engine.api import Engine
+from node.errors import ExitCode, KithError
+from node.links import Links
+from node.rpc import to_kith_error
+from solver.costs import AgentLoad, TaskNeed, cost_terms, why_not
+
+#: Output assumed for the cost where the client set no limit.
+OUTPUT_TOKENS_GUESS = 256
+#: Characters a token, for estimating a prompt without asking the engine.
+CHARACTERS_PER_TOKEN = 3.5
+GENERATE_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Route:
+    agent: common_pb2.AgentRef
+    node_name: str
+    model: str
+    cost_s: float
+
+
+class Router:
+    def __init__(self, replica: Replica, engine: Engine, links: Links) -> None:
+        self._replica = replica
+        self._engine = engine
+        self._links = links
+
+    def choose(self, request: engine_pb2.GenerateRequest, model: str = "", node: str = "") -> Route:
+        """The cheapest agent. `model` and `node` (name or id prefix) narrow the choice. Raises `KithError`."""
+        characters = len(request.prompt) + sum(len(message.content) for message in request.messages)
+        need = TaskNeed(
+            task_id="chat",
+            prompt_tokens=int(characters / CHARACTERS_PER_TOKEN) + 1,
+            output_tokens=request.max_tokens or OUTPUT_TOKENS_GUESS,
+            ability="chat" if request.messages else "generate",
+        )
+        routes: list[tuple[float, str, Route]] = []
+        reasons: list[str] = []
+        for node_id in sorted(self._replica.membership.view()):
+            profile = self._replica.profiles.of(node_id)
+            if profile is None or not _is(node_id, profile.name, node):
+                continue
+            for agent in profile.agents:
+                if model and agent.model != model:
+                    continue
+                load = self._load_of(node_id)
+                candidate = AgentLoad(
+                    agent_id=f"{node_id}/{agent.agent}",
+                    prefill_tokens_per_s=agent.prefill_tokens_per_s,
+                    decode_tokens_per_s=agent.decode_tokens_per_s,
+                    queued_prompt_tokens=load.queued_prompt_tokens,
+                    queued_output_tokens=load.queued_output_tokens,
+                    context_tokens=agent.context_tokens,
+                    abilities=frozenset(agent.abilities),
+                    model=agent.model,
+                    draining=load.draining,
+                )
+                terms = cost_terms(candidate, need)
+                if terms is None:
+                    reasons.append(f"{profile.name}: {why_not(candidate, need)}")
+                    continue
+                ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)
+                cost = sum(terms.values())
+                # Ties go to this node itself: no hop is cheaper than one.
+                tie = "" if node_id == self._replica.me else node_id
+                routes.append((cost, tie, Route(ref, profile.name, agent.model, cost)))
+        if not routes:
+            raise self._nobody(model, node, reasons)
+        return min(routes, key=lambda entry: entry[:2])[2]
+
+    async def generate(
+        self, route: Route, request: engine_pb2.GenerateRequest
+    ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
+        """Stream from the routed agent. Raises `KithError`; closing the iterator cancels there too."""
+        if route.agent.node_id == self._replica.me:
+            async for event in self._engine.generate(request):
+                yield event
+            return
+
+        def unreachable() -> KithError:
+            return KithError(
+                "node-unreachable",
+                f"{route.node_name} went away while it answered",
+                "Ask again: another node answers then.",
+                ExitCode.UNAVAILABLE,
+            )
+
+        stub = self._links.stub(NodeId(route.agent.node_id))
+        if stub is None:
+            raise unreachable()
+        call = stub.Generate(
+            mesh_pb2.GenerateCall(request=request, agent=route.agent.agent, hop_count=1), timeout=GENERATE_TIMEOUT_S
+        )
+        try:
+            async for event in call:
+                yield event
+        except grpc.aio.AioRpcError as error:
+            raise to_kith_error(error, unreachable) from error
+        finally:
+            call.cancel()
+
+    def _load_of(self, node_id: NodeId) -> membership_pb2.NodeLoad:
+        if node_id == self._replica.me:
+            return self._replica.membership.load
+        return self._replica.membership.members[node_id].load
+
+    def _nobody(self, model: str, node: str, reasons: list[str]) -> KithError:
+        if node and not reasons:
+            return KithError("node-unknown", f"no live node is called {node!r}", "`kith nodes` lists them.")
+        if model and not reasons:
+            return KithError("no-agent", f"no live node serves the model {model!r}", "`kith nodes` lists the models.")
+        why = "; ".join(reasons) or "no engine is ready yet"
+        return KithError("no-agent", f"no agent can answer now: {why}", "Wait a moment; `kith status` tells more.")
+
+
+def _is(node_id: str, name: str, wanted: str) -> bool:
+    return not wanted or name == wanted or (len(wanted) >= 4 and node_id.startswith(wanted))

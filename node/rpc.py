@@ -1,0 +1,34 @@
+"""How operating errors cross gRPC: the status says the class, the trailing metadata carries the Problem."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from mesh.wire import common_pb2
+from node.errors import PROBLEM_KEY, ExitCode, KithError, grpc_status
+
+
+async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: KithError) -> NoReturn:
+    """End the call with `error`."""
+    context.set_trailing_metadata(((PROBLEM_KEY, error.to_wire().SerializeToString()),))
+    await context.abort(grpc_status(error), error.message)
+
+
+def to_kith_error(error: grpc.aio.AioRpcError, unreachable: Callable[[], KithError]) -> KithError:
+    """The operating error behind a failed call; `unreachable` makes the one for a peer that does not answer."""
+    metadata = error.trailing_metadata()
+    for key, value in metadata or ():
+        if key == PROBLEM_KEY and isinstance(value, bytes):
+            return KithError.from_wire(common_pb2.Problem.FromString(value))
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return unreachable()
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return KithError(
+            "timed-out",
+            "the node did not answer in time",
+            "Look at `kith status`; try again when it is less busy.",
+            ExitCode.UNAVAILABLE,
+        )
+    return KithError("rpc-failed", f"the call failed: {error.details() or error.code().name}", "Look at `kith logs`.")

@@ -1,0 +1,110 @@
+"""Jobs as people see them: the ledger's fold, the plan, and what the leader last said of running tasks."""
+
+from mesh.identity import NodeId
+from mesh.ledger import FAILED, Job, TaskRef
+from mesh.replica import Replica
+from mesh.wire import local_pb2, work_pb2
+from node.errors import KithError
+from node.plans import Plans
+from solver.assemble import task_label
+
+TITLE_CHARS_MAX = 60
+#: Jobs whose running tasks are remembered: progress is small and short-lived, but jobs are many.
+PROGRESS_JOBS_MAX = 256
+
+
+class Snapshots:
+    def __init__(self, replica: Replica, plans: Plans) -> None:
+        self._replica = replica
+        self._plans = plans
+        self._progress: dict[bytes, work_pb2.JobProgress] = {}
+
+    def progress_received(self, progress: work_pb2.JobProgress) -> None:
+        self._progress.pop(progress.job_id, None)
+        self._progress[progress.job_id] = progress
+        if len(self._progress) > PROGRESS_JOBS_MAX:
+            del self._progress[next(iter(self._progress))]
+
+    def name_of(self, node_id: str) -> str:
+        profile = self._replica.profiles.of(NodeId(node_id))
+        if profile:
+            return profile.name
+        member = self._replica.membership.members.get(NodeId(node_id))
+        return member.name if member and member.name else node_id[:8]
+
+    def summary_of(self, job: Job, waiting_for: str = "") -> local_pb2.JobSnapshot:
+        """Without tasks."""
+        snapshot = local_pb2.JobSnapshot(
+            job_id=job.job_id, state=job.state, leader=self._replica.election.leader, superseded=len(job.completed) > 1
+        )
+        if job.submitted is not None:
+            said, submitted = job.submitted
+            snapshot.kind = submitted.request.WhichOneof("kind") or ""
+            snapshot.title = title_of(submitted.request)
+            snapshot.submitted_ms = said.time_ms
+            snapshot.submitted_by = said.author
+        if job.plan is not None:
+            snapshot.tasks_total = job.plan.task_count
+            snapshot.tasks_done = len(job.results())
+        if job.state == FAILED:
+            for _, failed in job.failed.values():
+                snapshot.reasons.extend(failed.reasons)
+                break
+        snapshot.waiting_for = waiting_for
+        return snapshot
+
+    async def of(self, job: Job, waiting_for: str = "") -> local_pb2.JobSnapshot:
+        """With every task, where the plan can be read."""
+        snapshot = self.summary_of(job, waiting_for)
+        if job.plan is None:
+            return snapshot
+        try:
+            plan = await self._plans.get(job.plan.plan)
+        except KithError as error:
+            snapshot.waiting_for = error.message
+            return snapshot
+        results = job.results()
+        failures = job.failures()
+        assigned: dict[TaskRef, list[str]] = {}
+        for _, round_ in job.rounds():
+            for record in round_.assignments:
+                assigned.setdefault(TaskRef(record.task_index, record.replica), []).append(record.agent.node_id)
+        progress = self._progress.get(job.job_id)
+        running = {TaskRef(event.task_index, event.replica): event for event in (progress.running if progress else ())}
+        done = {ref.index for ref in results}
+        for task in plan.tasks:
+            ref = TaskRef(task.index, task.replica)
+            shown = snapshot.tasks.add(
+                index=task.index, replica=task.replica, label=task_label(task), attempts=len(assigned.get(ref, ()))
+            )
+            if ref in results:
+                finished = results[ref]
+                shown.state = "done"
+                shown.agent.CopyFrom(finished.agent)
+                shown.usage.CopyFrom(finished.usage)
+                shown.model = finished.model
+                usage = finished.usage
+                shown.seconds = usage.queue_seconds + usage.prefill_seconds + usage.decode_seconds
+            elif ref in running:
+                shown.state = "running"
+                shown.agent.CopyFrom(running[ref].agent)
+                shown.progress.CopyFrom(running[ref].progress)
+            elif ref in failures and not assigned.get(ref):
+                shown.state = "failed"
+            elif done.issuperset(task.depends_on):
+                shown.state = "ready"
+            else:
+                shown.state = "waiting"
+            if shown.HasField("agent"):
+                shown.node_name = self.name_of(shown.agent.node_id)
+        return snapshot
+
+
+def title_of(request: work_pb2.JobRequest) -> str:
+    """A job's name for people: the document's title, or the start of the question."""
+    if request.WhichOneof("kind") == "summarize":
+        title = request.summarize.title or request.summarize.source_name or "a document"
+    else:
+        title = request.ask.question
+    title = " ".join(title.split())
+    return title if len(title) <= TITLE_CHARS_MAX else title[: TITLE_CHARS_MAX - 1] + "…"

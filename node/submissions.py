@@ -1,0 +1,170 @@
+"""Accepting jobs: check, store, author `submitted`, and answer once enough nodes hold the job and all that it reads.
+
+Idea: the job's id is the hash of the client's random key and the request, so a client that did not hear the answer asks
+again, here or elsewhere, and gets the same job. Submit never hangs: at the deadline it says how many nodes hold it.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from google.protobuf.message import Message
+
+from mesh.facts import FACT_BYTES_MAX, Fact
+from mesh.gossip import COPIES
+from mesh.identity import NodeId
+from mesh.replica import Replica
+from mesh.wire import common_pb2, facts_pb2, local_pb2, work_pb2
+from node.blobs import Blobs
+from node.errors import ExitCode, KithError
+from solver.decompose import check_options
+
+REPLICA_DEADLINE_S = 5.0
+#: Text of a document, UTF-8 bytes; the CLI refuses earlier with the same figure.
+DOCUMENT_BYTES_MAX = 16 << 20
+CLIENT_KEY_BYTES_MAX = 64
+OPEN_JOBS_MAX = 1000
+
+
+class Mesh(Protocol):
+    def live_peers(self) -> list[NodeId]: ...
+
+    def author(self, kind: str, content: Message) -> Awaitable[Fact]: ...
+
+
+class Submissions:
+    def __init__(self, mesh: Mesh, replica: Replica, blobs: Blobs, agents_live: Callable[[], int]) -> None:
+        self._mesh = mesh
+        self._replica = replica
+        self._blobs = blobs
+        self._agents_live = agents_live
+        self._receipt = asyncio.Event()
+        self.draining = False
+
+    def receipt_received(self) -> None:
+        """A peer told what it holds."""
+        self._receipt.set()
+
+    async def submit(self, header: local_pb2.SubmitHeader, document: bytes) -> local_pb2.SubmitReply:
+        """Raises `KithError`: bad request, panel too large, too few copies (names the job, which goes on)."""
+        if self.draining:
+            raise KithError("node-draining", "this node is stopping", "Submit to another node.", ExitCode.UNAVAILABLE)
+        request = self._checked(header, document)
+        blobs = []
+        if request.WhichOneof("kind") == "summarize":
+            blobs = [await self._blobs.put(document)]
+            request.summarize.document.CopyFrom(blobs[0])
+        job_id = job_id_of(header.client_key, request)
+        if not request.seed:
+            request.seed = int.from_bytes(hashlib.sha256(b"seed" + job_id).digest()[:6], "big")
+        submitted = facts_pb2.JobSubmitted(
+            job_id=job_id, request=request, blobs=blobs, client_key=bytes(header.client_key)
+        )
+        if submitted.ByteSize() > FACT_BYTES_MAX - 512:
+            raise KithError(
+                "bad-request",
+                f"the request is {submitted.ByteSize()} bytes, more than a job may carry",
+                "Shorten the question and its context to about 15,000 bytes.",
+                ExitCode.BAD_INPUT,
+            )
+        deadline = header.replica_deadline_s or REPLICA_DEADLINE_S
+        known = self._replica.ledger.jobs.get(job_id)
+        began = asyncio.get_running_loop().time()
+        if known is None or known.submitted is None:
+            await self._blobs.replicate(blobs, COPIES, deadline) if blobs else None
+            fact = await self._mesh.author("job_submitted", submitted)
+            left = max(0.0, deadline - (asyncio.get_running_loop().time() - began))
+            copies = await self._wait_for_copies(fact, blobs, left)
+        else:
+            copies = self._blobs.copies(blobs) if blobs else 1
+        wanted = min(COPIES, 1 + len(self._mesh.live_peers()))
+        if copies < header.min_replicas:
+            raise KithError(
+                "too-few-copies",
+                f"job {job_id.hex()[:12]} is accepted, but on {copies} of {header.min_replicas} nodes only",
+                "It goes on and more copies are made as nodes appear; `kith cancel` ends it.",
+                ExitCode.UNAVAILABLE,
+            )
+        return local_pb2.SubmitReply(job_id=job_id, replicas=copies, replicas_wanted=wanted)
+
+    def _checked(self, header: local_pb2.SubmitHeader, document: bytes) -> work_pb2.JobRequest:
+        request = work_pb2.JobRequest()
+        request.CopyFrom(header.request)
+        if not header.client_key or len(header.client_key) > CLIENT_KEY_BYTES_MAX:
+            raise _bad("the submission has no key of its own", "Send 16 random bytes as client_key.")
+        if len(self._replica.ledger.open_jobs()) >= OPEN_JOBS_MAX:
+            raise KithError("busy", f"{OPEN_JOBS_MAX} jobs are open already", "Wait, or cancel some.")
+        match request.WhichOneof("kind"):
+            case "summarize":
+                self._check_document(document)
+            case "ask":
+                self._check_question(request.ask)
+            case _:
+                raise _bad("the request asks for nothing", "Ask for a summary or an answer.")
+        return request
+
+    def _check_document(self, document: bytes) -> None:
+        if len(document) > DOCUMENT_BYTES_MAX:
+            raise KithError(
+                "bad-document",
+                f"the document is {len(document) >> 20} MiB of text, more than {DOCUMENT_BYTES_MAX >> 20}",
+                "Split it and submit the parts.",
+                ExitCode.BAD_INPUT,
+            )
+        try:
+            text = document.decode()
+        except UnicodeDecodeError as error:
+            raise KithError(
+                "bad-document", "the document is not UTF-8 text", "Convert it to UTF-8.", ExitCode.BAD_INPUT
+            ) from error
+        if not text.strip():
+            raise KithError("bad-document", "the document is empty", "Submit one that holds text.", ExitCode.BAD_INPUT)
+
+    def _check_question(self, ask: work_pb2.AskRequest) -> None:
+        if not ask.question.strip():
+            raise _bad("the question is empty", 'Ask something: kith ask "How many moons has Mars?"')
+        ask.panel = ask.panel or 1
+        agents = self._agents_live()
+        if ask.panel > max(1, agents):
+            raise KithError(
+                "panel-too-large",
+                f"a panel of {ask.panel} needs {ask.panel} agents; {agents} are here",
+                f"Start more nodes, or ask a panel of {max(1, agents)}.",
+                ExitCode.UNAVAILABLE,
+            )
+        if ask.options:
+            try:
+                check_options(ask.options)
+            except ValueError as error:
+                raise KithError(
+                    "bad-options", str(error), "Give at least two different options.", ExitCode.BAD_INPUT
+                ) from error
+
+    async def _wait_for_copies(self, fact: Fact, blobs: list[common_pb2.BlobRef], deadline_s: float) -> int:
+        """Nodes that hold the fact and all blobs, this one included; waits for enough or for the time to be up."""
+        clock = asyncio.get_running_loop()
+        end = clock.time() + deadline_s
+        while True:
+            self._receipt.clear()
+            holders = self._replica.copies_of(fact)
+            blob_holders = self._blobs.holders_of(blobs)
+            copies = 1 + len(holders if blob_holders is None else holders & blob_holders)
+            left = end - clock.time()
+            if copies >= min(COPIES, 1 + len(self._mesh.live_peers())) or left <= 0:
+                return copies
+            try:
+                await asyncio.wait_for(self._receipt.wait(), left)
+            except TimeoutError:
+                continue
+
+
+def job_id_of(client_key: bytes, request: work_pb2.JobRequest) -> bytes:
+    """32 bytes: the same key and request is the same job, wherever it is submitted."""
+    return hashlib.sha256(
+        b"kith-job-v1\0" + hashlib.sha256(client_key).digest() + request.SerializeToString(deterministic=True)
+    ).digest()
+
+
+def _bad(message: str, remedy: str) -> KithError:
+    return KithError("bad-request", message, remedy, ExitCode.BAD_INPUT)
