@@ -79,8 +79,9 @@ class Membership:
             gap = now - self.last_tick_at
             effects.append(Log("warning", f"this node was paused for {gap:.1f} s; nobody is suspected for it"))
             for member in self.members.values():
-                member.last_heard += gap
-                member.state_since += gap
+                # A word may have been read before this tick, after the pause.
+                member.last_heard = min(now, member.last_heard + gap)
+                member.state_since = min(now, member.state_since + gap)
         self.last_tick_at = now
         for member in list(self.members.values()):
             if member.state == ALIVE and now - member.last_heard > SUSPECT_AFTER_S:
@@ -128,9 +129,11 @@ class Membership:
         member = self.members.get(node_id)
         if member is None:
             return [], []
+        # A later life is a return, even where the end of the earlier one's link was not noticed here yet.
+        returned = heartbeat.life > member.life
         member.load.CopyFrom(heartbeat.load)
         member.life = max(member.life, heartbeat.life)
-        effects = self._heard(member, now, "heard")
+        effects = self._heard(member, now, "linked" if returned else "heard")
         unlinked = [
             record
             for record in heartbeat.members[:MEMBERS_MAX]
@@ -145,9 +148,12 @@ class Membership:
         member = self.members.get(node_id)
         return self._heard(member, now, "heard") if member else []
 
-    def leave_received(self, node_id: NodeId, now: float) -> list[Effect]:
+    def leave_received(self, node_id: NodeId, leave: membership_pb2.Leave, now: float) -> list[Effect]:
         member = self.members.get(node_id)
-        return self._change(member, LEFT, now, "said goodbye") if member else []
+        if member is None or leave.life < member.life:
+            return []  # the late goodbye of an earlier life
+        member.life = leave.life
+        return self._change(member, LEFT, now, "said goodbye")
 
     def goodbye(self, reason: str) -> list[Effect]:
         leave = membership_pb2.Leave(life=self.life, reason=reason)

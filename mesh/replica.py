@@ -133,7 +133,7 @@ class Replica:
                     for address in record.addresses:
                         self.addresses.add(address.host, address.port, "peer", now, NodeId(record.node_id))
             case "leave":
-                effects += self._watch_view(self.membership.leave_received(peer, now), now)
+                effects += self._watch_view(self.membership.leave_received(peer, message.leave, now), now)
             case "leader_beat":
                 effects += self.election.beat_received(peer, message.leader_beat, now)
             case "leader_beat_reply":
