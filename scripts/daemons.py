@@ -83,6 +83,7 @@ class Daemon:
     prefix: Sequence[str] = ()  # before the interpreter: `ip netns exec NAME`
     environment: Mapping[str, str] = field(default_factory=dict)  # beside our own
     process: subprocess.Popen[bytes] | None = None
+    adopted: int = 0  # pid of a daemon that another run started
     started_at: float = 0.0  # time.monotonic()
 
     @property
@@ -92,12 +93,15 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        assert self.process is not None, "not started"
-        return self.process.pid
+        assert self.process is not None or self.adopted, "not started"
+        return self.process.pid if self.process is not None else self.adopted
 
     @property
     def running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        if self.process is not None:
+            return self.process.poll() is None
+        # A pid may be another's by now: ours names its data directory.
+        return bool(self.adopted) and str(self.data_dir) in processes_of_group(self.adopted).get(self.adopted, "")
 
     def command(self) -> list[str]:
         named = ["--name", self.name] if self.name else []
@@ -172,44 +176,56 @@ class Daemon:
         if self.running:
             os.killpg(self.pid, signal_number)
 
-    def end(self, within_s: float = END_WITHIN_S) -> int:
-        """SIGTERM, wait, check that nothing is left; the exit code. Raises `NotInTime` after killing what is left."""
-        if self.process is None:
-            return 0
+    def end(self, within_s: float = END_WITHIN_S) -> None:
+        """SIGTERM, wait, check that nothing is left. Raises `NotInTime` after killing what is left."""
+        if not self.running:
+            return self._gone("ended")
         self.send_all(signal.SIGCONT)  # one that was frozen could not hear the rest
         self.send(signal.SIGTERM)
-        try:
-            code = self.process.wait(timeout=within_s)
-        except subprocess.TimeoutExpired:
+        if not self._ended(within_s):
             tail = self.tail()
             self._kill_group()
-            raise NotInTime(f"{self.label} did not end within {within_s:g} s of SIGTERM\n{tail}") from None
-        self._gone("ended")
-        return code
+            raise NotInTime(f"{self.label} did not end within {within_s:g} s of SIGTERM\n{tail}")
+        return self._gone("ended")
 
     def kill(self) -> None:
         """SIGKILL to the daemon alone; its children must notice. Raises `NotInTime` after killing who did not."""
-        if self.process is None:
-            return
         self.send(signal.SIGKILL)
-        self.process.wait()
+        if self.process is not None:
+            self.process.wait()
         self._gone("was killed")
 
+    def _ended(self, within_s: float) -> bool:
+        deadline = time.monotonic() + within_s
+        while self.running:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S)
+        return True
+
     def _gone(self, how: str) -> None:
+        if self.process is None and not self.adopted:
+            return
         deadline = time.monotonic() + CHILDREN_GONE_WITHIN_S
-        while left := processes_of_group(self.pid):
+        while left := self._group():
             if time.monotonic() > deadline:
                 self._kill_group()
                 raise NotInTime(f"{self.label} {how} and left behind: {left}")
             time.sleep(POLL_S)
+
+    def _group(self) -> dict[int, str]:
+        """Who lives in the daemon's process group. A group with a leader that is not our daemon is another's."""
+        members = processes_of_group(self.pid)
+        leader = members.get(self.pid)
+        return members if leader is None or self.process is not None or str(self.data_dir) in leader else {}
 
     def _kill_group(self) -> None:
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        assert self.process is not None
-        self.process.wait()
+        if self.process is not None:
+            self.process.wait()
 
 
 def end_all(daemons: Sequence[Daemon]) -> list[str]:

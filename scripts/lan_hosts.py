@@ -1,0 +1,142 @@
+"""Daemons on the hosts of a `lan_network.Network`, and what can happen to a host: killed, frozen, cut off.
+
+A run keeps all it makes in one folder, /tmp/kith-lan-RUN: a state file (hosts, pids, options), data directories and
+outputs. So another process can take the run over, freeze a host of it, and take everything down, also after the process
+that started it was killed. `Lan` is both: `Lan.create` makes a run, `Lan.find` takes one over.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from node.errors import ExitCode, KithError
+from scripts.daemons import Daemon, NotInTime, end_all
+from scripts.lan_network import HOSTS_MAX, Network, require
+
+#: Port of every daemon's mesh service: each host has addresses of its own.
+PORT = 7450
+PREFIX = "kith-lan-"
+
+
+class Lan:
+    """One run: a network, a folder, a daemon a host."""
+
+    def __init__(self, run: str, count: int, options: Sequence[str]) -> None:
+        self.run = run
+        self.network = Network(run, count)
+        self.options = list(options)
+        self.folder = Path(tempfile.gettempdir()) / f"{PREFIX}{run}"
+        self.daemons = {host: self._daemon(host) for host in self.network.hosts}
+
+    def _daemon(self, host: str) -> Daemon:
+        return Daemon(
+            self.folder / host,
+            ["--listen", f"{self.network.ipv4(host)}:{PORT}", *self.options],
+            name=host,
+            prefix=self.network.inside(host),
+        )
+
+    @classmethod
+    def create(cls, count: int, options: Sequence[str] = (), run: str = "") -> "Lan":
+        """Make the network and its folder; no daemon runs yet. Raises `KithError`."""
+        require()
+        if not 1 <= count <= HOSTS_MAX:
+            raise KithError("usage", f"from 1 to {HOSTS_MAX} hosts", "scripts/lan 3", ExitCode.USAGE)
+        lan = cls(run or secrets.token_hex(2), count, options)
+        try:
+            lan.folder.mkdir(mode=0o700)
+        except FileExistsError as error:
+            raise KithError(
+                "lan-exists", f"run {lan.run} is there already", "scripts/lan down", ExitCode.USAGE
+            ) from error
+        lan.save()
+        lan.network.create()
+        return lan
+
+    @classmethod
+    def find(cls, run: str = "") -> "Lan":
+        """Take over the run of that name, or the only one there is. Raises `KithError`."""
+        runs = cls.runs()
+        if run and run not in runs:
+            raise KithError("lan-unknown", f"there is no run {run}", "scripts/lan status", ExitCode.NOT_FOUND)
+        if not runs:
+            raise KithError("lan-unknown", "no LAN is up", "scripts/lan up 3", ExitCode.NOT_FOUND)
+        if not run and len(runs) > 1:
+            raise KithError("usage", f"several are up: {', '.join(runs)}", "name one: --run NAME", ExitCode.USAGE)
+        run = run or runs[0]
+        state = json.loads((Path(tempfile.gettempdir()) / f"{PREFIX}{run}" / "state.json").read_text())
+        lan = cls(run, state["count"], state["options"])
+        for host, pid in state["pids"].items():
+            lan.daemons[host].adopted = pid
+        return lan
+
+    @staticmethod
+    def runs() -> list[str]:
+        """Names of the runs of this user that are up."""
+        folders = Path(tempfile.gettempdir()).glob(f"{PREFIX}*/state.json")
+        return sorted(f.parent.name.removeprefix(PREFIX) for f in folders if f.stat().st_uid == os.getuid())
+
+    def save(self) -> None:
+        pids = {host: one.pid for host, one in self.daemons.items() if one.process is not None or one.adopted}
+        state = {"count": len(self.network.hosts), "options": self.options, "pids": pids}
+        beside = self.folder / "state.new"
+        beside.write_text(json.dumps(state))
+        beside.replace(self.folder / "state.json")
+
+    def daemon(self, host: str) -> Daemon:
+        if host not in self.daemons:
+            names = ", ".join(self.daemons)
+            raise KithError("host-unknown", f"there is no host {host}", f"one of {names}", ExitCode.NOT_FOUND)
+        return self.daemons[host]
+
+    def start(self, *hosts: str) -> None:
+        """Start the daemons of these hosts, or of all."""
+        for host in hosts or self.network.hosts:
+            self.daemon(host).start()
+            self.save()
+
+    def kill(self, host: str) -> None:
+        """SIGKILL to the daemon of a host, as a crash."""
+        self.daemon(host).kill()
+
+    def freeze(self, host: str) -> None:
+        """Stop a host's processes where they are. Its kernel still answers on the network: the worst kind of dead."""
+        self.daemon(host).send_all(signal.SIGSTOP)
+
+    def thaw(self, host: str) -> None:
+        self.daemon(host).send_all(signal.SIGCONT)
+
+    def cut(self, a: str, b: str, *, one_way: bool = False) -> None:
+        self.daemon(a), self.daemon(b)
+        self.network.cut(a, b, one_way=one_way)
+
+    def isolate(self, *hosts: str) -> None:
+        """Cut these hosts off from all others; they still reach each other."""
+        for one in hosts:
+            for other in self.network.hosts:
+                if other not in hosts:
+                    self.cut(one, other)
+
+    def heal(self) -> None:
+        self.network.heal()
+
+    def down(self) -> None:
+        """End every daemon, remove the namespaces and the folder. Raises `NotInTime` for one that had to be killed."""
+        try:
+            wrong = end_all(list(self.daemons.values()))
+        finally:
+            self.network.destroy()
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if wrong:
+            raise NotInTime("\n".join(wrong))
+
+    def __enter__(self) -> "Lan":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
