@@ -1,8 +1,8 @@
 """Daemons as real processes: for the demonstration, the benches, the LAN and the tests.
 
-A daemon leads a process group of its own, in which its engine and solver children are born. That is how they are found
-when their parent is dead, and why none is left behind: `end` and `kill` return once the whole group is gone, or say
-who is left. Readiness is asked for at the daemon's own door, with a deadline.
+A daemon and its engine and solver children carry a mark in their environment. That is how children are found when
+their parent is dead, and why none is left behind: `end` and `kill` return once all of them are gone, or say who is
+left. Readiness is asked for at the daemon's own door, with a deadline.
 """
 
 import asyncio
@@ -30,30 +30,38 @@ END_WITHIN_S = 20.0
 CHILDREN_GONE_WITHIN_S = 5.0
 #: Lines of output shown when a daemon did not do what it should.
 TAIL_LINES = 25
+#: Environment variable that marks a daemon and its children; its value is the data directory.
+MARK = "KITH_STARTED_FOR"
 
 
 class NotInTime(AssertionError):
     """A daemon did not become what it should be before the deadline."""
 
 
-def processes_of_group(group: int) -> dict[int, str]:
-    """Living members of a process group, by pid, with their command lines. Zombies do not live."""
-    if not Path("/proc/self/stat").exists():
-        listing = subprocess.run(
-            ["ps", "-A", "-o", "pid=,pgid=,stat=,args="], capture_output=True, text=True, check=True
-        )
-        rows = [line.split(maxsplit=3) for line in listing.stdout.splitlines()]
-        return {int(pid): " ".join(words) for pid, of, state, *words in rows if int(of) == group and state[0] != "Z"}
+def processes_of(data_dir: Path) -> dict[int, str]:
+    """Living processes of the daemon that was started here with this data directory, by pid, with their command lines.
+
+    Children inherit the mark in their environment, also those that lead groups and sessions of their own, and keep it
+    when their parent is dead. Zombies do not live.
+    """
+    mark = f"{MARK}={data_dir}"
     found = {}
+    if not Path("/proc/self/environ").exists():
+        listing = subprocess.check_output(["ps", "-A", "-E", "-o", "pid=,stat=,command="], text=True)
+        rows = [line.split(maxsplit=2) for line in listing.splitlines()]
+        alive = [row for row in rows if len(row) == 3 and not row[1].startswith("Z")]
+        return {int(pid): words[:200] for pid, _, words in alive if f" {mark} " in f"{words} "}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            state, _, of_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-            if int(of_group) == group and state not in "ZX":
-                found[int(entry.name)] = (entry / "cmdline").read_text(errors="replace").replace("\0", " ").strip()
-        except OSError:
-            continue  # it ended while we looked
+            if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                if state not in "ZX":
+                    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    found[int(entry.name)] = words.strip()
+        except (OSError, ValueError):
+            continue  # it ended while we looked, or is another user's
     return found
 
 
@@ -100,8 +108,7 @@ class Daemon:
     def running(self) -> bool:
         if self.process is not None:
             return self.process.poll() is None
-        # A pid may be another's by now: ours names its data directory.
-        return bool(self.adopted) and str(self.data_dir) in processes_of_group(self.adopted).get(self.adopted, "")
+        return bool(self.adopted) and self.adopted in processes_of(self.data_dir)  # the pid may be another's by now
 
     def command(self) -> list[str]:
         named = ["--name", self.name] if self.name else []
@@ -118,7 +125,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=os.environ | dict(self.environment),
+                env=os.environ | dict(self.environment) | {MARK: str(self.data_dir)},
                 start_new_session=True,
             )
 
@@ -173,8 +180,11 @@ class Daemon:
 
     def send_all(self, signal_number: int) -> None:
         """A signal to the daemon and its children: freezing and thawing a whole host."""
-        if self.running:
-            os.killpg(self.pid, signal_number)
+        for pid in processes_of(self.data_dir):
+            try:
+                os.kill(pid, signal_number)
+            except ProcessLookupError:
+                continue
 
     def end(self, within_s: float = END_WITHIN_S) -> None:
         """SIGTERM, wait, check that nothing is left. Raises `NotInTime` after killing what is left."""
@@ -184,7 +194,7 @@ class Daemon:
         self.send(signal.SIGTERM)
         if not self._ended(within_s):
             tail = self.tail()
-            self._kill_group()
+            self._kill_all()
             raise NotInTime(f"{self.label} did not end within {within_s:g} s of SIGTERM\n{tail}")
         return self._gone("ended")
 
@@ -204,26 +214,15 @@ class Daemon:
         return True
 
     def _gone(self, how: str) -> None:
-        if self.process is None and not self.adopted:
-            return
         deadline = time.monotonic() + CHILDREN_GONE_WITHIN_S
-        while left := self._group():
+        while left := processes_of(self.data_dir):
             if time.monotonic() > deadline:
-                self._kill_group()
+                self._kill_all()
                 raise NotInTime(f"{self.label} {how} and left behind: {left}")
             time.sleep(POLL_S)
 
-    def _group(self) -> dict[int, str]:
-        """Who lives in the daemon's process group. A group with a leader that is not our daemon is another's."""
-        members = processes_of_group(self.pid)
-        leader = members.get(self.pid)
-        return members if leader is None or self.process is not None or str(self.data_dir) in leader else {}
-
-    def _kill_group(self) -> None:
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    def _kill_all(self) -> None:
+        self.send_all(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
 
