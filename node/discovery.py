@@ -1,0 +1,230 @@
+"""Finding peers on the LAN by mDNS: a hint where to dial, nothing more.
+
+An advert says "something answers on this address and port". Who it is, only the connection proves; that it lives, only
+the connection keeps proving. So removed adverts are ignored, and a found address is given away once.
+
+What is advertised: an instance name and a server name that are random at every start, the port, the addresses, and
+`v=<protocol version>`. No host name, node id, model or user: everybody in a café reads it.
+
+Start-up is as quick as mDNS allows: browsing begins before registering, and the names are not probed for (that takes a
+second), because RFC 6762 section 8.1 asks for probes only where uniqueness is not assured otherwise, and 32 random bits
+assure it. Questions ask for multicast answers, since several nodes on one machine share the port and a unicast answer
+would reach one of them.
+
+Not guaranteed: that multicast works. Wi-Fi access points, VPNs and containers drop it; `start` says so, and seeds are
+always possible. Library limits: `::1` does not work; link-local IPv6 needs a zone, and is dropped without one.
+
+Source: RFC 6762 (mDNS), RFC 6763 (DNS-SD, section 6 for the TXT record); python-zeroconf.
+"""
+
+import asyncio
+import ipaddress
+import secrets
+import socket
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from logging import Logger
+from typing import Any
+
+from zeroconf import DNSQuestionType, IPVersion, ServiceStateChange, Zeroconf
+from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
+
+from node.interfaces import Interface
+
+SERVICE_TYPE = "_kith._tcp.local."
+#: Of the mesh service; adverts of another one are left alone.
+PROTOCOL_VERSION = 1
+#: Addresses remembered as given away; the oldest is forgotten first. Threat: a host that floods the LAN with adverts.
+CANDIDATES_MAX = 64
+#: Addresses taken from one advert. The same threat.
+ADDRESSES_PER_ADVERT_MAX = 8
+#: Lookups of adverts that came without their address records, at the same time and each in milliseconds.
+LOOKUPS_MAX = 16
+LOOKUP_MS = 2000
+#: Seconds within which a node hears its own first advert where multicast works (it is sent at once; measured: 20 ms).
+SELF_HEARD_S = 1.0
+
+_GROUP_4 = socket.inet_pton(socket.AF_INET, "224.0.0.251")
+_GROUP_6 = socket.inet_pton(socket.AF_INET6, "ff02::fb")
+
+
+class Discovery:
+    """Advertises one node and reports the others. Use from one event loop.
+
+    Args:
+        node_hint: what log lines call this node; never sent.
+        port: of the mesh service.
+        addresses: that others should dial; link-local IPv6 ones with or without zone.
+        interfaces: to speak and listen on.
+        on_found: called on the event loop with the host (an address literal) and port of a candidate, once for each
+            that an advert names; a peer that was started again is reported again.
+        service_type: nodes see only those of the same one.
+    """
+
+    def __init__(
+        self,
+        node_hint: str,
+        port: int,
+        addresses: Sequence[str],
+        interfaces: Sequence[Interface],
+        on_found: Callable[[str, int], None],
+        log: Logger,
+        *,
+        service_type: str = SERVICE_TYPE,
+    ) -> None:
+        self._service_type = service_type
+        self._node_hint = node_hint
+        self._port = port
+        self._addresses = list(addresses)
+        self._interfaces = list(interfaces)
+        self._on_found = on_found
+        self._log = log
+        self._instance = f"{secrets.token_hex(4)}.{service_type}"
+        self._loopback = bool(addresses) and all(ipaddress.ip_address(address).is_loopback for address in addresses)
+        self._given: OrderedDict[tuple[str, str, int], None] = OrderedDict()
+        self._lookups: set[asyncio.Task[None]] = set()
+        self._self_heard = asyncio.Event()
+        self._zeroconf: AsyncZeroconf | None = None
+        self._browser: AsyncServiceBrowser | None = None
+        self._announcing: asyncio.Future[Any] | None = None
+
+    @property
+    def instance(self) -> str:
+        """The advert's name, random at every start."""
+        return self._instance
+
+    async def start(self) -> str:
+        """Browse and advertise. Returns "" where multicast works, else the reason why peers are not found by it.
+
+        Where sockets could be opened it goes on browsing and advertising all the same.
+        """
+        try:
+            self._zeroconf = self._open()
+        except OSError as error:
+            return f"multicast DNS can not be used here: {error.strerror or error}"
+        if self._zeroconf is None:
+            names = ", ".join(interface.name for interface in self._interfaces) or "none"
+            return f"no interface for multicast DNS (interfaces chosen: {names})"
+        zeroconf = self._zeroconf.zeroconf
+        self._browser = AsyncServiceBrowser(
+            zeroconf, self._service_type, handlers=[self._on_change], question_type=DNSQuestionType.QM
+        )
+        info = AsyncServiceInfo(
+            self._service_type,
+            self._instance,
+            port=self._port,
+            properties={"txtvers": "1", "v": str(PROTOCOL_VERSION)},
+            server=f"kith-{self._instance.partition('.')[0]}.local.",
+            parsed_addresses=[address.partition("%")[0] for address in self._addresses],
+        )
+        try:
+            self._announcing = asyncio.ensure_future(
+                await self._zeroconf.async_register_service(info, cooperating_responders=True)
+            )
+            await asyncio.wait_for(self._self_heard.wait(), SELF_HEARD_S)
+        except TimeoutError:
+            return f"multicast does not work on {', '.join(interface.name for interface in self._interfaces)}"
+        except OSError as error:
+            return f"multicast DNS can not be used here: {error.strerror or error}"
+        return ""
+
+    async def stop(self) -> None:
+        """Say goodbye and close. Safe to call at any time, also twice."""
+        for lookup in self._lookups:
+            lookup.cancel()
+        await asyncio.gather(*self._lookups, return_exceptions=True)
+        if self._browser is not None:
+            await self._browser.async_cancel()
+            self._browser = None
+        if self._announcing is not None:
+            self._announcing.cancel()
+            await asyncio.gather(self._announcing, return_exceptions=True)
+            self._announcing = None
+        if self._zeroconf is not None:
+            zeroconf, self._zeroconf = self._zeroconf, None
+            await zeroconf.async_close()
+
+    def _open(self) -> AsyncZeroconf | None:
+        """Sockets on every interface that takes multicast; None where none does."""
+        four: list[str | int] = []
+        six: list[str | int] = []
+        for interface in self._interfaces:
+            for address in interface.addresses:
+                if address.version == 4 and self._joins(interface, address):
+                    four.append(str(address))
+            if not interface.loopback:
+                v6 = next((address for address in interface.addresses if address.version == 6), None)
+                if v6 is not None and self._joins(interface, v6):
+                    six.append(interface.index)
+        if not four and not six:
+            return None
+        version = IPVersion.All if four and six else IPVersion.V6Only if six else IPVersion.V4Only
+        return AsyncZeroconf(interfaces=[*four, *six], ip_version=version)
+
+    def _joins(self, interface: Interface, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        """Whether the group can be joined there. Asked before the library is: it gives up all interfaces for one."""
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                if address.version == 4:
+                    probe.bind((str(address), 0))
+                    probe.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, _GROUP_4 + address.packed)
+                else:
+                    group = _GROUP_6 + struct.pack("@I", interface.index)
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+        except OSError as error:
+            self._log.info("discovery: not on %s, address %s: %s", interface.name, address, error)
+            return False
+        return True
+
+    def _on_change(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
+        """Runs on the event loop, once for each change of each instance."""
+        if name.casefold() == self._instance:
+            self._self_heard.set()
+            return
+        if state_change is ServiceStateChange.Removed:
+            return
+        info = AsyncServiceInfo(service_type, name)
+        if info.load_from_cache(zeroconf):
+            self._report(info)
+        elif len(self._lookups) < LOOKUPS_MAX:
+            lookup = asyncio.create_task(self._look_up(zeroconf, info), name="mdns-lookup")
+            self._lookups.add(lookup)
+            lookup.add_done_callback(self._lookups.discard)
+
+    async def _look_up(self, zeroconf: Zeroconf, info: AsyncServiceInfo) -> None:
+        if await info.async_request(zeroconf, LOOKUP_MS, question_type=DNSQuestionType.QM):
+            self._report(info)
+
+    def _report(self, info: AsyncServiceInfo) -> None:
+        version = info.decoded_properties.get("v")
+        if version != str(PROTOCOL_VERSION):
+            self._log.info("discovery: %s speaks protocol %s, this node %d", info.name, version, PROTOCOL_VERSION)
+            return
+        if not info.port:
+            return
+        for host in [text for text in info.parsed_scoped_addresses() if self._dialable(text)][
+            :ADDRESSES_PER_ADVERT_MAX
+        ]:
+            key = (info.name, host, info.port)
+            if key in self._given:
+                continue
+            self._given[key] = None
+            if len(self._given) > CANDIDATES_MAX:
+                self._given.popitem(last=False)
+            self._log.debug("discovery: %s found %s port %d", self._node_hint, host, info.port)
+            self._on_found(host, info.port)
+
+    def _dialable(self, text: str) -> bool:
+        """Whether an advertised address makes sense from here. Loopback: only for a node that is on loopback itself,
+        so that no advert can make a node dial what listens on its own machine."""
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            return False
+        if address.is_loopback or self._loopback:
+            return address.is_loopback and self._loopback
+        if isinstance(address, ipaddress.IPv6Address) and address.is_link_local and not address.scope_id:
+            return False
+        return not (address.is_unspecified or address.is_multicast)
