@@ -219,19 +219,14 @@ def _model(state: _State) -> Iterator[Finding]:
     config = state.config
     if config is None or config.engine != "llama":
         return
-    from node.models import default_model_path
+    from node.models import has_default_model, resolve_model
 
-    path = Path(config.model).expanduser() if config.model else default_model_path()
-    if path is not None and path.is_file():
+    path = resolve_model(config.model)  # raises `bad-model` where the user's own file is not there
+    if config.model or has_default_model():
         yield Finding("model", "ok", f"{path} ({output.size(path.stat().st_size)})")
-    elif config.model:
-        yield Finding(
-            "model", "fail", f"there is no file {path}", "correct --model, or leave it out for the default one"
-        )
     else:
-        yield Finding(
-            "model", "warn", "the default model is not here yet", "kith model pull (the first `kith up` does it too)"
-        )
+        remedy = "kith model pull (the first `kith up` does it too)"
+        yield Finding("model", "warn", "the default model is not here yet", remedy)
 
 
 def _interfaces(state: _State) -> Iterator[Finding]:
@@ -240,12 +235,30 @@ def _interfaces(state: _State) -> Iterator[Finding]:
     if not state.config.mdns:
         yield Finding("network", "ok", "mDNS is off: peers come from seeds")
         return
-    import ifaddr
+    from node.cli.settings import split_address
+    from node.interfaces import binding_allowed, choose, interfaces
 
-    for adapter in ifaddr.get_adapters():
-        for address in adapter.ips:
-            if address.is_IPv4 and not str(address.ip).startswith("127."):
-                yield _multicast(adapter.nice_name, str(address.ip))
+    host = (split_address(state.config.listen) or ("127.0.0.1", 0))[0]
+    if (why_not := binding_allowed(host)) is not None:
+        yield Finding(
+            "network", "fail", f"the node may not listen on {host}: nodes can not yet prove who they are", why_not
+        )
+    chosen = choose(state.config.interfaces, host)
+    for interface in chosen:
+        address = next((one for one in interface.addresses if one.version == 4), None)
+        if address is not None:
+            yield _multicast(interface.name, str(address))
+    left_out = [one for one in interfaces() if one not in chosen]
+    if left_out:
+        why = "because the node listens on loopback" if all(one.loopback for one in chosen) else ""
+        words = ", ".join(
+            f"{one.name}" + ("" if why else f" ({one.why_left_out() or 'not named'})") for one in left_out
+        )
+        yield Finding("network", "ok", f"left out {why}: {words}".replace(" :", ":"))
+    if not chosen:
+        yield Finding(
+            "network", "warn", "no interface is left for mDNS", "name one: --interface NAME, or peers: --seed"
+        )
 
 
 def _multicast(name: str, address: str) -> Finding:

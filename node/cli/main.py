@@ -49,7 +49,7 @@ def root(
         from node.paths import default_data_dir
 
         data_dir = default_data_dir()
-    ctx.obj = data_dir.expanduser()
+    ctx.obj = data_dir.expanduser().absolute()
 
 
 for _module in (service, config, nodes, jobs, chat, knowledge, models, doctor):
@@ -86,10 +86,15 @@ def _run(arguments: list[str], as_json: bool) -> int:
         error = KithError("interrupted", "the input ended", "", ExitCode.INTERRUPTED)
     except typer.TyperException as wrong:
         message = wrong.format_message()
-        if not message:
-            return ExitCode.USAGE  # the help was printed
+        if message.startswith("Usage:"):  # a group without a command: the message is its help
+            print(message)
+            return ExitCode.USAGE
         command = " ".join(["kith", *_command_words(arguments), "--help"])
         error = KithError("usage", message[0].lower() + message[1:], command, ExitCode.USAGE)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # typer's answer to a reader that left
+            raise BrokenPipeError from None
+        raise
     except BrokenPipeError:
         raise
     except Exception as bug:

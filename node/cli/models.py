@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import typer
@@ -60,21 +59,7 @@ def pull(as_json: session.Json = False) -> None:
     """Fetch the default model, checked by its hash; nothing happens where it is already there."""
     from node.models import ensure_default_model
 
-    shown = -1
-
-    def progress(done: int, total: int) -> None:
-        nonlocal shown
-        percent = 100 * done // total if total else 0
-        if as_json or percent == shown or (not sys.stderr.isatty() and percent % 25):
-            return
-        shown = percent
-        line = f"fetching the model: {percent} % of {output.size(total)}"
-        if sys.stderr.isatty():
-            print(f"\r{line}", end="" if percent < 100 else "\n", file=sys.stderr, flush=True)
-        else:
-            output.note(line)
-
-    path = ensure_default_model(progress)
+    path = ensure_default_model() if as_json else ensure_default_model(lambda line: output.note(output.clean(line)))
     if as_json:
         output.emit({"path": str(path), "bytes": path.stat().st_size})
     else:

@@ -126,7 +126,10 @@ async def _announce(config: NodeConfig) -> None:
         if not said_ready:
             said_ready = True
             _print_ready(now, config)
-        if now.engine_state in ("ready", "failed", "stopped"):
+            if now.engine_state == "starting" and config.engine == "llama":
+                print(await asyncio.to_thread(_loading, config), flush=True)
+        # A ready engine's rates follow a moment later, with the node's profile.
+        if now.engine_state in ("failed", "stopped") or (now.engine_state == "ready" and now.agent.backend):
             _print_engine(now)
             return
         await asyncio.sleep(10 * READY_POLL_S)
@@ -143,6 +146,14 @@ def _print_ready(now: local_pb2.StatusReply, config: NodeConfig) -> None:
         print(f"  http     http://{now.http_address}")
     print(f"  ask      kith --data-dir {config.data_dir} ask 'Which planet is the largest?'")
     print("  stop     Ctrl-C, or: kith down", flush=True)
+
+
+def _loading(config: NodeConfig) -> str:
+    from node.models import has_default_model
+
+    if config.model or has_default_model():
+        return "engine starting: it loads the model and measures itself"
+    return "engine starting: the default model is fetched once (98 MB); kith logs --follow shows how far it is"
 
 
 def _print_engine(now: local_pb2.StatusReply) -> None:

@@ -1,0 +1,139 @@
+"""Tests of node/cli/main.py: every end of a command, and that it starts quickly."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from node.cli import main, nodes
+from node.errors import ExitCode
+from tests.node.cli.conftest import Kith
+from tests.node.cli.local_node import LocalNode
+
+COMMAND = [sys.executable, "-m", "node.cli.main"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("staus",),
+        ("ask",),
+        ("jobs", "--opne"),
+        ("ask", "x", "--panel", "0"),
+        ("ask", "x", "--panel", "many"),
+        ("up", "y"),
+    ],
+)
+def test_wrong_command_line_ends_with_2_in_two_lines(kith: Kith, arguments: tuple[str, ...]) -> None:
+    done = kith(*arguments)
+    assert done.code == ExitCode.USAGE
+    first, second = done.err.splitlines()
+    assert first.startswith("kith: ")
+    assert second.startswith("  → kith")
+    assert second.endswith("--help")
+    as_json = kith(*arguments, "--json")
+    assert (as_json.code, as_json.json["error"]["code"]) == (ExitCode.USAGE, "usage")
+
+
+def test_nearest_command_is_offered(kith: Kith) -> None:
+    assert "Did you mean 'status'?" in kith("staus").err
+
+
+def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([]) == ExitCode.USAGE
+    assert "Commands:" in capsys.readouterr().out
+
+
+def test_unexpected_error_is_one_line_that_names_log_and_switch(
+    kith: Kith, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(nodes.session, "ask_node", broken)
+    done = kith("nodes")
+    assert done.code == ExitCode.FAILED
+    first, second = done.err.splitlines()
+    assert "RuntimeError: boom" in first
+    assert str(data_dir / "logs" / "kith.log") in second
+    assert "KITH_DEBUG=1" in second
+    monkeypatch.setenv("KITH_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="boom"):
+        kith("nodes")
+
+
+def test_interrupt_ends_with_130(kith: Kith, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nodes.session, "ask_node", interrupted)
+    done = kith("nodes")
+    assert (done.code, done.err) == (ExitCode.INTERRUPTED, "kith: interrupted\n")
+
+
+def test_interrupted_watch_says_that_the_job_goes_on(local_node: LocalNode, data_dir: Path) -> None:
+    command = [*COMMAND, "--data-dir", str(data_dir), "watch", "e1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stderr is not None
+        while "started" not in watching.stderr.readline():
+            assert watching.poll() is None
+        watching.send_signal(signal.SIGINT)
+        out, err = watching.communicate(timeout=30)
+    assert watching.returncode == ExitCode.INTERRUPTED
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.splitlines()[-2:] == [
+        "kith: stopped watching; job e1e1e1e1e1e1 goes on",
+        "  → kith watch e1e1e1e1e1e1, or kith cancel e1e1e1e1e1e1",
+    ]
+
+
+def test_reader_that_leaves_is_no_error(local_node: LocalNode, data_dir: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [*COMMAND, "--data-dir", str(data_dir), "jobs"], stdout=writing, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (ExitCode.OK, b"")
+
+
+def test_output_that_the_terminal_can_not_show_is_replaced(local_node: LocalNode, data_dir: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--data-dir", str(data_dir), "result", "a1"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert b"?" in done.stdout
+
+
+def test_data_dir_comes_from_the_environment(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KITH_DATA_DIR", str(tmp_path / "there"))
+    assert main.run(["status"]) == ExitCode.UNREACHABLE
+    assert f"no node runs under {tmp_path / 'there'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["submit", "--help"]])
+def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from node.cli.main import run; code = run(sys.argv[1:]); "
+        "print(*(m for m in ('rich', 'grpc', 'google.protobuf', 'asyncio', 'numpy', 'cvxpy', 'llama_cpp') "
+        "if m in sys.modules), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (ExitCode.OK, "")
+
+
+def test_shell_completion_knows_the_commands() -> None:
+    environment = os.environ | {"_KITH_COMPLETE": "complete_bash", "COMP_WORDS": "kith s", "COMP_CWORD": "1"}
+    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["status", "submit"]
