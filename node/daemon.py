@@ -10,6 +10,7 @@ Does not: hold logic; each part has a file of its own.
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import random
 import secrets
@@ -183,6 +184,7 @@ class Daemon:
             self._interfaces,
             lambda host, port: self.shell.post(events.AddressFound(host, port, "mdns")),
             logs.logger,
+            tag=mesh_tag(self.config.mesh),
         )
         if reason := await self.discovery.start():
             logs.log("warning", f"mDNS does not work here: {reason}; only --seed and known peers are dialled")
@@ -271,6 +273,7 @@ class Daemon:
             protocol_version_min=PROTOCOL_VERSION,
             name=self.name,
             software_version=__version__,
+            mesh_id=mesh_tag(self.config.mesh),
         )
         for host, port in self.addresses:
             hello.addresses.add(host=host, port=port)
@@ -397,6 +400,11 @@ class Daemon:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logs.log("error", f"{task.get_name()}: {type(error).__name__}: {error}")
+
+
+def mesh_tag(mesh: str) -> str:
+    """Short and the same on all nodes of a mesh; a name is not told to the whole LAN. Empty for the unnamed mesh."""
+    return hashlib.sha256(b"kith-mesh-v1\0" + mesh.encode()).hexdigest()[:16] if mesh else ""
 
 
 async def run(config: NodeConfig) -> None:

@@ -60,6 +60,7 @@ class Discovery:
         on_found: called on the event loop with the host (an address literal) and port of a candidate, once for each
             that an advert names; a peer that was started again is reported again.
         service_type: nodes see only those of the same one.
+        tag: of the mesh; adverts of another one are left alone.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Discovery:
         log: Logger,
         *,
         service_type: str = SERVICE_TYPE,
+        tag: str = "",
     ) -> None:
+        self._tag = tag
         self._service_type = service_type
         self._node_hint = node_hint
         self._port = port
@@ -114,7 +117,7 @@ class Discovery:
             self._service_type,
             self._instance,
             port=self._port,
-            properties={"txtvers": "1", "v": str(PROTOCOL_VERSION)},
+            properties={"txtvers": "1", "v": str(PROTOCOL_VERSION), **({"m": self._tag} if self._tag else {})},
             server=f"kith-{self._instance.partition('.')[0]}.local.",
             parsed_addresses=[address.partition("%")[0] for address in self._addresses],
         )
@@ -202,7 +205,7 @@ class Discovery:
         if version != str(PROTOCOL_VERSION):
             self._log.info("discovery: %s speaks protocol %s, this node %d", info.name, version, PROTOCOL_VERSION)
             return
-        if not info.port:
+        if not info.port or (info.decoded_properties.get("m") or "") != self._tag:
             return
         for host in [text for text in info.parsed_scoped_addresses() if self._dialable(text)][
             :ADDRESSES_PER_ADVERT_MAX

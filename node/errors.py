@@ -73,6 +73,7 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "node-timeout": ExitCode.UNREACHABLE,
     "panel-too-large": ExitCode.UNAVAILABLE,
     "no-agent": ExitCode.UNAVAILABLE,
+    "model-unknown": ExitCode.NOT_FOUND,
     "too-few-copies": ExitCode.UNAVAILABLE,
     "busy": ExitCode.UNAVAILABLE,
     "bad-request": ExitCode.BAD_INPUT,

@@ -1,8 +1,9 @@
 """Links to peers: one gRPC server, one bidirectional stream a peer, and channels for the calls beside it.
 
 Idea: whoever knows an address dials; both sides say Hello first. Usually one link joins two nodes. When both dial at
-once there are two for a moment: the node with the higher id closes the one that it dialled itself, so exactly one side
-acts. A peer counts as linked while at least one link is open, and the owner hears of the first and of the last only.
+once there are two for a moment: a little later, when both sides surely know both, the node with the higher id closes
+the one that it dialled itself, so exactly one side acts and the peer never seems gone. A peer counts as linked while at
+least one link is open, and the owner hears of the first and of the last only.
 
 Sending is best effort: a message to a peer whose queue is full is dropped, as a network would, and the machines above
 live with that.
@@ -28,6 +29,8 @@ PROTOCOL_VERSION = 1
 QUEUE_MAX = 2000
 #: A dial that has not exchanged Hellos by then failed.
 HELLO_TIMEOUT_S = 3.0
+#: From the second link to a peer until it is dropped.
+TWIN_GRACE_S = 2.0
 #: Against a peer that sends one huge message: facts come 1 MiB a push, blobs in 1 MiB chunks.
 MESSAGE_BYTES_MAX = 4 << 20
 
@@ -86,8 +89,9 @@ Write = Callable[[mesh_pb2.LinkMessage], Awaitable[None]]
 class Links:
     """All links of this node. Invariant: no peer is in `_links` with an empty list."""
 
-    def __init__(self, owner: Owner, me: NodeId) -> None:
+    def __init__(self, owner: Owner, me: NodeId, twin_grace_s: float = TWIN_GRACE_S) -> None:
         self._owner = owner
+        self._twin_grace_s = twin_grace_s
         self._me = me
         self._links: dict[NodeId, list[Link]] = {}
         self._channels: dict[tuple[str, int], grpc.aio.Channel] = {}
@@ -97,6 +101,10 @@ class Links:
 
     def is_linked(self, peer: NodeId) -> bool:
         return peer in self._links
+
+    def count(self, peer: NodeId) -> int:
+        """Open links to `peer`: 0, 1, or for a moment 2."""
+        return len(self._links.get(peer, ()))
 
     def send(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> bool:
         """Queue a message. Returns False where it was dropped."""
@@ -210,6 +218,8 @@ class Links:
         hello = message.hello
         if node_id_of(hello.public_key) != hello.node_id:
             raise HelloError("its id is not the hash of its key")
+        if hello.mesh_id != self._owner.hello().mesh_id:
+            raise HelloError("it belongs to another mesh")
         if not hello.protocol_version_min <= PROTOCOL_VERSION <= hello.protocol_version:
             theirs = f"{hello.protocol_version_min} to {hello.protocol_version}"
             raise HelloError(f"it speaks protocol {theirs}, this node {PROTOCOL_VERSION}")
@@ -225,7 +235,8 @@ class Links:
         self._links.setdefault(link.peer, []).append(link)
         if first:
             self._owner.link_opened(link.hello)
-        self._drop_twin(link.peer)
+        elif self._me > link.peer:
+            asyncio.get_running_loop().call_later(self._twin_grace_s, self._drop_twin, link.peer)
         writer = asyncio.create_task(self._write(link, write), name=f"link to {link.peer}")
         reader = asyncio.create_task(self._read(link, read), name=f"link from {link.peer}")
         try:
@@ -240,8 +251,8 @@ class Links:
                 self._owner.link_closed(link.peer)
 
     def _drop_twin(self, peer: NodeId) -> None:
-        links = self._links[peer]
-        if self._me > peer and len(links) > 1 and any(not link.dialled for link in links):
+        links = self._links.get(peer, [])
+        if any(not link.dialled for link in links):
             for link in links:
                 if link.dialled:
                     link.close()

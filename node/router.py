@@ -118,7 +118,9 @@ class Router:
         if node and not reasons:
             return KithError("node-unknown", f"no live node is called {node!r}", "`kith nodes` lists them.")
         if model and not reasons:
-            return KithError("no-agent", f"no live node serves the model {model!r}", "`kith nodes` lists the models.")
+            return KithError(
+                "model-unknown", f"no live node serves the model {model!r}", "`kith nodes` lists the models."
+            )
         why = "; ".join(reasons) or "no engine is ready yet"
         return KithError("no-agent", f"no agent can answer now: {why}", "Wait a moment; `kith status` tells more.")
 

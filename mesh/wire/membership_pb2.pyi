@@ -104,7 +104,7 @@ class Hello(_message.Message):
     """for people; not unique"""
     software_version: _builtins.str
     mesh_id: _builtins.str
-    """hash of the mesh's CA key; empty until the node belongs to one"""
+    """of the mesh, the same on both sides or there is no link; until meshes have keys, of its name"""
     answers_to: _builtins.str
     """node id the dialler expected to find; empty where it did not know"""
     @_builtins.property

@@ -126,6 +126,7 @@ def _url(value: str) -> str:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("name", str, _label, "--name"),
+    Setting("mesh", str, _label, "--mesh"),
     Setting("listen", str, _address, "--listen"),
     Setting("seeds", tuple, _addresses, "--seed"),
     Setting("interfaces", tuple, _any, "--interface"),
