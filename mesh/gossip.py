@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mesh.effects import Effect, PushStored, Send
+from mesh.effects import Effect, Log, PushStored, Send
 from mesh.facts import StreamId
 from mesh.identity import NodeId
 from mesh.journal import Journal, Position, read_position
@@ -73,12 +73,12 @@ class Gossip:
     def vector_received(self, peer: NodeId, vector: facts_pb2.VersionVector) -> list[Effect]:
         """Push what the peer lacks; ask back if we lack something."""
         theirs = self.note_positions(peer, vector.positions)
+        effects = self._forks_seen(theirs)
         missing_there: list[FactRange] = []
         for stream_id, ours in sorted(self.journal.durable.items()):
             held = theirs.get(stream_id, Position()).sequence
             if held < ours.sequence:
                 missing_there.append(FactRange(stream_id, held + 1, ours.sequence))
-        effects: list[Effect] = []
         if missing_there:
             effects.append(PushStored(peer, tuple(missing_there)))
         missing_here = any(
@@ -100,6 +100,17 @@ class Gossip:
             seen[stream_id] = position
             held[stream_id] = max(held.get(stream_id, 0), position.sequence)
         return seen
+
+    def _forks_seen(self, theirs: dict[StreamId, Position]) -> list[Effect]:
+        """Histories as long as ours with another end: nothing would ever be pushed, so nobody else would notice."""
+        effects: list[Effect] = []
+        for stream_id, position in theirs.items():
+            ours = self.journal.durable.get(stream_id, Position())
+            if position.sequence == ours.sequence > 0 and position.head != ours.head:
+                if stream_id not in self.journal.forked:
+                    effects.append(Log("error", f"{stream_id.author} wrote two histories: each node keeps its first"))
+                self.journal.forked.add(stream_id)
+        return effects
 
     def holders(self, stream_id: StreamId, sequence: int) -> set[NodeId]:
         """Peers known to hold this fact durably."""
