@@ -71,10 +71,14 @@ class Membership:
         """The live view: live peers and this node."""
         return frozenset([self.me, *self.live_peers()])
 
+    def slept(self, now: float) -> bool:
+        """Whether this node itself was paused since its last tick: a closed lid, a stopped process."""
+        return self.last_tick_at is not None and now - self.last_tick_at > PAUSE_S
+
     def tick(self, now: float) -> tuple[list[Effect], bool]:
         """Advance time. Returns effects and whether this node itself was paused since the last tick."""
         effects: list[Effect] = []
-        paused = self.last_tick_at is not None and now - self.last_tick_at > PAUSE_S
+        paused = self.slept(now)
         if paused and self.last_tick_at is not None:
             gap = now - self.last_tick_at
             effects.append(Log("warning", f"this node was paused for {gap:.1f} s; nobody is suspected for it"))

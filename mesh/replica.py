@@ -29,6 +29,10 @@ from mesh.profiles import Profiles
 from mesh.rendezvous import holders
 from mesh.wire import facts_pb2, membership_pb2, mesh_pb2
 
+#: Against a clock from far ahead, which would drag everybody's along, in the end out of 64 bits: one that is further
+#: ahead of our wall clock than this is not followed. It orders nothing, so nothing is lost.
+CLOCK_AHEAD_MAX_MS = 86_400_000
+
 
 class Replica:
     """Args: `incarnation` is random at every start; `life` exceeds that of every earlier start (seconds since 1970)."""
@@ -45,7 +49,8 @@ class Replica:
         self.election = Election(self.me, rng)
         self.gossip = Gossip(self.journal, rng)
         self.addresses = AddressBook(self.me, rng)
-        self.last_hybrid_clock = 0
+        self.own_hybrid_clock = 0
+        self.seen_hybrid_clock = 0
         self.stopping = False
 
     def restore(self, facts: Iterable[Fact], term: int, voted_for: str) -> None:
@@ -58,6 +63,12 @@ class Replica:
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Advance. `now` never goes back."""
+        if self.membership.slept(now) and not isinstance(event, events.Ticked):
+            # What lay in the sockets while this node was paused is read before its timers fire; the pause comes first.
+            return [*self._tick(now), *self._handle(event, now)]
+        return self._handle(event, now)
+
+    def _handle(self, event: events.Event, now: float) -> list[Effect]:
         match event:
             case events.Ticked():
                 return self._tick(now)
@@ -171,20 +182,24 @@ class Replica:
 
     def _clock(self, wall_clock_ms: int) -> int:
         """Hybrid logical clock (Kulkarni et al., 2014): never behind what was seen, close to wall time."""
-        self.last_hybrid_clock = max(self.last_hybrid_clock + 1, wall_clock_ms << 16)
-        return self.last_hybrid_clock
+        seen = self.seen_hybrid_clock
+        if seen >= (wall_clock_ms + CLOCK_AHEAD_MAX_MS) << 16:
+            seen = 0
+        self.own_hybrid_clock = max(self.own_hybrid_clock + 1, seen + 1, wall_clock_ms << 16)
+        return self.own_hybrid_clock
 
     def _offered(self, peer: NodeId, facts: tuple[Fact, ...], now: float) -> list[Effect]:
         effects = self.membership.word_received(peer, now)
         staged: list[Fact] = []
         touched: dict[StreamId, None] = {}
         for fact in facts:
+            fork_known = fact.stream_id in self.journal.forked
             verdict = self.journal.offer(fact)
             if verdict is Verdict.STAGED:
                 staged.append(fact)
             elif verdict is Verdict.DUPLICATE:
                 touched[fact.stream_id] = None
-            elif verdict is Verdict.FORK:
+            elif verdict is Verdict.FORK and not fork_known:
                 effects.append(
                     Log("error", f"{fact.author} wrote two histories (a copied data directory?): the second is refused")
                 )
@@ -216,9 +231,10 @@ class Replica:
         return Send(peer, mesh_pb2.LinkMessage(fact_receipt=facts_pb2.FactReceipt(positions=positions)))
 
     def _fold(self, fact: Fact) -> None:
-        # A clock from far ahead would drag all later ones along; it orders nothing, so it may be ignored.
-        if fact.hybrid_clock < self.last_hybrid_clock + (86_400_000 << 16) or self.last_hybrid_clock == 0:
-            self.last_hybrid_clock = max(self.last_hybrid_clock, fact.hybrid_clock)
+        if fact.author == self.me:
+            self.own_hybrid_clock = max(self.own_hybrid_clock, fact.hybrid_clock)
+        else:
+            self.seen_hybrid_clock = max(self.seen_hybrid_clock, fact.hybrid_clock)
         for fold in (self.ledger, self.knowledge, self.profiles):
             if fold.apply(fact):
                 return

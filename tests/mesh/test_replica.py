@@ -1,0 +1,240 @@
+"""The replica: how the machines are wired. What is told is durable, what is heard is folded, pauses forgive."""
+
+import pytest
+
+from mesh import events
+from mesh.effects import Deliver, Effect, FactsApplied, Log, Persist, PushStored, SaveVote
+from mesh.election import Role
+from mesh.facts import Fact
+from mesh.identity import NodeId, NodeKey
+from mesh.journal import Position, wire_position
+from mesh.replica import Replica
+from mesh.wire import facts_pb2, membership_pb2, mesh_pb2
+from tests.mesh.building import BY_ID, A, Author, B, C, hello, rng, sent
+
+WALL_MS = 1_790_000_000_000
+
+
+class Node:
+    """A replica, a clock, and a disk that syncs at once unless it is `held`."""
+
+    def __init__(self, key: NodeKey = BY_ID[0]) -> None:
+        self.replica = Replica(key, incarnation=7, life=100, rng=rng())
+        self.now = 0.0
+        self.held: list[Persist] | None = None
+        self.stored: list[Fact] = []
+
+    def do(self, event: events.Event) -> list[Effect]:
+        effects = self.replica.handle(event, self.now)
+        self.replica.validate()
+        done: list[Effect] = []
+        for effect in effects:
+            done.append(effect)
+            if isinstance(effect, Persist):
+                if self.held is not None:
+                    self.held.append(effect)
+                else:
+                    done += self.sync(effect)
+            elif isinstance(effect, SaveVote):
+                done += effect.then
+        return done
+
+    def sync(self, effect: Persist) -> list[Effect]:
+        self.stored += effect.facts
+        return self.do(events.Persisted(effect.facts, effect.source))
+
+    def link(self, peer: NodeId) -> list[Effect]:
+        return self.do(events.LinkOpened(hello(peer)))
+
+    def receive(self, peer: NodeId, **message: object) -> list[Effect]:
+        return self.do(events.Received(peer, mesh_pb2.LinkMessage(**message)))  # type: ignore[arg-type]
+
+    def note(self, title: str = "t") -> list[Effect]:
+        return self.do(events.FactAuthored("knowledge_added", facts_pb2.KnowledgeAdded(title=title), WALL_MS))
+
+    def wait(self, seconds: float) -> list[Effect]:
+        done: list[Effect] = []
+        for _ in range(round(seconds * 10)):
+            self.now += 0.1
+            done += self.do(events.Ticked())
+        return done
+
+
+@pytest.fixture
+def node() -> Node:
+    node = Node()
+    node.do(events.Ticked())
+    node.link(B)
+    node.link(C)
+    return node
+
+
+def positions(effects: list[Effect]) -> list[int]:
+    [(_, message)] = sent(effects, "version_vector")
+    return [position.sequence for position in message.version_vector.positions]
+
+
+def test_an_authored_fact_is_pushed_and_told_only_after_its_sync(node: Node) -> None:
+    node.held = []
+    assert [type(effect) for effect in node.note()] == [Persist]
+    assert positions(node.replica.gossip.peer_linked(B)) == []
+    assert not node.replica.knowledge.current()
+    done = node.sync(node.held[0])
+    assert [type(effect) for effect in done][0] is FactsApplied
+    assert {peer for peer, _ in sent(done, "fact_push")} == {B, C}
+    assert positions(node.replica.gossip.peer_linked(B)) == [1]
+    assert len(node.replica.knowledge.current()) == 1
+
+
+def test_facts_authored_while_others_are_being_synced_follow_them(node: Node) -> None:
+    node.held = []
+    for number in range(3):
+        node.note(f"note {number}")
+    facts = [persist.facts[0] for persist in node.held]
+    assert [fact.sequence for fact in facts] == [1, 2, 3]
+    assert [fact.predecessor for fact in facts[1:]] == [fact.hash for fact in facts[:-1]]
+    clocks = [fact.hybrid_clock for fact in facts]
+    assert clocks == sorted(set(clocks))
+    assert clocks[0] >> 16 == WALL_MS
+
+
+def test_pushed_facts_are_stored_then_folded_then_acknowledged(node: Node) -> None:
+    node.held = []
+    facts = tuple(Author(BY_ID[1]).notes(2))
+    assert sent(node.do(events.FactsVerified(B, facts)), "fact_receipt") == []
+    [persist] = node.held
+    assert persist == Persist(facts, B)
+    [(peer, message)] = sent(node.sync(persist), "fact_receipt")
+    assert peer == B
+    assert [position.sequence for position in message.fact_receipt.positions] == [2]
+    assert len(node.replica.knowledge.current()) == 2
+    # A duplicate is acknowledged again, because the first receipt may have been lost, and not stored again.
+    again = node.do(events.FactsVerified(C, facts[:1]))
+    assert [peer for peer, _ in sent(again, "fact_receipt")] == [C]
+    assert len(node.held) == 1
+
+
+def test_facts_with_a_gap_before_them_wait_for_anti_entropy(node: Node) -> None:
+    first, second = Author(BY_ID[1]).notes(2)
+    assert node.do(events.FactsVerified(B, (second,))) == []
+    vector = facts_pb2.VersionVector(
+        positions=[wire_position(second.stream_id, Position(2, second.hash))], reply_wanted=True
+    )
+    asked = node.receive(B, version_vector=vector)
+    assert [peer for peer, _ in sent(asked, "version_vector")] == [B]
+    node.do(events.FactsVerified(B, (first, second)))
+    assert len(node.replica.knowledge.current()) == 2
+
+
+def test_a_peer_that_lacks_facts_gets_them_from_the_store(node: Node) -> None:
+    node.note()
+    node.note()
+    done = node.receive(B, version_vector=facts_pb2.VersionVector())
+    [push] = [effect for effect in done if isinstance(effect, PushStored)]
+    assert push.peer == B
+    assert [(wanted.first, wanted.last) for wanted in push.ranges] == [(1, 2)]
+
+
+def test_copies_are_counted_from_receipts(node: Node) -> None:
+    node.note()
+    [fact] = node.stored
+    assert node.replica.copies_of(fact) == set()
+    receipt = facts_pb2.FactReceipt(positions=[wire_position(fact.stream_id, Position(1, fact.hash))])
+    node.receive(B, fact_receipt=receipt)
+    assert node.replica.copies_of(fact) == {B}
+    node.do(events.LinkClosed(B))
+    assert node.replica.copies_of(fact) == set()
+
+
+def test_a_restart_reads_what_was_stored_and_writes_a_stream_of_its_own(node: Node) -> None:
+    node.note("before")
+    again = Replica(BY_ID[0], incarnation=8, life=200, rng=rng())
+    again.restore(node.stored, term=4, voted_for=B)
+    again.validate()
+    assert (again.election.term, again.election.voted_for) == (4, B)
+    assert again.ledger.fingerprint() == node.replica.ledger.fingerprint()
+    assert [item.content.title for item in again.knowledge.current()] == ["before"]
+    [persist] = again.handle(events.FactAuthored("knowledge_added", facts_pb2.KnowledgeAdded(), 0), 0.0)
+    assert isinstance(persist, Persist)
+    assert (persist.facts[0].sequence, persist.facts[0].stream_id.incarnation) == (1, 8)
+    assert persist.facts[0].hybrid_clock > node.stored[0].hybrid_clock, "though the wall clock went back"
+
+
+def test_a_second_history_is_refused_and_said_once(node: Node) -> None:
+    ours, theirs = Author(BY_ID[1]), Author(BY_ID[1])
+    node.do(events.FactsVerified(B, (ours.note("this"),)))
+    other = tuple(theirs.notes(2))
+    said = [effect for _ in range(3) for effect in node.do(events.FactsVerified(C, other))]
+    errors = [effect for effect in said if isinstance(effect, Log) and effect.level == "error"]
+    assert len(errors) == 1
+    assert [item.content.title for item in node.replica.knowledge.current()] == ["this"]
+
+
+def test_a_second_history_of_the_same_length_is_seen_in_a_vector(node: Node) -> None:
+    ours, theirs = Author(BY_ID[1]).note("this"), Author(BY_ID[1]).note("that")
+    node.do(events.FactsVerified(B, (ours,)))
+    vector = facts_pb2.VersionVector(positions=[wire_position(theirs.stream_id, Position(1, theirs.hash))])
+    said = [effect for _ in range(3) for effect in node.receive(C, version_vector=vector)]
+    assert len([effect for effect in said if isinstance(effect, Log) and effect.level == "error"]) == 1
+    assert node.replica.journal.forked == {ours.stream_id}
+
+
+@pytest.mark.parametrize("clock", [2**64 - 1, (WALL_MS + 10 * 86_400_000) << 16])
+def test_a_clock_from_far_ahead_stops_nobody_from_writing(node: Node, clock: int) -> None:
+    node.do(events.FactsVerified(B, (Author(BY_ID[1]).say("node_profile", facts_pb2.NodeProfile(), clock),)))
+    node.note()
+    assert node.stored[-1].hybrid_clock >> 16 == WALL_MS
+
+
+def test_a_candidate_that_slept_does_not_win_with_the_votes_of_yesterday(node: Node) -> None:
+    granted = membership_pb2.VoteReply(term=1, pre_vote=True, granted=True)
+    node.wait(1.6)
+    assert node.replica.election.role is Role.PRE_CANDIDATE
+    node.receive(B, vote_reply=granted)
+    assert node.replica.election.role is Role.CANDIDATE
+    node.now += 3600.0
+    node.receive(B, vote_reply=membership_pb2.VoteReply(term=1, granted=True))  # it lay in the socket all the while
+    assert node.replica.election.role is Role.FOLLOWER
+    assert node.replica.membership.view() == {A, B, C}
+
+
+def test_a_leader_that_slept_steps_down_before_it_says_anything(node: Node) -> None:
+    alone = Node()
+    alone.do(events.Ticked())
+    alone.wait(1.5)
+    assert alone.replica.election.role is Role.LEADER
+    alone.now += 3600.0
+    assert not sent(alone.link(B), "leader_beat")
+    assert alone.replica.election.role is Role.FOLLOWER
+
+
+def test_a_lost_link_to_the_leader_is_an_election_at_once(node: Node) -> None:
+    other = Node(BY_ID[2])
+    other.do(events.Ticked())
+    other.link(A)
+    other.link(B)
+    token = membership_pb2.LeaderBeat(group_size=3)
+    token.token.term, token.token.leader_id = 1, A
+    other.receive(A, leader_beat=token)
+    assert other.replica.election.leader is not None
+    other.do(events.LinkClosed(A))
+    assert other.replica.election.leader is None
+    asked = other.wait(0.3)
+    assert [peer for peer, _ in sent(asked, "vote_request")][:1] == [B]
+
+
+def test_hearsay_leads_to_a_dial_and_an_own_goodbye_ends_the_ticks(node: Node) -> None:
+    heartbeat = membership_pb2.Heartbeat(life=1)
+    record = heartbeat.members.add(node_id="f" * 32, state=membership_pb2.MEMBER_STATE_ALIVE)
+    record.addresses.add(host="10.0.0.77", port=4000)
+    node.receive(B, heartbeat=heartbeat)
+    assert [entry.host for entry in node.replica.addresses.entries.values()] == ["10.0.0.77"]
+    assert {peer for peer, _ in sent(node.do(events.Stopping("test")), "leave")} == {B, C}
+    assert node.wait(3.0) == []
+
+
+def test_what_the_machines_do_not_know_goes_to_the_shell(node: Node) -> None:
+    [effect] = node.receive(B, job_progress={})
+    assert isinstance(effect, Deliver)
+    [(peer, message)] = sent(node.receive(B, probe={"probe_id": 5}), "probe_reply")
+    assert (peer, message.probe_reply.probe_id, message.probe_reply.reached) == (B, 5, True)
