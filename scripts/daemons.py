@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from mesh.wire import local_pb2
+from mesh.wire import local_pb2, membership_pb2
 from node.client import NodeClient
 from node.errors import KithError
 
 Value = TypeVar("Value")
+
+ROOT = Path(__file__).resolve().parent.parent
 
 #: How often a condition is looked at, seconds.
 POLL_S = 0.03
@@ -125,9 +127,14 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=os.environ | dict(self.environment) | {MARK: str(self.data_dir)},
+                env=self._surroundings(),
                 start_new_session=True,
             )
+
+    def _surroundings(self) -> dict[str, str]:
+        # The checkout goes last on the path: where it is not installed, its packages are still found.
+        path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
+        return os.environ | {"PYTHONPATH": path} | dict(self.environment) | {MARK: str(self.data_dir)}
 
     def client(self) -> NodeClient:
         return NodeClient(self.data_dir)
@@ -144,7 +151,7 @@ class Daemon:
         """Wait until the daemon answers, and its engine is ready unless told otherwise."""
 
         async def probe() -> local_pb2.StatusReply | None:
-            self._must_run()
+            self.must_run()
             now = await self.status()
             if engine and now.engine_state == "failed":
                 raise NotInTime(f"{self.label}: engine failed: {now.engine_problem}\n{self.tail()}")
@@ -155,7 +162,8 @@ class Daemon:
         except NotInTime as late:
             raise NotInTime(f"{late}\n{self.tail()}") from None
 
-    def _must_run(self) -> None:
+    def must_run(self) -> None:
+        """Raises `NotInTime` with the last output where the daemon has ended."""
         if not self.running:
             code = self.process.returncode if self.process else None
             raise NotInTime(f"{self.label} ended with {code}: {shlex.join(self.command())}\n{self.tail()}")
@@ -225,6 +233,39 @@ class Daemon:
         self.send_all(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
+
+
+async def formed(daemons: Sequence[Daemon], within_s: float = 30.0) -> Daemon:
+    """Wait until each of these sees all of them alive, and all follow the same leader, one of them; that one.
+
+    Raises `NotInTime` with what each sees.
+    """
+    seen: dict[str, str] = {}
+
+    async def probe() -> Daemon | None:
+        for one in daemons:
+            one.must_run()
+        answers = await asyncio.gather(*(one.status() for one in daemons), return_exceptions=True)
+        views = await asyncio.gather(*(one.nodes() for one in daemons), return_exceptions=True)
+        leaders = set()
+        ids = {
+            now.node_id: one for one, now in zip(daemons, answers, strict=True) if not isinstance(now, BaseException)
+        }
+        whole = len(ids) == len(daemons)
+        for one, now, view in zip(daemons, answers, views, strict=True):
+            if isinstance(now, BaseException) or isinstance(view, BaseException):
+                seen[one.label] = f"{now if isinstance(now, BaseException) else view}"
+                return None
+            alive = {node.node_id for node in view if node.state == membership_pb2.MEMBER_STATE_ALIVE}
+            seen[one.label] = f"{len(alive)} alive, leader {now.leader.leader_id[:8] or 'unknown'}"
+            whole = whole and alive == ids.keys()
+            leaders.add(now.leader.leader_id)
+        return ids.get(leaders.pop()) if whole and len(leaders) == 1 else None
+
+    try:
+        return await until(probe, within_s, f"{len(daemons)} nodes formed")
+    except NotInTime as late:
+        raise NotInTime(f"{late}\n{seen}\n" + "\n".join(one.tail() for one in daemons)) from None
 
 
 def end_all(daemons: Sequence[Daemon]) -> list[str]:

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from node.errors import ExitCode, KithError
@@ -26,10 +26,13 @@ PREFIX = "kith-lan-"
 class Lan:
     """One run: a network, a folder, a daemon a host."""
 
-    def __init__(self, run: str, count: int, options: Sequence[str]) -> None:
+    def __init__(
+        self, run: str, count: int, options: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
         self.run = run
         self.network = Network(run, count)
         self.options = list(options)
+        self._environment = dict(environment or {})
         self.folder = Path(tempfile.gettempdir()) / f"{PREFIX}{run}"
         self.daemons = {host: self._daemon(host) for host in self.network.hosts}
 
@@ -39,15 +42,18 @@ class Lan:
             ["--listen", f"{self.network.ipv4(host)}:{PORT}", *self.options],
             name=host,
             prefix=self.network.inside(host),
+            environment=self._environment,
         )
 
     @classmethod
-    def create(cls, count: int, options: Sequence[str] = (), run: str = "") -> "Lan":
+    def create(
+        cls, count: int, options: Sequence[str] = (), run: str = "", environment: Mapping[str, str] | None = None
+    ) -> "Lan":
         """Make the network and its folder; no daemon runs yet. Raises `KithError`."""
         require()
         if not 1 <= count <= HOSTS_MAX:
             raise KithError("usage", f"from 1 to {HOSTS_MAX} hosts", "scripts/lan 3", ExitCode.USAGE)
-        lan = cls(run or secrets.token_hex(2), count, options)
+        lan = cls(run or secrets.token_hex(2), count, options, environment)
         try:
             lan.folder.mkdir(mode=0o700)
         except FileExistsError as error:
