@@ -35,7 +35,7 @@ def _summarize(text: str, sentences: int) -> list[engine_pb2.ChatMessage]:
 
 
 def summarize_piece(text: str, heading: str, sentences: int) -> list[engine_pb2.ChatMessage]:
-    about = f'From the section "{heading}":\n' if heading else ""
+    about = f'From the section "{heading}":\n\n' if heading else ""
     return _summarize(about + fence(text), sentences)
 
 

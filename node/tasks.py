@@ -10,17 +10,18 @@ Sources: Zhao et al., "Calibrate Before Use" (2021) for contextual calibration; 
 Competition" (2021) for scoring an option's text against its own prior.
 """
 
+import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import cast
 
 from mesh.wire import common_pb2, engine_pb2, work_pb2
 from node import prompts
 from node.engine.api import Engine
 from node.errors import ExitCode, KithError
+from solver.decompose import PROMPT_OVERHEAD_TOKENS
 from solver.panel import option_group
 from solver.summary import combine, looping, merged_inputs, sources_of, summarise, written_sentences
 from solver.text import MARKDOWN, normalise, outline, words
@@ -94,14 +95,15 @@ async def _piece(
     progress(work_pb2.TaskProgress(phase="reading"))
     document = await _document(piece.document, read_blob)
     parsed = outline(document[piece.span.begin : piece.span.end], piece.media_type or MARKDOWN)
-    sources = sources_of(parsed, piece.span.begin)
+    sources = sources_of(parsed, piece.span.begin, len(document))
     if not sources:
         raise _bad_task("its span holds no sentence")
     count = max(1, piece.sentences)
-    messages = prompts.summarize_piece(" ".join(source.text for source in sources), piece.heading, count)
+    texts = await _fitting([source.text for source in sources], task, engine)
+    messages = prompts.summarize_piece(" ".join(texts), piece.heading, count)
     written = await _write(task, messages, engine, progress, count + SURPLUS_SENTENCES)
     progress(work_pb2.TaskProgress(phase="checking", output_tokens=written.usage.completion_tokens))
-    summary = summarise(sources, written.text, written.complete, count)
+    summary = await asyncio.to_thread(summarise, sources, document, written.text, written.complete, count)
     return work_pb2.TaskResult(summary=summary), written.usage
 
 
@@ -121,11 +123,25 @@ async def _combine(
         raise _bad_task("its inputs hold no sentence")
     written = _Written("", True, common_pb2.Usage())
     if len(texts) > count:  # else there is nothing to choose
-        messages = prompts.combine_summaries(texts, count)
+        messages = prompts.combine_summaries(await _fitting(texts, task, engine), count)
         written = await _write(task, messages, engine, progress, count + SURPLUS_SENTENCES)
     progress(work_pb2.TaskProgress(phase="checking", output_tokens=written.usage.completion_tokens))
-    summary = combine(summaries, document, written.text, written.complete, count)
+    summary = await asyncio.to_thread(combine, summaries, document, written.text, written.complete, count)
     return work_pb2.TaskResult(summary=summary), written.usage
+
+
+async def _fitting(texts: list[str], task: work_pb2.Task, engine: Engine) -> list[str]:
+    """The sentences that fit into this engine's context: the plan was made for another one, and inputs vary in length.
+
+    The longest are left out of the prompt; they stay among those that the result is chosen from.
+    """
+    if engine.loaded is None:
+        return texts
+    room = engine.loaded.context_tokens - PROMPT_OVERHEAD_TOKENS - task.output_tokens_max
+    counts = dict(enumerate(await engine.count_tokens(texts)))
+    while len(counts) > 1 and sum(counts.values()) + len(counts) > room:
+        del counts[max(counts, key=lambda i: (counts[i], i))]
+    return [texts[i] for i in counts]
 
 
 async def _answer(
@@ -233,8 +249,7 @@ async def _write(
     began = first = time.monotonic()
     usage = common_pb2.Usage()
     text, complete, looked_at = "", False, 0
-    stream = cast(AsyncGenerator[engine_pb2.GenerateEvent], engine.generate(request))
-    async with aclosing(stream) as events:
+    async with aclosing(engine.generate(request)) as events:
         async for event in events:
             match event.WhichOneof("event"):
                 case "started":

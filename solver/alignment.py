@@ -9,17 +9,18 @@ true words joined to a false statement. Numbers and names must occur literally; 
 not in the other rejects the sentence.
 Not guaranteed: truth. The check is lexical: a faithful paraphrase in other words is dropped (a loss of style, not of
 truth), and a false sentence made only of neighbouring terms of one source sentence passes.
-Source: content overlap with rarity weights as in ROUGE and tf-idf; skip-bigrams from Lin, "ROUGE" (2004); LexRank
-(Erkan & Radev, 2004) for centrality.
+Source: content overlap with rarity weights as in tf-idf; skip-bigrams from Lin, "ROUGE" (2004).
 """
 
+import itertools
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from solver.lexicon import CJK_NEGATIONS, CJK_NOT_NEGATIONS, LEANING, NEGATIONS, NUMBER_WORDS, STOP
+from solver.lexicon import CJK_NEGATIONS, CJK_NOT_NEGATIONS, NEGATIONS, NUMBER_WORDS, STOP
 from solver.text import is_cjk, words
 
 #: Share of content that must be found in the sources. Chosen by reading outputs of a 135M model: see docs of `Aligner`.
@@ -33,7 +34,7 @@ _NEGATION_REACH = 2
 
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _CJK_NUMBER = re.compile(r"[〇零一二三四五六七八九十百千万萬亿億两兩几%％]{2,}|百分之[〇零一二三四五六七八九十百千点]+")
-_NAME = re.compile(r"[^\W\d_a-z][\w'’-]*")
+_TOKEN = re.compile(r"\w[\w'’-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class _Analysis:
     denied: frozenset[int]  # positions of terms in reach of a negation
     numbers: frozenset[str]
     names: frozenset[str]  # capitalised words that do not open the sentence, case-folded
-    all_words: frozenset[str]
+    tokens: frozenset[str]  # all its words as they are written, case-folded
 
 
 def stem(word: str) -> str:
@@ -63,9 +64,13 @@ def stem(word: str) -> str:
     return word[:-1] if word.endswith("e") and len(word) > 4 else word
 
 
-def content_terms(text: str) -> list[str]:
+def content_terms(text: str) -> tuple[str, ...]:
     """The content terms of `text` in order: what similarity and alignment are measured on."""
-    return list(_analyse(text).terms)
+    return _analysis_of(text).terms
+
+
+def _analysis_of(text: str) -> _Analysis:
+    return _analyse_sentence(text) if len(text) <= _CACHED_CHARS_MAX else _analyse(text)
 
 
 def _analyse(text: str) -> _Analysis:
@@ -99,10 +104,16 @@ def _analyse(text: str) -> _Analysis:
         terms.append(term)
     numbers = {n.replace(",", "") for n in _NUMBER.findall(text)} | set(_CJK_NUMBER.findall(text))
     numbers |= {NUMBER_WORDS[w] for w in all_words if w in NUMBER_WORDS and w != "one"}
-    first = re.search(r"\w", text)
-    names = {m.group().casefold() for m in _NAME.finditer(text) if first is None or m.start() != first.start()}
-    names = {n for n in names if not is_cjk(n[0]) and n not in STOP}
-    return _Analysis(tuple(terms), frozenset(denied), frozenset(numbers), frozenset(names), frozenset(all_words))
+    tokens = [match.group() for match in _TOKEN.finditer(text)]
+    names = {token.casefold() for token in tokens[1:] if token[0].isupper()} - STOP
+    return _Analysis(
+        tuple(terms), frozenset(denied), frozenset(numbers), frozenset(names), frozenset(map(str.casefold, tokens))
+    )
+
+
+#: The same sentences are looked at many times over, in one task and in the next ones.
+_CACHED_CHARS_MAX = 1_000
+_analyse_sentence = lru_cache(maxsize=4096)(_analyse)
 
 
 class Aligner:
@@ -112,7 +123,7 @@ class Aligner:
     """
 
     def __init__(self, sources: Sequence[str]) -> None:
-        self._sources = [_analyse(source) for source in sources]
+        self._sources = [_analysis_of(source) for source in sources]
         counts = Counter(term for source in self._sources for term in set(source.terms))
         total = len(self._sources) + 1
         self._rarity = {term: math.log(1 + total / count) for term, count in counts.items()}
@@ -124,7 +135,7 @@ class Aligner:
         Args:
             candidates: groups of source indices to try; all single sentences and neighbouring pairs when None.
         """
-        analysis = _analyse(sentence)
+        analysis = _analysis_of(sentence)
         if not self._sources or not analysis.terms:
             return Alignment((), 0.0, "nothing to check")
         if candidates is None:
@@ -153,7 +164,7 @@ class Aligner:
         for at, term in enumerate(source):
             places.setdefault(term, []).append(at)
         single = sum(self._weight(t) for t in sentence.terms if t in places) / sum(map(self._weight, sentence.terms))
-        pairs = list(zip(sentence.terms, sentence.terms[1:], strict=False))
+        pairs = list(itertools.pairwise(sentence.terms))
         if not pairs or not single:
             return single
         found = total = 0.0
@@ -170,18 +181,31 @@ class Aligner:
             return "not in the text"
         if not sentence.numbers <= frozenset().union(*(s.numbers for s in sources)):
             return "a number that is not in its source"
-        if not sentence.names <= frozenset().union(*(s.all_words for s in sources)):
+        if not sentence.names <= frozenset().union(*(s.tokens for s in sources)):
             return "a name that is not in its source"
         if support < SUPPORT_MIN:
             return "too little of it is in the text"
-        polarity: dict[str, set[bool]] = {}
-        for source in sources:
-            for at, term in enumerate(source.terms):
-                polarity.setdefault(term, set()).add(at in source.denied)
-        for at, term in enumerate(sentence.terms):
-            if term in polarity and (at in sentence.denied) not in polarity[term]:
-                return "denied in one place and not in the other"
+        if _denial_differs(sentence, sources):
+            return "denied in one place and not in the other"
         return ""
+
+
+def _denial_differs(sentence: _Analysis, sources: Sequence[_Analysis]) -> bool:
+    """Whether a term is denied on one side only, and the two sides have no denied term in common."""
+    said, denied = _polarity([sentence])
+    source_said, source_denied = _polarity(sources)
+    if denied & source_denied:
+        return False
+    return bool(denied & (source_said - source_denied) or said & (source_denied - source_said))
+
+
+def _polarity(parts: Sequence[_Analysis]) -> tuple[set[str], set[str]]:
+    said: set[str] = set()
+    denied: set[str] = set()
+    for part in parts:
+        for at, term in enumerate(part.terms):
+            (denied if at in part.denied else said).add(term)
+    return said, denied
 
 
 def same_content(left: str, right: str) -> bool:
@@ -189,61 +213,3 @@ def same_content(left: str, right: str) -> bool:
     a, b = set(content_terms(left)), set(content_terms(right))
     smaller = min(len(a), len(b))
     return smaller > 0 and len(a & b) >= SAME_CONTENT_MIN * smaller
-
-
-def centrality(sentences: Sequence[str]) -> list[float]:
-    """How much each sentence has in common with the others: LexRank with weighted edges. The scores sum to 1.
-
-    Time and memory are quadratic in the number of sentences; meant for a piece (at most some hundreds).
-    """
-    if not sentences:
-        return []
-    bags = [Counter(content_terms(sentence)) for sentence in sentences]
-    counts = Counter(term for bag in bags for term in bag)
-    total = len(bags)
-    vectors = [{t: n * math.log(1 + total / counts[t]) for t, n in bag.items()} for bag in bags]
-    norms = [math.sqrt(sum(w * w for w in vector.values())) or 1.0 for vector in vectors]
-    edges = [[0.0] * total for _ in bags]
-    for i in range(total):
-        for j in range(i):
-            small, large = (vectors[i], vectors[j]) if len(vectors[i]) < len(vectors[j]) else (vectors[j], vectors[i])
-            edges[i][j] = edges[j][i] = sum(w * large.get(t, 0.0) for t, w in small.items()) / (norms[i] * norms[j])
-    outward = [sum(row) for row in edges]
-    scores = [1 / total] * total
-    for _ in range(30):
-        loose = sum(score for score, weight in zip(scores, outward, strict=True) if not weight)
-        base = 0.15 / total + 0.85 * loose / total
-        scores = [
-            base + 0.85 * sum(edges[j][i] / outward[j] * scores[j] for j in range(total) if outward[j])
-            for i in range(total)
-        ]
-    return scores
-
-
-def selection_weights(sentences: Sequence[str]) -> list[float]:
-    """Centrality, less for sentences that lean on their neighbours, are scraps, or are too long to be read."""
-    weights = []
-    for sentence, score in zip(sentences, centrality(sentences), strict=True):
-        parts = words(sentence)
-        if parts and parts[0] in LEANING:
-            score *= 0.5
-        if len(parts) < 5 or sentence.rstrip()[-1:] in ":：?？":
-            score *= 0.3
-        elif len(parts) > 60:
-            score *= 0.6
-        weights.append(score)
-    return weights
-
-
-def select_central(sentences: Sequence[str], count: int, taken: Sequence[str] = ()) -> list[int]:
-    """Indices, ascending, of at most `count` central sentences that repeat neither each other nor `taken`."""
-    weights = selection_weights(sentences)
-    chosen: list[int] = []
-    kept = list(taken)
-    for index in sorted(range(len(sentences)), key=lambda i: (-weights[i], i)):
-        if len(chosen) >= count:
-            break
-        if content_terms(sentences[index]) and not any(same_content(sentences[index], other) for other in kept):
-            chosen.append(index)
-            kept.append(sentences[index])
-    return sorted(chosen)

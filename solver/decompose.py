@@ -132,7 +132,7 @@ def partition(units: Sequence[Unit], target_tokens: int, budget_tokens: int) -> 
 def _border_cost(units: Sequence[Unit], end: int) -> float:
     if end == len(units) or units[end].section != units[end - 1].section:
         return 0.0
-    return 0.08 if units[end].paragraph != units[end - 1].paragraph else 0.25
+    return 0.03 if units[end].paragraph != units[end - 1].paragraph else 0.08
 
 
 def plan_summary(
@@ -174,7 +174,9 @@ def plan_summary(
         units = units_of(outline, token_counts, budget)
         ranges = partition(units, target, budget)
     plan = work_pb2.Plan(job_id=job_id, revision=1, method="recipe")
-    each = max(2, min(4, math.ceil(2 * wanted / len(ranges)))) if len(ranges) > 1 else wanted
+    # Sentences of one result, so that the results of FAN_IN_MIN tasks fit into one prompt.
+    most = max(1, budget // (FAN_IN_MIN * SENTENCE_TOKENS))
+    each = min(most, max(2, min(4, math.ceil(2 * wanted / len(ranges))))) if len(ranges) > 1 else wanted
     for start, end in ranges:
         first, last = units[start], units[end - 1]
         tokens = sum(unit.tokens for unit in units[start:end])
@@ -184,14 +186,14 @@ def plan_summary(
         task.summarize_piece.heading = outline.headings[first.section][:HEADING_CHARS_MAX]
         task.summarize_piece.sentences = each
         task.summarize_piece.media_type = request.summarize.media_type
-    _add_levels(plan, request, wanted, each, budget, output)
+    _add_levels(plan, request, wanted, each, most, budget, output)
     if len(plan.tasks) > TASKS_MAX:
         raise TooLarge(f"the document needs {len(plan.tasks)} tasks; a job may have {TASKS_MAX}")
     return plan
 
 
 def _add_levels(
-    plan: work_pb2.Plan, request: work_pb2.JobRequest, wanted: int, each: int, budget: int, output: int
+    plan: work_pb2.Plan, request: work_pb2.JobRequest, wanted: int, each: int, most: int, budget: int, output: int
 ) -> None:
     below = [task.index for task in plan.tasks]
     level = 0
@@ -200,7 +202,7 @@ def _add_levels(
         fan_in = max(FAN_IN_MIN, min(FAN_IN_MAX, budget // (each * SENTENCE_TOKENS)))
         count = math.ceil(len(below) / fan_in)
         inputs, taken = each, 0
-        each = wanted if count == 1 else max(2, min(wanted, 6, math.ceil(2 * wanted / count)))
+        each = wanted if count == 1 else min(most, max(2, min(wanted, 6, math.ceil(2 * wanted / count))))
         above = []
         for number in range(count):
             size = len(below) * (number + 1) // count - taken

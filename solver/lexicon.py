@@ -29,8 +29,10 @@ CJK_NOT_NEGATIONS = _words("不仅 不僅 不但 不同 不过 不過 不久 不
 #: Words that tie a sentence to the one before it: a summary should not jump with them.
 LEANING = _words("""
     it this that these those they he she its their his her such however but and so then thus therefore also moreover
-    furthermore here there both otherwise instead
+    furthermore here there both otherwise instead first second third fourth finally another other others
 """)
+#: The same, for text without spaces: what such a sentence begins with.
+CJK_LEANING = tuple(_words("这 這 那 此 它 他 她 其 但 可是 然而 后来 後來 因此 所以 而且 另外 不过 不過 同时 同時"))
 
 #: Words before a full stop that ends no sentence.
 ABBREVIATIONS = _words("""

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mesh.wire import work_pb2
-from solver.alignment import Aligner, content_terms, same_content, select_central, selection_weights
+from solver.alignment import Aligner, content_terms, same_content
+from solver.centrality import lead, select_central, selection_weights, topic_of
 from solver.text import Outline, is_cjk, normalise, outline, plain, words
 
 #: A verbatim sentence longer than this is cut at a word; its span ends there too.
@@ -24,11 +25,14 @@ VERBATIM_CHARS_MAX = 400
 OUTPUT_CHARS_MAX = 20_000
 #: A kept sentence has at least this many words, or twice as many Chinese or Japanese characters.
 _WORDS_MIN = 4
+#: Factor of the first sentence under a heading.
+_SECTION_OPENING = 1.3
 _PREFACE = re.compile(
     r"^(?:sure|certainly|of course|okay|ok|here (?:is|are)|here's|below (?:is|are)|the following (?:is|are)|summary|"
     r"the (?:\w+ )?(?:most important|main|key) (?:facts?|points?)|i (?:hope|have|will|can)|let me|note that|please)\b",
     re.I,
 )
+_COLON_LINE = re.compile(r"[:：][ \t*_]*\n")
 _OPENING = re.compile(
     r"^(?:in (?:summary|short|conclusion)|to sum up|overall|summary|总之|总的来说|摘要)\s*[,:：，]\s*", re.I
 )
@@ -43,15 +47,19 @@ class Source:
     text: str
     begin: int
     end: int
+    place: float = 1.0  # factor for where it stands
 
 
-def sources_of(piece: Outline, offset: int) -> list[Source]:
+def sources_of(piece: Outline, offset: int, document_length: int) -> list[Source]:
     """The sentences of a piece that begins at code point `offset` of its document."""
     found = []
+    section = 0
     for sentence in piece.sentences:
         begin, end = sentence.begin, sentence.end
         if text := plain(piece.text[begin:end]):
-            found.append(Source(text, offset + begin, offset + end))
+            place = lead(offset + begin, document_length) * (_SECTION_OPENING if sentence.section != section else 1.0)
+            section = sentence.section
+            found.append(Source(text, offset + begin, offset + end, place))
     return found
 
 
@@ -71,7 +79,7 @@ def written_sentences(output: str, complete: bool = True) -> list[str]:
     Args:
         complete: the model ended by itself; otherwise a last sentence without an end mark is dropped.
     """
-    parsed = outline(output[:OUTPUT_CHARS_MAX])
+    parsed = outline(_COLON_LINE.sub("\\g<0>\n", output[:OUTPUT_CHARS_MAX]))
     kept: list[str] = []
     spans = parsed.sentences
     for number, span in enumerate(spans):
@@ -101,7 +109,7 @@ def _is_verbatim(sentence: str, source: str) -> bool:
     return normalise(sentence) == normalise(source)
 
 
-def summarise(sources: Sequence[Source], output: str, complete: bool, count: int) -> work_pb2.Summary:
+def summarise(sources: Sequence[Source], document: str, output: str, complete: bool, count: int) -> work_pb2.Summary:
     """At most `count` sentences about `sources`: of the model's output what they support, then central ones of theirs.
 
     Invariant: at least one sentence when `sources` is not empty; each with spans inside them; in their order.
@@ -118,15 +126,20 @@ def summarise(sources: Sequence[Source], output: str, complete: bool, count: int
         for i in match.sources:
             made.sources.add(begin=sources[i].begin, end=sources[i].end)
         found.append((match.sources, made))
+    places = [source.place for source in sources]
+    weights = selection_weights(texts, places, topic_of(document), output[:OUTPUT_CHARS_MAX])
     if len(found) > count:
-        weights = selection_weights(texts)
         found.sort(key=lambda item: (-max(weights[i] for i in item[0]), item[0]))
         del found[count:]
     if len(found) < count:
         used = {i for group, _ in found for i in group}
         others = [i for i in range(len(texts)) if i not in used]
-        # Centrality is that of the whole piece, also for what is left of it.
-        chosen = select_central([texts[i] for i in others], count - len(found), [made.text for _, made in found])
+        chosen = select_central(
+            [texts[i] for i in others],
+            [weights[i] for i in others],
+            count - len(found),
+            [made.text for _, made in found],
+        )
         found += [((others[i],), verbatim_sentence(sources[others[i]])) for i in chosen]
     if not found:
         found = [((i,), verbatim_sentence(source)) for i, source in enumerate(sources[:count])]
@@ -166,7 +179,8 @@ def combine(
         if made is not None:
             for i in match.sources:
                 rewritten.setdefault(i, (match.sources, made))
-    weights = selection_weights(texts)
+    places = [lead(sentence.sources[0].begin, len(document)) for _, sentence in pool]
+    weights = selection_weights(texts, places, topic_of(document), output[:OUTPUT_CHARS_MAX])
     chosen: list[work_pb2.SummarySentence] = []
     done: set[int] = set()
     share: Counter[int] = Counter()

@@ -265,7 +265,12 @@ _PLAIN_RULES = (
     (re.compile(r"(?<![\w*])\*(?=[^\s*])([^*]{1,500}?)(?<=[^\s*])\*(?![\w*])", re.S), r"\1"),
     (re.compile(r"(?<![\w_])_(?=[^\s_])([^_]{1,500}?)(?<=[^\s_])_(?![\w_])", re.S), r"\1"),
     (re.compile(r"`{1,2}([^`]{1,500})`{1,2}"), r"\1"),
-    (re.compile(r"</?[a-zA-Z][^<>]{0,200}>"), ""),
+    (
+        re.compile(
+            r"</?(?:a|abbr|b|br|code|del|div|em|i|img|kbd|p|s|small|span|strong|sub|sup|u)(?:\s[^<>]{0,300})?/?>"
+        ),
+        "",
+    ),
     (re.compile(rf"(?<=[{_CJK}，。、；：])\s*\n\s*(?=[{_CJK}])"), ""),
     (re.compile(r"\s+"), " "),
 )
