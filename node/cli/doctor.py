@@ -193,9 +193,15 @@ def _port(state: _State) -> Iterator[Finding]:
         yield Finding("port", "ok", f"{text} is free")
 
 
+def _back_end(state: _State) -> str:
+    """What the running node generates with, else what it would."""
+    running = state.status.agent.backend if state.status is not None else ""
+    return running or (state.config.engine if state.config is not None else "llama")
+
+
 def _engine(state: _State) -> Iterator[Finding]:
-    if state.config is not None and state.config.engine != "llama":
-        yield Finding("engine", "ok", f"{state.config.engine}: needs no library here")
+    if (name := _back_end(state)) != "llama":
+        yield Finding("engine", "ok", f"{name}: needs no library here")
         return
     import subprocess
 
@@ -217,7 +223,7 @@ def _engine(state: _State) -> Iterator[Finding]:
 
 def _model(state: _State) -> Iterator[Finding]:
     config = state.config
-    if config is None or config.engine != "llama":
+    if config is None or _back_end(state) != "llama":
         return
     from node.models import has_default_model, resolve_model
 

@@ -60,7 +60,7 @@ class Lines:
     def show(self, job: local_pb2.JobSnapshot) -> None:
         if job.tasks_total != self._planned:
             self._planned = job.tasks_total
-            output.note(f"planned: {job.tasks_total} tasks")
+            output.note(f"planned: {job.tasks_total} task{'s' if job.tasks_total != 1 else ''}")
         if job.leader.leader_id and job.leader.leader_id != self._leader:
             if self._leader:
                 output.note(f"new leader: {node_names(job).get(job.leader.leader_id, job.leader.leader_id[:12])}")

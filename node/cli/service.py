@@ -32,6 +32,9 @@ def register(app: typer.Typer) -> None:
 def up(
     ctx: typer.Context,
     name: Annotated[str | None, typer.Option("--name", help="What people call this node. [default: host name]")] = None,
+    mesh: Annotated[
+        str | None, typer.Option("--mesh", help="Join only nodes of this mesh name; no secret, it keeps meshes apart.")
+    ] = None,
     listen: Annotated[
         str | None, typer.Option("--listen", metavar="HOST:PORT", help="Address of the mesh service.")
     ] = None,
@@ -68,6 +71,7 @@ def up(
         session.data_dir(ctx),
         {
             "name": name,
+            "mesh": mesh,
             "listen": listen,
             "seeds": tuple(seed) if seed else None,
             "interfaces": tuple(interface) if interface else None,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from node.cli import main, nodes
+from node.cli import main, session
 from node.errors import ExitCode
 from tests.node.cli.conftest import Kith
 from tests.node.cli.local_node import LocalNode
@@ -53,7 +53,7 @@ def test_unexpected_error_is_one_line_that_names_log_and_switch(
     def broken(*_: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(nodes.session, "ask_node", broken)
+    monkeypatch.setattr(session, "ask_node", broken)
     done = kith("nodes")
     assert done.code == ExitCode.FAILED
     first, second = done.err.splitlines()
@@ -69,7 +69,7 @@ def test_interrupt_ends_with_130(kith: Kith, monkeypatch: pytest.MonkeyPatch) ->
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nodes.session, "ask_node", interrupted)
+    monkeypatch.setattr(session, "ask_node", interrupted)
     done = kith("nodes")
     assert (done.code, done.err) == (ExitCode.INTERRUPTED, "kith: interrupted\n")
 
@@ -122,15 +122,26 @@ def test_data_dir_comes_from_the_environment(
     assert f"no node runs under {tmp_path / 'there'}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["submit", "--help"]])
-def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["--version"], ""),
+        (["--help"], ""),
+        (["submit", "--help"], ""),
+        (["up", "--slots", "0"], ""),  # as far as the daemon's own imports
+        (["status"], "grpc google.protobuf asyncio"),
+    ],
+)
+def test_commands_load_nothing_heavy(arguments: list[str], allowed: str, tmp_path: Path) -> None:
+    heavy = ("rich", "pydantic", "grpc", "google.protobuf", "asyncio", "numpy", "cvxpy", "llama_cpp")
     code = (
-        "import sys; from node.cli.main import run; code = run(sys.argv[1:]); "
-        "print(*(m for m in ('rich', 'grpc', 'google.protobuf', 'asyncio', 'numpy', 'cvxpy', 'llama_cpp') "
-        "if m in sys.modules), file=sys.stderr); sys.exit(code)"
+        "import sys; from node.cli.main import run; run(sys.argv[1:]); "
+        f"print(*(m for m in {heavy} if m in sys.modules), file=sys.__stderr__)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.strip()) == (ExitCode.OK, "")
+    command = [sys.executable, "-c", code, "--data-dir", str(tmp_path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = done.stderr.splitlines()[-1].split()
+    assert set(loaded) <= set(allowed.split())
 
 
 def test_shell_completion_knows_the_commands() -> None:
