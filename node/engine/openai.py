@@ -210,6 +210,7 @@ class OpenaiBackend:
         async with self._reached(), self._client.stream("POST", self._url + path, json=body) as response:
             if response.status_code != 200:
                 raise await self._refused(response)
+            empty = True
             async for block in response.aiter_bytes():
                 for data in parser.feed(block):
                     if data == "[DONE]":
@@ -217,7 +218,10 @@ class OpenaiBackend:
                     chunk = json.loads(data)
                     if not isinstance(chunk, dict) or "error" in chunk:
                         raise self._nonsense()
+                    empty = False
                     yield chunk
+            if empty:
+                raise self._nonsense()
 
     async def _find_model(self, wanted: str) -> str:
         """The model's name, checked against the server's list where it has one. Raises `KithError`."""

@@ -1,0 +1,60 @@
+"""Small GGUF files for tests, written by the specification: no model, but a header that a reader must accept."""
+
+import struct
+from dataclasses import dataclass, field
+
+STRING, ARRAY, U32, U64, BOOL, F32 = 8, 9, 4, 10, 7, 6
+
+
+def string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+@dataclass
+class GgufFile:
+    """`build` gives the bytes; every part can be replaced to make a bad file."""
+
+    version: int = 3
+    keys: list[tuple[str, int, bytes]] = field(default_factory=list)
+    tensors: list[tuple[str, tuple[int, ...], int, int]] = field(default_factory=list)  # name, shape, type, offset
+    data: bytes = b""
+
+    def text(self, key: str, value: str) -> "GgufFile":
+        self.keys.append((key, STRING, string(value)))
+        return self
+
+    def u32(self, key: str, value: int) -> "GgufFile":
+        self.keys.append((key, U32, struct.pack("<I", value)))
+        return self
+
+    def texts(self, key: str, values: list[str]) -> "GgufFile":
+        body = struct.pack("<IQ", STRING, len(values)) + b"".join(map(string, values))
+        self.keys.append((key, ARRAY, body))
+        return self
+
+    def header(self) -> bytes:
+        out = b"GGUF" + struct.pack("<IQQ", self.version, len(self.tensors), len(self.keys))
+        for key, kind, body in self.keys:
+            out += string(key) + struct.pack("<I", kind) + body
+        for name, shape, kind, offset in self.tensors:
+            out += string(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
+            out += struct.pack("<IQ", kind, offset)
+        return out
+
+    def build(self) -> bytes:
+        header = self.header()
+        return header + b"\0" * (-len(header) % 32) + self.data
+
+
+def sample() -> GgufFile:
+    """Two tensors of a tiny "llama": 64 values as F32, 64 as Q4_0."""
+    file = GgufFile(data=b"\1" * (256 + 36))
+    file.text("general.architecture", "llama").text("general.name", "Tiny").text("general.license", "mit")
+    file.u32("general.file_type", 2).u32("llama.context_length", 512).u32("llama.block_count", 2)
+    file.u32("llama.embedding_length", 64).u32("llama.attention.head_count", 4)
+    file.u32("llama.attention.head_count_kv", 2)
+    file.text("tokenizer.chat_template", "{{ messages[0].content }}")
+    file.texts("tokenizer.ggml.tokens", ["a", "b", "語"])
+    file.tensors = [("one", (64,), 0, 0), ("two", (32, 2), 2, 256)]
+    return file

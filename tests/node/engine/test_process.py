@@ -1,0 +1,224 @@
+"""The child process and its keeper, with the echo back end: everything here is about processes, not about models."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mesh.wire import engine_pb2
+from node.config import NodeConfig
+from node.engine import process as process_module
+from node.engine.process import EngineProcess
+from node.errors import KithError
+from tests.node.engine.engines import PATIENCE, answer, ask, idle, running
+
+LONG = "word " * 3000
+ROOT = Path(__file__).resolve().parents[3]
+
+
+async def test_engine_answers_and_leaves_nothing_running() -> None:
+    async with running() as watched:
+        engine = watched.engine
+        assert engine.state == "ready"
+        assert engine.loaded is not None
+        assert "echo" in engine.loaded.model
+        assert engine.calibrated is not None
+        assert engine.calibrated.decode_tokens_per_s == 200
+        pid = engine.pid
+        assert pid is not None
+        text, reason, _ = await answer(engine, ask("One. Two. Three."))
+        assert (text, reason) == ("One. Two.", "stop")
+    assert engine.state == "stopped"
+    assert not psutil.pid_exists(pid)
+    assert watched.states == ["ready", "stopped"]
+
+
+async def test_requests_share_the_engine() -> None:
+    async with running(slots=4, echo_tokens_per_s=2000.0) as watched:
+        texts = [f"Sentence number {i} is here. And its second." for i in range(12)]
+        answers = await asyncio.gather(*(answer(watched.engine, ask(text)) for text in texts))
+        assert [text for text, _, _ in answers] == texts
+
+
+async def test_closing_the_iterator_cancels() -> None:
+    async with running(echo_tokens_per_s=5.0) as watched:
+        stream = watched.engine.generate(ask(LONG))
+        async for event in stream:
+            if event.WhichOneof("event") == "started":
+                break
+        assert (await watched.engine.stats()).slots_busy == 1
+        await stream.aclose()
+        assert (await idle(watched.engine)).slots_busy == 0
+
+
+async def test_killed_child_fails_its_requests_and_is_replaced() -> None:
+    async with running(echo_tokens_per_s=5.0) as watched:
+        engine = watched.engine
+        first = engine.pid
+        assert first is not None
+        asking = asyncio.ensure_future(answer(engine, ask(LONG)))
+        while not (await engine.stats()).slots_busy:
+            pass
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(KithError) as caught:
+            await asking
+        assert caught.value.code == "engine-gone"
+        await watched.until(lambda: watched.states[-1] == "ready" and "restarting" in watched.states)
+        assert engine.pid != first
+        assert (await answer(engine, ask("Again.")))[0] == "Again."
+        assert any("SIGKILL" in line for line in watched.lines)
+
+
+async def test_frozen_child_is_killed_and_replaced() -> None:
+    async with running(hang_seconds=1.0, echo_tokens_per_s=5.0) as watched:
+        first = watched.engine.pid
+        assert first is not None
+        asking = asyncio.ensure_future(answer(watched.engine, ask(LONG)))
+        while not (await watched.engine.stats()).slots_busy:
+            pass
+        os.kill(first, signal.SIGSTOP)
+        with pytest.raises(KithError) as caught:
+            await asking
+        assert caught.value.code == "engine-gone"
+        await watched.until(lambda: watched.states[-1] == "ready" and "restarting" in watched.states)
+        assert not psutil.pid_exists(first)
+        assert any("no progress" in line for line in watched.lines)
+
+
+async def test_engine_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "RESTARTS_MAX", 2)
+    monkeypatch.setattr(process_module, "BACKOFF_FIRST", 0.01)
+    async with running() as watched:
+        for _ in range(3):
+            ready = watched.states.count("ready")
+            assert watched.engine.pid is not None
+            os.kill(watched.engine.pid, signal.SIGKILL)
+            await watched.until(
+                lambda ready=ready: watched.engine.state == "failed" or watched.states.count("ready") > ready  # type: ignore[misc]
+            )
+        assert watched.engine.state == "failed"
+        assert "SIGKILL" in watched.engine.problem
+        with pytest.raises(KithError, match="failed") as caught:
+            await watched.engine.count_tokens(["x"])
+        assert caught.value.code == "engine-not-ready"
+
+
+async def test_unknown_engine_is_refused(tmp_path: Path) -> None:
+    engine = EngineProcess(NodeConfig(data_dir=tmp_path, engine="abacus"), None, lambda _: None)
+    with pytest.raises(KithError, match="no engine named 'abacus'"):
+        await engine.start()
+    assert engine.state == "failed"
+    assert engine.pid is None
+
+
+async def test_cancelled_start_leaves_nothing_running(tmp_path: Path) -> None:
+    engine = EngineProcess(NodeConfig(data_dir=tmp_path, engine="echo"), None, lambda _: None)
+    before = {child.pid for child in psutil.Process().children()}
+    starting = asyncio.ensure_future(engine.start())
+    async with asyncio.timeout(PATIENCE):
+        while {child.pid for child in psutil.Process().children()} <= before:
+            await asyncio.sleep(0)  # noqa: ASYNC110 - only the process table can tell
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert {child.pid for child in psutil.Process().children()} <= before
+    assert engine.state == "stopped"
+
+
+async def test_request_that_no_frame_holds_is_refused() -> None:
+    async with running() as watched:
+        with pytest.raises(KithError) as caught:
+            await answer(watched.engine, ask("x" * 17_000_000))
+        assert caught.value.code == "prompt-too-long"
+        assert (await answer(watched.engine, ask("Still here.")))[0] == "Still here."
+
+
+async def test_prompt_beyond_the_context_is_refused() -> None:
+    async with running(ctx=100) as watched:
+        with pytest.raises(KithError, match="holds 100") as caught:
+            await answer(watched.engine, ask("word " * 100))
+        assert caught.value.code == "prompt-too-long"
+
+
+async def test_requests_before_start_and_after_stop_are_refused(tmp_path: Path) -> None:
+    engine = EngineProcess(NodeConfig(data_dir=tmp_path, engine="echo"), None, lambda _: None)
+    with pytest.raises(KithError, match="starting"):
+        await engine.stats()
+    await engine.start()
+    await engine.stop()
+    with pytest.raises(KithError, match="stopped"):
+        await engine.stats()
+    await engine.stop()
+
+
+async def test_score_and_counts_are_the_same_on_every_node() -> None:
+    request = engine_pb2.ScoreRequest(prompt="Which?", continuations=["red", "green", "dark blue"])
+    async with running() as watched:
+        first = await watched.engine.score(request)
+        assert await watched.engine.count_tokens(["two words", "你好，世界", ""]) == [2, 5, 0]
+    async with running() as watched:
+        second = await watched.engine.score(request)
+    assert list(first.log_probabilities) == list(second.log_probabilities)
+    assert len(set(first.log_probabilities)) == 3
+    assert list(first.token_counts) == [1, 1, 2]
+
+
+def test_child_goes_when_its_daemon_is_killed() -> None:
+    program = (
+        "import asyncio\nfrom pathlib import Path\nfrom node.config import NodeConfig\n"
+        "from node.engine.process import EngineProcess\n"
+        "async def main():\n"
+        "    engine = EngineProcess(NodeConfig(data_dir=Path('x'), engine='echo'), None, print)\n"
+        "    await engine.start()\n    print(engine.pid, flush=True)\n    await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT) as daemon:
+        assert daemon.stdout is not None
+        child = psutil.Process(int(daemon.stdout.readline()))
+        daemon.kill()
+        daemon.wait()
+        gone, _ = psutil.wait_procs([child], timeout=PATIENCE)
+        assert gone == [child]
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("node.engine.process", ["numpy", "llama_cpp", "jinja2", "httpx2"]),
+        ("node.engine.child", ["numpy", "grpc", "cvxpy", "rich", "typer", "asyncio", "httpx2"]),
+        ("node.engine.llama_backend", ["grpc", "cvxpy", "rich", "typer", "llama_cpp", "httpx2"]),
+    ],
+)
+def test_imports_are_light(module: str, heavy: list[str]) -> None:
+    program = f"import sys, {module}\nprint(*sorted(set({heavy!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == []
+
+
+def test_folder_named_node_is_not_imported(tmp_path: Path) -> None:
+    """A daemon started in some project's folder must not run that project's code."""
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "__init__.py").write_text("raise SystemExit('wrong code')\n")
+    program = (
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport asyncio\nfrom pathlib import Path\n"
+        "from node.config import NodeConfig\nfrom node.engine.process import EngineProcess\n"
+        "async def main():\n"
+        "    engine = EngineProcess(NodeConfig(data_dir=Path('x'), engine='echo'), None, print)\n"
+        "    await engine.start()\n    print(engine.state)\n    await engine.stop()\n"
+        "asyncio.run(main())\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.stdout.strip() == "ready", done.stderr
