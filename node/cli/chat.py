@@ -177,4 +177,7 @@ def _read_line(interactive: bool) -> str | None:
         except EOFError:
             print()
             return None
+        except KeyboardInterrupt:
+            print()  # the message begins on a line of its own
+            raise
     return sys.stdin.readline() or None

@@ -30,6 +30,8 @@ MULTICAST_WAIT_S = 1.0
 #: Below this much free disk space a journal and a model are in danger, bytes.
 DISK_FREE_BYTES_MIN = 1024**3
 DEADLINE_S = 3.0
+#: Where messages begin, columns.
+INDENT = 18
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,10 @@ def doctor(ctx: typer.Context, as_json: session.Json = False) -> int:
 
 def _print(finding: Finding) -> None:
     style = {"ok": "32", "warn": "33", "fail": "1;31"}[finding.level]
-    print(
-        f"{output.styled(f'{finding.level:<5}', style)} {finding.check:<11} {output.one_line(finding.message)}",
-        flush=True,
-    )
+    head = f"{output.styled(f'{finding.level:<5}', style)} {finding.check:<11} "
+    print(head + output.wrapped(output.one_line(finding.message), " " * INDENT, ""))
     if finding.remedy:
-        print(f"      {'':<11} → {output.one_line(finding.remedy)}", flush=True)
+        print(output.wrapped("→ " + output.one_line(finding.remedy), " " * INDENT), flush=True)
 
 
 def examine(folder: Path, tell: Callable[[Finding], None] | None) -> Iterator[Finding]:

@@ -59,6 +59,8 @@ for _module in (service, config, nodes, jobs, chat, knowledge, models, doctor):
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Prints, never raises an operating error."""
     as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    # gRPC's core writes lines of its own to standard error ("Failed to add port"); what matters is said in our words.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows "?", not a traceback

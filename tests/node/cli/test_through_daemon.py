@@ -93,6 +93,17 @@ def test_second_node_of_one_directory_can_not_start(node: Daemon) -> None:
     assert second.startswith("  → ")
 
 
+def test_port_that_is_taken_is_said_in_two_lines(node: Daemon, tmp_path: Path) -> None:
+    address = value(node, "status")["addresses"][0]
+    command = [sys.executable, "-m", "node.cli.main", "--data-dir", str(tmp_path / "other")]
+    more = ["up", "--engine", "echo", "--no-mdns", "--listen", address]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (ExitCode.CANNOT_START, "")
+    first, second = done.stderr.splitlines()
+    assert address in first
+    assert "--listen" in second
+
+
 def test_down_ends_the_node(node: Daemon) -> None:
     assert kith(node, "down") == "stopped\n"
     assert node.process is not None
