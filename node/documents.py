@@ -28,6 +28,7 @@ FILE_BYTES_MAX = 32 * 1024 * 1024
 TEXT_BYTES_MAX = 4 * 1024 * 1024
 #: Share of control characters from which on a text is taken for binary.
 _CONTROL_SHARE_MAX = 0.005
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
 _TITLE_CHARS_MAX = 200
 _MARKDOWN_SUFFIXES = frozenset((".md", ".markdown", ".mdown", ".mkd"))
 _HTML_SUFFIXES = frozenset((".html", ".htm", ".xhtml"))
@@ -117,15 +118,14 @@ def document_from_bytes(raw: bytes, name: str) -> Document:
         text, media_type, title = _extract(raw, name, suffix)
     except Unreadable as error:
         raise _bad(f"{name} {error.problem}.", error.remedy) from None
+    if (size := len(text.encode())) > TEXT_BYTES_MAX:
+        raise _bad(
+            f"{name} holds {size / 2**20:.1f} MiB of text; a document may have {TEXT_BYTES_MAX // 2**20} MiB.",
+            "Split it and submit the parts.",
+        )
     words = count_words(text)
     if not words:
         raise _bad(f"{name} holds no words.", "Give a file with text in it.")
-    if len(text.encode()) > TEXT_BYTES_MAX:
-        raise _bad(
-            f"{name} holds {len(text.encode()) / 2**20:.1f} MiB of text; a document may have "
-            f"{TEXT_BYTES_MAX // 2**20} MiB.",
-            "Split it and submit the parts.",
-        )
     return Document(text, media_type, title[:_TITLE_CHARS_MAX], words, name)
 
 
@@ -172,8 +172,7 @@ def _decode(raw: bytes, name: str, declared: str = "") -> str:
                 text = guess
     if text is None:
         raise _bad(f"The encoding of {name} is not known.", f"Save it as UTF-8 (iconv -f ENCODING -t UTF-8 {name}).")
-    controls = sum(1 for char in text if unicodedata.category(char) == "Cc" and char not in "\t\n\r\f\v\x1b")
-    if controls > _CONTROL_SHARE_MAX * len(text):
+    if len(_CONTROL.findall(text)) > _CONTROL_SHARE_MAX * len(text):
         raise _bad(f"{name} is binary, not text.", "Give a text, Markdown, HTML or PDF file.")
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n")
 

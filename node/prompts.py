@@ -4,7 +4,8 @@ The document and a question's context are data: they are fenced, and the instruc
 models follow what they read last. A fence is longer than any run of its character in the text, so a text can not close
 it. Not guaranteed: that a model never follows an instruction inside the fence; that is why everything it writes about
 a document is checked against the document (solver/alignment.py).
-The wordings were chosen by reading the outputs of a 135M model.
+The wordings were chosen by reading the outputs of a 135M model: asked to summarise, it invents a text about the text;
+asked to make it shorter, it stays with the text's own sentences, and more of its sentences pass the check.
 """
 
 import re
@@ -27,20 +28,20 @@ def _chat(system: str, user: str) -> list[engine_pb2.ChatMessage]:
     ]
 
 
-def _summarize(text: str, sentences: int) -> list[engine_pb2.ChatMessage]:
+def _shorten(text: str, sentences: int) -> list[engine_pb2.ChatMessage]:
     return _chat(
-        "You summarize text. You use only words and facts of the text.",
-        f"{text}\n\nSummarize the text in {sentences} short sentences, in the language of the text.",
+        "You are a concise rewriting assistant. You make text shorter and keep all facts as they are.",
+        f"{text}\n\nMake this text much shorter: keep the {sentences} most important sentences and shorten them.",
     )
 
 
 def summarize_piece(text: str, heading: str, sentences: int) -> list[engine_pb2.ChatMessage]:
     about = f'From the section "{heading}":\n\n' if heading else ""
-    return _summarize(about + fence(text), sentences)
+    return _shorten(about + fence(text), sentences)
 
 
 def combine_summaries(sentences_in: Sequence[str], sentences: int) -> list[engine_pb2.ChatMessage]:
-    return _summarize(fence(" ".join(sentences_in)), sentences)
+    return _shorten(fence(" ".join(sentences_in)), sentences)
 
 
 def answer(question: str, context: str) -> list[engine_pb2.ChatMessage]:

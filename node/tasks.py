@@ -12,6 +12,7 @@ Competition" (2021) for scoring an option's text against its own prior.
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -24,7 +25,7 @@ from node.errors import ExitCode, KithError
 from solver.decompose import PROMPT_OVERHEAD_TOKENS
 from solver.panel import option_group
 from solver.summary import combine, looping, merged_inputs, sources_of, summarise, written_sentences
-from solver.text import MARKDOWN, normalise, outline, words
+from solver.text import MARKDOWN, normalise, outline, plain, words
 
 ReadBlob = Callable[[common_pb2.BlobRef], Awaitable[bytes]]
 Report = Callable[[work_pb2.TaskProgress], None]
@@ -33,9 +34,10 @@ Report = Callable[[work_pb2.TaskProgress], None]
 ANSWER_TEMPERATURE, ANSWER_TOP_P = 0.7, 0.95
 ANSWER_CHARS_MAX = 300
 #: How many sentences more than wanted are waited for.
-SURPLUS_SENTENCES = 2
+SURPLUS_SENTENCES = 4
 #: Tokens between two looks at whether the output repeats itself.
 LOOK_EVERY_TOKENS = 8
+_ANSWER_MARKS = re.compile(r"^\W*answer\s*[:：]\s*", re.I)
 #: The question of contextual calibration: it says nothing, so what it prefers is bias.
 CONTENT_FREE = "N/A"
 
@@ -159,7 +161,7 @@ def short_answer(output: str) -> str:
     """The first sentence of the first line that says anything."""
     parsed = outline(output.strip())
     for segment in parsed.segments:
-        text = " ".join(parsed.of(segment).split()).strip(" *_#>-•\"'`").removeprefix("Answer:").strip()
+        text = _ANSWER_MARKS.sub("", plain(parsed.of(segment))).strip(" *_#>-•\"'`")
         if words(text):
             return text[:ANSWER_CHARS_MAX]
     return ""
