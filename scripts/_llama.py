@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ VERSION = "0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 
 CMAKE_INCLUDE = Path(__file__).with_name("llama-build.cmake")
+_RECIPE = (CMAKE_INCLUDE, Path(__file__).with_name("llama-amx.h"))
 FLAGS = ("-DLLAVA_BUILD=OFF", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF")
 
 #: Memory that one compiler process may need for the largest of llama.cpp's sources.
@@ -57,7 +59,7 @@ def cpu_features() -> str:
 
 def key() -> str:
     """Names the wheel that this machine needs."""
-    parts = [VERSION, SDIST_SHA256, *FLAGS, os.environ.get("CMAKE_ARGS", ""), CMAKE_INCLUDE.read_text()]
+    parts = [VERSION, SDIST_SHA256, *FLAGS, os.environ.get("CMAKE_ARGS", ""), *(path.read_text() for path in _RECIPE)]
     parts += [platform.system(), platform.machine(), *platform.libc_ver(), cpu_features()]
     return f"{VERSION}-{platform.machine()}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
 
@@ -146,6 +148,7 @@ def _build(python: Path, home: Path) -> Path:
     work = home / "building"
     work.mkdir(exist_ok=True)
     log = work / "log.txt"
+    begun = time.monotonic()
     pip = [str(python), "-m", "pip"]
     quiet = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
     with Progress("Building llama.cpp for this CPU, once (minutes)") as progress:
@@ -176,6 +179,7 @@ def _build(python: Path, home: Path) -> Path:
         if shutil.which("ccache"):
             env |= {"CMAKE_C_COMPILER_LAUNCHER": "ccache", "CMAKE_CXX_COMPILER_LAUNCHER": "ccache"}
         run_logged([*pip, "wheel", "-v", "--no-deps", *quiet, "-w", str(out), str(source)], log, on_line, env)
+    (home / "build_s.txt").write_text(f"{time.monotonic() - begun:.0f}\n")
     made = next(out.glob("*.whl"))
     finished = home / made.name
     made.replace(finished)
