@@ -48,6 +48,7 @@ def node(daemon: Callable[..., Daemon]) -> Daemon:
     return one
 
 
+@pytest.mark.slow
 def test_first_ten_minutes(node: Daemon, tmp_path: Path) -> None:
     printed = node.output.read_text(encoding="utf-8")
     status = value(node, "status")
