@@ -1,5 +1,7 @@
 """The address book: each address has its own backoff; seeds are never given up; what is linked is not dialled."""
 
+import itertools
+
 import pytest
 
 from mesh.addressbook import (
@@ -48,7 +50,7 @@ def test_a_new_address_is_dialled_at_once_and_again_when_no_answer_came(book: Ad
 def test_waits_double_up_to_the_longest_and_then_the_address_is_dropped(book: AddressBook) -> None:
     book.add("10.0.0.2", 4000, "peer", 0.0)
     times = dial_until_given_up(book, 1000.0)
-    waits = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert len(times) == FAILURES_MAX + 1
     assert waits[0] < 0.7
     assert max(waits) <= BACKOFF_LAST_S * 1.2 + 0.1
@@ -59,7 +61,7 @@ def test_waits_double_up_to_the_longest_and_then_the_address_is_dropped(book: Ad
 def test_seeds_are_kept_and_tried_often(book: AddressBook) -> None:
     book.add("10.0.0.2", 4000, "seed", 0.0)
     times = dial_until_given_up(book, 600.0)
-    waits = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert len(times) > FAILURES_MAX * 4
     assert max(waits) <= BACKOFF_SEED_S * 1.2 + 0.1
     assert book.entries

@@ -9,10 +9,7 @@ from mesh.identity import node_id_of
 from mesh.wire import facts_pb2
 from tests.mesh.building import KEYS, Author
 
-CONTENT = {
-    field.name: facts_pb2.FactBody.DESCRIPTOR.fields_by_name[field.name].message_type._concrete_class
-    for field in facts_pb2.FactBody.DESCRIPTOR.oneofs_by_name["kind"].fields
-}
+KINDS = [field.name for field in facts_pb2.FactBody.DESCRIPTOR.oneofs_by_name["kind"].fields]
 
 
 def body_of(**changes: object) -> facts_pb2.FactBody:
@@ -32,18 +29,26 @@ def signed(body: facts_pb2.FactBody) -> facts_pb2.SignedFact:
 
 
 def test_every_kind_of_the_contract_has_its_stream() -> None:
-    assert set(STREAM_OF_KIND) == set(CONTENT)
+    assert set(STREAM_OF_KIND) == set(KINDS)
 
 
 @given(
-    kind=st.sampled_from(sorted(CONTENT)),
+    kind=st.sampled_from(KINDS),
     incarnation=st.integers(0, 2**64 - 1),
     sequence=st.integers(1, 2**64 - 1),
     clock=st.integers(0, 2**64 - 1),
     predecessor=st.binary(min_size=32, max_size=32),
 )
 def test_what_is_made_is_read_back(kind: str, incarnation: int, sequence: int, clock: int, predecessor: bytes) -> None:
-    made = make(KEYS[1], incarnation, sequence, predecessor if sequence > 1 else b"", clock, kind, CONTENT[kind]())
+    made = make(
+        KEYS[1],
+        incarnation,
+        sequence,
+        predecessor if sequence > 1 else b"",
+        clock,
+        kind,
+        type(getattr(facts_pb2.FactBody(), kind))(),
+    )
     read = parse(facts_pb2.SignedFact.FromString(made.signed.SerializeToString()))
     assert read == made
     assert read.stream_id == (KEYS[1].node_id, incarnation, STREAM_OF_KIND[kind])

@@ -1,4 +1,4 @@
-"""Knowledge: the same facts read the same in any order; search finds words and Chinese; authors rule their own items."""
+"""Knowledge: the same facts read the same in any order; search finds Chinese too; authors rule their own."""
 
 import random
 
