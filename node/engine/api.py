@@ -33,7 +33,8 @@ class Engine(Protocol):
         """Spawn, load and calibrate. Raises `KithError` (`bad-model`, `engine-failed`) when the model can not load."""
 
     def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
-        """Stream events; the last one is `finished` or the iterator raises. Closing the iterator cancels."""
+        """Stream events; the last one is `finished` or the iterator raises. Closing the iterator (`aclose`, which every
+        early end of a task does as well) cancels. Deltas that were not read in time come joined to one."""
 
     async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply: ...
 

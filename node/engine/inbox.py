@@ -22,6 +22,7 @@ class Inbox:
         self._error: KithError | None = None
         self._arrived = asyncio.Event()
         self.ended = False  # the last event is here, or an error
+        self.overflowed = False  # ended by this side while the engine still talks
 
     def put(self, event: engine_pb2.EngineEvent) -> None:
         if self.ended:
@@ -36,6 +37,7 @@ class Inbox:
             last.delta.text += event.generate.delta.text
             last.delta.tokens += event.generate.delta.tokens
             if len(last.delta.text) > TEXT_BYTES_MAX:
+                self.overflowed = True
                 self.fail(KithError("engine-failed", "The answer grew beyond all bounds.", "Set max_tokens."))
         else:
             self._events.append(event)

@@ -106,7 +106,7 @@ class Link:
             yield inbox
         finally:
             del self._inboxes[command.id]
-            if not inbox.ended:
+            if not inbox.ended or inbox.overflowed:
                 cancel = engine_pb2.CancelRequest(target_id=command.id)
                 self._send(engine_pb2.EngineCommand(cancel=cancel))
 

@@ -45,7 +45,7 @@ class LlamaBackend:
         path = Path(command.path)
         header = gguf.read_header(path)
         llama.start(warn=_warn)
-        threads = command.threads or os.cpu_count() or 1
+        threads = command.threads or _cores()
         slots = command.slots or 1
         self._model = model = llama.Model(path, command.gpu_layers, command.plain_kernels)
         wanted = command.context_tokens or min(model.trained_context_tokens, gguf.CONTEXT_TOKENS_DEFAULT)
@@ -142,7 +142,11 @@ class LlamaBackend:
 
     def _add(self, work: Work) -> None:
         assert self._loop is not None
-        self._loop.add(work)
+        try:
+            self._loop.add(work)
+        except KithError:
+            work.close()
+            raise
 
     def _run(self) -> None:
         assert self._loop is not None
@@ -155,6 +159,13 @@ class LlamaBackend:
             _warn(f"the engine broke: {type(error).__name__}\n{frames}")
         sys.stderr.flush()
         os._exit(EXIT_BROKEN)
+
+
+def _cores() -> int:
+    """Cores that this process may use; a container or cpuset often allows fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _warm_up(context: llama.Context, tokens: int) -> None:

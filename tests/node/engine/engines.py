@@ -9,6 +9,7 @@ from typing import Any
 
 from mesh.wire import engine_pb2
 from node.config import NodeConfig
+from node.engine.api import Engine
 from node.engine.process import EngineProcess
 
 #: Longest wait for anything that must happen, in seconds.
@@ -23,6 +24,8 @@ class Watched:
         self.lines: list[str] = []
         self._changed = asyncio.Condition()
         self.engine = EngineProcess(config, model_path, self.lines.append, on_state=self._on_state, **options)
+        as_the_daemon_sees_it: Engine = self.engine  # mypy checks the protocol here
+        assert as_the_daemon_sees_it.state == "starting"
         self._notifying: set[asyncio.Task[None]] = set()
 
     def _on_state(self) -> None:

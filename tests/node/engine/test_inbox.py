@@ -55,5 +55,6 @@ async def test_endless_text_ends_the_request(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(101):
         inbox.put(delta("x"))
     await inbox.get()
+    assert inbox.overflowed
     with pytest.raises(KithError, match="beyond all bounds"):
         await inbox.get()

@@ -121,8 +121,8 @@ async def test_cancelled_start_leaves_nothing_running(tmp_path: Path) -> None:
     before = {child.pid for child in psutil.Process().children()}
     starting = asyncio.ensure_future(engine.start())
     async with asyncio.timeout(PATIENCE):
-        while {child.pid for child in psutil.Process().children()} <= before:
-            await asyncio.sleep(0)  # noqa: ASYNC110 - only the process table can tell
+        while {child.pid for child in psutil.Process().children()} <= before:  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
