@@ -13,6 +13,7 @@ Not guaranteed: that two rounds in a row are solved by the same method.
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 import time
@@ -217,14 +218,18 @@ class SolverProcess:
             theirs.close()
             assert process.stderr is not None
             listener = asyncio.create_task(_last_words(process.stderr), name="solver-last-words")
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            writer: asyncio.StreamWriter | None = None
             try:
+                reader, writer = await asyncio.open_unix_connection(sock=ours)
                 ready = await self._serve(process, reader, writer)
             finally:
                 self._link = None
-                with suppress(ProcessLookupError):
-                    process.kill()
-                writer.close()
+                if process.returncode is None:
+                    # Not process.kill(): that reaps a child that is dead already, and its exit status is lost.
+                    with suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+                if writer is not None:
+                    writer.close()
                 await process.wait()
                 words = await listener
                 self._process = None

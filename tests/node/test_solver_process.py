@@ -196,9 +196,11 @@ def test_what_is_put_off_is_still_there() -> None:
     code = (
         "from node.solver_child import prepare_import; prepare_import()\n"
         "import cvxpy, sys, numpy\n"
-        "assert 'scipy.stats._stats_py' not in sys.modules\n"
+        "late = {'scipy.stats._stats_py', 'scipy.optimize._optimize', 'numpy.f2py.f2py2e'}\n"
+        "assert not late & set(sys.modules)\n"
         "print(cvxpy.quantum_rel_entr is not None, round(float(sys.modules['scipy.stats'].entropy([0.5, 0.5])), 4))\n"
-        "from scipy.stats import norm\n"
+        "from scipy.stats import norm; from scipy.optimize import linear_sum_assignment as lsa\n"
+        "assert lsa([[1.0, 2.0], [1.0, 5.0]])[1].tolist() == [1, 0] and numpy.f2py.get_include()\n"
         "print(float(norm.cdf(0.0)), sorted({'OSQP', 'SCS', 'HIGHS'} & set(cvxpy.installed_solvers())))\n"
     )
     environment = solver_process._child_environment()
