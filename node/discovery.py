@@ -43,7 +43,7 @@ ADDRESSES_PER_ADVERT_MAX = 8
 LOOKUPS_MAX = 16
 LOOKUP_MS = 2000
 #: Seconds within which a node hears its own first advert where multicast works (it is sent at once; measured: 20 ms).
-SELF_HEARD_S = 1.0
+SELF_HEARD_S = 2.0
 
 _GROUP_4 = socket.inet_pton(socket.AF_INET, "224.0.0.251")
 _GROUP_6 = socket.inet_pton(socket.AF_INET6, "ff02::fb")
