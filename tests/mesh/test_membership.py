@@ -4,7 +4,7 @@ import pytest
 
 from mesh.effects import Effect, Log, MemberChanged
 from mesh.identity import NodeId
-from mesh.membership import ALIVE, DEAD, DEAD_AFTER_S, FORGET_AFTER_S, LEFT, MEMBERS_MAX, SUSPECT, Membership
+from mesh.membership import ALIVE, DEAD, DEAD_AFTER_S, FORGET_AFTER_S, LEFT, SUSPECT, Membership
 from mesh.wire import common_pb2, membership_pb2
 from tests.mesh.building import A, B, C, hello, sent
 
@@ -190,11 +190,12 @@ def test_words_of_strangers_change_nothing(node: Node) -> None:
     assert list(node.machine.members) == [B]
 
 
-def test_more_members_than_the_limit_are_not_taken_in(node: Node) -> None:
-    for number in range(MEMBERS_MAX - 1):
+def test_more_members_than_the_limit_are_not_taken_in(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.membership.MEMBERS_MAX", 20)
+    for number in range(19):
         node.link(NodeId(f"{number:032x}"))
     effects = node.link(NodeId("e" * 32))
-    assert len(node.machine.members) == MEMBERS_MAX
+    assert len(node.machine.members) == 20
     assert [effect for effect in effects if isinstance(effect, Log)]
 
 
