@@ -31,6 +31,7 @@ from node.errors import ExitCode, KithError
 from node.models import DEFAULT_NAME, ensure_default_model
 from scripts.daemons import ROOT, Daemon, NotInTime, end_all, formed, until
 from scripts.demo_view import View
+from solver.text import count_words
 
 NAMES = ("ash", "birch", "cedar")
 QUESTION = "Which planet is the largest?"
@@ -286,7 +287,7 @@ def _run(given: argparse.Namespace) -> int:
         view = View()
         demo = Demo(view, folder)
         try:
-            words = len(document.text.split())
+            words = count_words(document.text)
             view.title("kithmesh", f"three nodes, one team: {words:,} words to summarise, and a leader to lose")
             with view:
                 ended = asyncio.run(main(demo, alone))
