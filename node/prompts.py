@@ -5,13 +5,15 @@ models follow what they read last. A fence is longer than any run of its charact
 it. Not guaranteed: that a model never follows an instruction inside the fence; that is why everything it writes about
 a document is checked against the document (solver/alignment.py).
 The wordings were chosen by reading the outputs of a 135M model: asked to summarise, it invents a text about the text;
-asked to make it shorter, it stays with the text's own sentences, and more of its sentences pass the check.
+asked to make it shorter, it stays with the text's own sentences, and more of its sentences pass the check. Told the
+section's heading, it writes about the heading.
 """
 
 import re
 from collections.abc import Sequence
 
 from mesh.wire import engine_pb2
+from solver.text import is_cjk, words
 
 
 def fence(text: str) -> str:
@@ -35,24 +37,46 @@ def _shorten(text: str, sentences: int) -> list[engine_pb2.ChatMessage]:
     )
 
 
-def summarize_piece(text: str, heading: str, sentences: int) -> list[engine_pb2.ChatMessage]:
-    about = f'From the section "{heading}":\n\n' if heading else ""
-    return _shorten(about + fence(text), sentences)
+def summarize_piece(text: str, sentences: int) -> list[engine_pb2.ChatMessage]:
+    return _shorten(fence(text), sentences)
 
 
 def combine_summaries(sentences_in: Sequence[str], sentences: int) -> list[engine_pb2.ChatMessage]:
     return _shorten(fence(" ".join(sentences_in)), sentences)
 
 
-def answer(question: str, context: str) -> list[engine_pb2.ChatMessage]:
-    about = f"{fence(context)}\n\n" if context else ""
-    return _chat("You answer with one short phrase and nothing else.", f"{about}{question}")
+#: Questions with short answers, shown before the real one: a small model learns the form from what it sees.
+_EXAMPLES = (
+    ("What is the largest ocean?", "the Pacific Ocean"),
+    ("How many days are in a week?", "seven"),
+    ("What colour is snow?", "white"),
+    ("Which animal barks?", "a dog"),
+    ("What do people borrow from a library?", "books"),
+)
+_EXAMPLES_CJK = (
+    ("世界上最大的海洋是什么？", "太平洋"),
+    ("一个星期有几天？", "七天"),
+    ("雪是什么颜色？", "白色"),
+    ("什么动物会汪汪叫？", "狗"),
+    ("人们从图书馆借什么？", "书"),
+)
+_EXAMPLES_SHOWN = 3
 
 
-def choose(question: str, options: Sequence[str], context: str) -> list[engine_pb2.ChatMessage]:
+def answer(question: str, context: str, seed: int = 0) -> list[engine_pb2.ChatMessage]:
+    """A question after examples; `seed` chooses which, so that members of a panel do not read the same words."""
+    examples = _EXAMPLES_CJK if any(is_cjk(word) for word in words(question)) else _EXAMPLES
+    shown = [examples[(seed + at) % len(examples)] for at in range(_EXAMPLES_SHOWN)]
+    messages = [engine_pb2.ChatMessage(role="system", content="You answer every question with one short phrase.")]
+    for asked, answered in shown:
+        messages.append(engine_pb2.ChatMessage(role="user", content=asked))
+        messages.append(engine_pb2.ChatMessage(role="assistant", content=answered))
     about = f"{fence(context)}\n\n" if context else ""
+    messages.append(engine_pb2.ChatMessage(role="user", content=about + question))
+    return messages
+
+
+def choose(question: str, options: Sequence[str], context: str, seed: int = 0) -> list[engine_pb2.ChatMessage]:
+    """A question with its options listed."""
     listed = "\n".join(f"- {option}" for option in options)
-    return _chat(
-        "You choose the right answer from a list and write it down, nothing else.",
-        f"{about}Question: {question}\nPossible answers:\n{listed}",
-    )
+    return answer(f"{question}\nChoose one of these answers:\n{listed}", context, seed)

@@ -2,11 +2,12 @@
 
 Why: small models invent, mix up and repeat. Every sentence of a summary is checked against the sentences it was made
 from and carries the spans that say it; what is not said there is dropped.
-The idea: the sentence is compared with each source sentence and each pair of neighbours. Its content terms (words
-without endings; pairs of characters in Chinese and Japanese), weighted by how rare they are in the sources, must occur
-there, and so must each two neighbouring terms, in the same order: this catches the commonest error of small models,
-true words joined to a false statement. Numbers and names must occur literally; a term that is denied in one place and
-not in the other rejects the sentence.
+The idea: the sentence is compared with each source sentence. Its content terms (words without endings; pairs of
+characters in Chinese and Japanese), weighted by how rare they are in the sources, must occur there, and so must each
+two neighbouring terms, in the same order: this catches the commonest error of small models, true words joined to a
+false statement. It may also say two neighbours one after the other: a first part that one supports, then a second that
+the next supports, not linked by a word like "so". Numbers, names and links must occur literally; a term that is denied
+in one place and not in the other rejects the sentence.
 Not guaranteed: truth. The check is lexical: a faithful paraphrase in other words is dropped (a loss of style, not of
 truth), and a false sentence made only of neighbouring terms of one source sentence passes.
 Source: content overlap with rarity weights as in tf-idf; skip-bigrams from Lin, "ROUGE" (2004).
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from solver.lexicon import CJK_NEGATIONS, CJK_NOT_NEGATIONS, NEGATIONS, NUMBER_WORDS, STOP
+from solver.lexicon import CJK_NEGATIONS, CJK_NOT_NEGATIONS, LINKS, NEGATIONS, NUMBER_WORDS, STOP
 from solver.text import is_cjk, words
 
 #: Share of content that must be found in the sources. Chosen by reading what a 135M model wrote about five documents:
@@ -32,6 +33,10 @@ _PAIR_GAIN_MIN = 0.05
 SAME_CONTENT_MIN = 0.6
 #: A negation reaches over this many content terms that follow it.
 _NEGATION_REACH = 2
+#: A part of a sentence that is supported by a source sentence of its own has at least this many content terms.
+_PART_TERMS_MIN = 2
+#: A longer sentence is not looked at further. Threat: time grows with the square.
+_TERMS_MAX = 80
 
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _CJK_NUMBER = re.compile(r"[〇零一二三四五六七八九十百千万萬亿億两兩几%％]{2,}|百分之[〇零一二三四五六七八九十百千点]+")
@@ -51,6 +56,7 @@ class Alignment:
 class _Analysis:
     terms: tuple[str, ...]  # content terms in order
     denied: frozenset[int]  # positions of terms in reach of a negation
+    links: frozenset[str]  # words that claim how statements hang together
     numbers: frozenset[str]
     names: frozenset[str]  # capitalised words that do not open the sentence, case-folded
     tokens: frozenset[str]  # all its words as they are written, case-folded
@@ -95,7 +101,7 @@ def _analyse(text: str) -> _Analysis:
         elif word in NEGATIONS or word.endswith("n't"):
             reach = _NEGATION_REACH
             continue
-        elif word in STOP:
+        elif word in LINKS or word in STOP:
             continue
         else:
             term = NUMBER_WORDS.get(word) or stem(word)
@@ -108,7 +114,12 @@ def _analyse(text: str) -> _Analysis:
     tokens = [match.group() for match in _TOKEN.finditer(text)]
     names = {token.casefold() for token in tokens[1:] if token[0].isupper()} - STOP
     return _Analysis(
-        tuple(terms), frozenset(denied), frozenset(numbers), frozenset(names), frozenset(map(str.casefold, tokens))
+        terms=tuple(terms),
+        denied=frozenset(denied),
+        links=LINKS.intersection(all_words),
+        numbers=frozenset(numbers),
+        names=frozenset(names),
+        tokens=frozenset(map(str.casefold, tokens)),
     )
 
 
@@ -151,8 +162,10 @@ class Aligner:
 
     def _best(self, sentence: _Analysis, groups: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], float]:
         best: tuple[tuple[int, ...], float] = ((), 0.0)
+        if sentence.links:  # what a link joins must be joined in one source sentence
+            groups = [(index,) for group in groups for index in group]
         for group in groups:
-            support = self._support(sentence, [term for i in group for term in self._sources[i].terms])
+            support = self._support_of_group(sentence, group)
             if support > best[1]:
                 best = (group, support)
         return best
@@ -160,20 +173,40 @@ class Aligner:
     def _weight(self, term: str) -> float:
         return self._rarity.get(term, self._rarity_of_unknown)
 
-    def _support(self, sentence: _Analysis, source: Sequence[str]) -> float:
-        places: dict[str, list[int]] = {}
-        for at, term in enumerate(source):
-            places.setdefault(term, []).append(at)
-        single = sum(self._weight(t) for t in sentence.terms if t in places) / sum(map(self._weight, sentence.terms))
-        pairs = list(itertools.pairwise(sentence.terms))
-        if not pairs or not single:
+    def _support_of_group(self, sentence: _Analysis, group: tuple[int, ...]) -> float:
+        """The support of the weakest part, when the sentence is cut into parts that its sources support in order."""
+        terms = sentence.terms[:_TERMS_MAX]
+        best = [0.0] * len(terms)  # of the terms before each position, with the sources so far
+        whole = 0.0
+        for number, index in enumerate(group):
+            places: dict[str, list[int]] = {}
+            for at, term in enumerate(self._sources[index].terms):
+                places.setdefault(term, []).append(at)
+            starts = [0] if number == 0 else [0, *(at for at in range(_PART_TERMS_MIN, len(terms)) if best[at] > 0)]
+            after = best.copy()
+            for start in starts:
+                before = best[start] if start else 1.0
+                if before <= whole:
+                    continue
+                if len(terms) - start >= _PART_TERMS_MIN or not start:
+                    whole = max(whole, min(before, self._support(terms[start:], places)))
+                if number < len(group) - 1:
+                    for end in range(start + _PART_TERMS_MIN, len(terms) - _PART_TERMS_MIN + 1):
+                        after[end] = max(after[end], min(before, self._support(terms[start:end], places)))
+            best = after
+        return whole
+
+    def _support(self, terms: Sequence[str], places: dict[str, list[int]]) -> float:
+        """Share of the weight of the terms, and of each two that follow each other, that is in one source sentence."""
+        weights = [self._weight(term) for term in terms]
+        single = sum(w for t, w in zip(terms, weights, strict=True) if t in places) / sum(weights)
+        if len(terms) < 2 or not single:
             return single
         found = total = 0.0
-        for left, right in pairs:
-            weight = self._weight(left) + self._weight(right)
-            total += weight
+        for (left, left_weight), (right, right_weight) in itertools.pairwise(zip(terms, weights, strict=True)):
+            total += left_weight + right_weight
             if left in places and right in places and places[left][0] < places[right][-1]:
-                found += weight
+                found += left_weight + right_weight
         return (single + found / total) / 2
 
     def _problem(self, sentence: _Analysis, group: tuple[int, ...], support: float) -> str:
@@ -184,6 +217,8 @@ class Aligner:
             return "a number that is not in its source"
         if not sentence.names <= frozenset().union(*(s.tokens for s in sources)):
             return "a name that is not in its source"
+        if not sentence.links <= frozenset().union(*(s.links for s in sources)):
+            return "a link that is not in its source"
         if support < SUPPORT_MIN:
             return "too little of it is in the text"
         if _denial_differs(sentence, sources):

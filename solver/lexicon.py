@@ -26,6 +26,12 @@ CJK_NEGATIONS = frozenset("不没沒未无無非否勿莫别別")
 #: Words in which such a character denies nothing.
 CJK_NOT_NEGATIONS = _words("不仅 不僅 不但 不同 不过 不過 不久 不断 不斷 不少 非常 无论 無論 别的 区别 分别 是否")
 
+#: Words that claim how two statements hang together.
+LINKS = _words("""
+    so because since therefore thus hence after before until till when whenever if although though despite due by unless
+    making causing leading resulting meaning instead
+""")
+
 #: Words that tie a sentence to the one before it: a summary should not jump with them.
 LEANING = _words("""
     it this that these those they he she its their his her such however but and so then thus therefore also moreover

@@ -31,6 +31,7 @@ _ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
 _SETEXT = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
 _RULE = re.compile(r" {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$")
 _LIST = re.compile(r"[ \t]*(?:[-*+•]|\d{1,9}[.)])[ \t]+")
+_PICTURE = re.compile(r"[ \t]*!\[[^\]]{0,300}\]\([^)]{0,2000}\)[ \t]*$")
 _TABLE_RULE = re.compile(r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)+\|?[ \t]*$")
 #: A plain text's line alone between blank lines is a heading up to this length in characters and without an end mark.
 _PLAIN_HEADING_CHARS_MAX = 80
@@ -218,7 +219,7 @@ def _markdown_blocks(text: str) -> list[_Block]:
             blocks.append(_Block(open_at, end, "heading", plain(text[open_at:open_end])))
             open_at = -1
             continue
-        if _RULE.match(line):
+        if _RULE.match(line) or (open_at < 0 and _PICTURE.match(line)):
             close()
             blocks.append(_Block(begin, end, "code"))
             in_list = False

@@ -76,6 +76,32 @@ def test_true_words_joined_to_a_false_statement_are_rejected() -> None:
     assert match.support < SUPPORT_MIN
 
 
+WATER = [
+    "Until two years ago the valley took all its water from a single spring above the village.",
+    "The spring contains more iron, so a small treatment house with two sand filters was added.",
+    "Third, the old spring house needs a new roof.",
+    "The engineers advise keeping the spring in use.",
+]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The valley took all its water from a single spring, so a treatment house with two sand filters was added.",
+        "A new spring is needed to keep the spring in use.",
+        "The house needs a new roof because the engineers advise keeping the spring in use.",
+    ],
+)
+def test_two_statements_are_not_joined_to_a_third(sentence: str) -> None:
+    """All three were, or could have been, written by a small model: every word of them is in the text."""
+    assert Aligner(WATER).align(sentence).problem
+
+
+def test_two_neighbours_may_be_said_one_after_the_other() -> None:
+    match = Aligner(WATER).align("The house needs a new roof, and the engineers advise keeping the spring in use.")
+    assert (match.sources, match.problem) == ((2, 3), "")
+
+
 def test_chinese_is_aligned_by_pairs_of_characters() -> None:
     aligner = Aligner(VILLAGE)
     assert aligner.align("农民来查果树病虫害的资料。").sources == (3,)

@@ -12,7 +12,6 @@ from solver.assemble import to_bytes
 from solver.decompose import (
     FAN_IN_MAX,
     PANEL_MAX,
-    PIECE_TOKENS,
     TASKS_MAX,
     TooLarge,
     Unit,
@@ -97,10 +96,10 @@ def test_pieces_end_at_sections_where_they_can() -> None:
 
 def test_pieces_of_one_section_are_balanced() -> None:
     units = [Unit(n, n + 1, 20, 0, 0) for n in range(80)]
-    sizes = [(end - start) * 20 for start, end in partition(units, PIECE_TOKENS, PIECE_TOKENS * 3 // 2)]
+    sizes = [(end - start) * 20 for start, end in partition(units, 320, 480)]
     assert sum(sizes) == 1600
     assert max(sizes) - min(sizes) <= 20
-    assert abs(sizes[0] - PIECE_TOKENS) <= 20
+    assert abs(sizes[0] - 320) <= 20
 
 
 def test_a_sentence_longer_than_a_piece_is_cut_on_white_space() -> None:
