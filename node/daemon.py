@@ -75,6 +75,7 @@ class Daemon:
         self.started_at = time.monotonic()
         self.addresses: list[tuple[str, int]] = []
         self.discovery: Discovery | None = None
+        self.mdns = False
         self.http_address = ""
         self.model_path: Path | None = None
         self._stop = asyncio.Event()
@@ -186,10 +187,11 @@ class Daemon:
             logs.logger,
             tag=mesh_tag(self.config.mesh),
         )
-        if reason := await self.discovery.start():
+        reason = await self.discovery.start()
+        self.mdns = not reason
+        if reason:
+            # It is left running: a slow machine may hear its own advert late, and a network may come up later.
             logs.log("warning", f"mDNS does not work here: {reason}; only --seed and known peers are dialled")
-            await self.discovery.stop()
-            self.discovery = None
 
     async def _bring_up_engine(self) -> None:
         try:
@@ -381,7 +383,7 @@ class Daemon:
             data_dir=str(self.config.data_dir),
             pid=os.getpid(),
             http_address=self.http_address,
-            mdns=self.discovery is not None,
+            mdns=self.mdns,
             solver_state=self.solver.state,
         )
         if self._profile.agents:

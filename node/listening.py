@@ -5,6 +5,7 @@ The port is chosen once and kept in the data directory, so that a restarted node
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -22,6 +23,8 @@ from node.paths import NodePaths
 def prepare_folders(paths: NodePaths) -> None:
     """Make the data directory and the 0700 run folder. Raises `KithError` where they can not be used."""
     try:
+        if paths.data_dir.exists() and not paths.data_dir.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
         paths.data_dir.mkdir(parents=True, exist_ok=True)
         paths.run_dir.mkdir(mode=0o700, exist_ok=True)
         found = paths.run_dir.lstat()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from node.cli import output, session
+from node.errors import ExitCode, KithError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mesh.wire import local_pb2
 
+#: For `--wait`: how long, and how often it is looked at, seconds.
+WAIT_S_MAX = 300.0
+WAIT_POLL_S = 0.2
 
 COLUMNS = (
     output.Column("name", "crop"),
@@ -28,15 +34,57 @@ def register(app: typer.Typer) -> None:
     app.command("nodes")(nodes)
 
 
-def nodes(ctx: typer.Context, as_json: session.Json = False) -> None:
+def nodes(
+    ctx: typer.Context,
+    wait: Annotated[
+        int, typer.Option("--wait", metavar="N", min=0, help="First wait until N agents are ready, at most 5 minutes.")
+    ] = 0,
+    as_json: session.Json = False,
+) -> None:
     """List the nodes of the mesh, as this node sees them."""
     from node.cli import as_json as shapes
 
-    members = session.ask_node(ctx, lambda node: node.nodes())
+    if wait:
+        import asyncio
+
+        members = asyncio.run(_ready(session.data_dir(ctx), wait))
+    else:
+        members = session.ask_node(ctx, lambda node: node.nodes())
     if as_json:
         output.emit({"nodes": [shapes.node(member) for member in members]})
         return
     output.table(COLUMNS, [_row(member) for member in members])
+
+
+async def _ready(data_dir: Path, agents: int) -> list[local_pb2.NodeInfo]:
+    """The members, as soon as a leader and `agents` agents are among those alive. The node itself may still start."""
+    import asyncio
+    import time
+
+    from mesh.wire import membership_pb2
+    from node.client import NodeClient
+
+    deadline = time.monotonic() + WAIT_S_MAX
+    while True:
+        members: list[local_pb2.NodeInfo] = []
+        try:
+            async with NodeClient(data_dir) as node:
+                members = await node.nodes()
+        except KithError as error:
+            if error.code != "node-unreachable" or time.monotonic() > deadline:
+                raise
+        alive = [member for member in members if member.state == membership_pb2.MEMBER_STATE_ALIVE]
+        here = sum(len(member.profile.agents) for member in alive)
+        if here >= agents and any(member.leader for member in alive):
+            return members
+        if time.monotonic() > deadline:
+            raise KithError(
+                "no-agent",
+                f"{here} of {agents} agents are ready after {WAIT_S_MAX:.0f} s",
+                "Look at `kith nodes` and, on the missing machines, at `kith doctor`.",
+                ExitCode.UNAVAILABLE,
+            )
+        await asyncio.sleep(WAIT_POLL_S)
 
 
 def _row(member: local_pb2.NodeInfo) -> list[str]:
