@@ -121,8 +121,10 @@ def summarise(sources: Sequence[Source], document: str, output: str, complete: b
         match = aligner.align(sentence)
         if match.problem or len(sentence) > 1.2 * sum(len(texts[i]) for i in match.sources):
             continue
-        verbatim = len(match.sources) == 1 and _is_verbatim(sentence, texts[match.sources[0]])
-        made = work_pb2.SummarySentence(text=sentence, support=round(match.support, 4), verbatim=verbatim)
+        if len(match.sources) == 1 and _is_verbatim(sentence, texts[match.sources[0]]):
+            found.append((match.sources, verbatim_sentence(sources[match.sources[0]])))
+            continue
+        made = work_pb2.SummarySentence(text=sentence, support=round(match.support, 4))
         for i in match.sources:
             made.sources.add(begin=sources[i].begin, end=sources[i].end)
         found.append((match.sources, made))
@@ -221,8 +223,9 @@ def _inherit(parts: Sequence[work_pb2.SummarySentence], text: str, document: str
     match = Aligner(originals).align(text, [tuple(range(len(originals)))])
     if match.problem:
         return None
-    verbatim = len(originals) == 1 and _is_verbatim(text, originals[0])
-    made = work_pb2.SummarySentence(text=text, support=round(match.support, 4), verbatim=verbatim)
+    if len(originals) == 1 and _is_verbatim(text, originals[0]):
+        return verbatim_sentence(Source(originals[0], *spans[0]))
+    made = work_pb2.SummarySentence(text=text, support=round(match.support, 4))
     for begin, end in spans:
         made.sources.add(begin=begin, end=end)
     return made

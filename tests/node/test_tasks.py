@@ -75,8 +75,8 @@ def check_summary(result: work_pb2.JobResult, text: str, most: int) -> None:
         assert sentence.sources
         assert all(0 <= span.begin < span.end <= len(text) for span in sentence.sources)
         said = " ".join(plain(text[span.begin : span.end]) for span in sentence.sources)
-        if sentence.verbatim and sentence.support == 1.0:
-            assert sentence.text.rstrip(" ….").casefold() in said.casefold()
+        if sentence.verbatim:
+            assert sentence.text.removesuffix(" …") in said
         assert sentence.support >= 0.85
     begins = [sentence.sources[0].begin for sentence in summary.sentences]
     assert begins == sorted(begins)
@@ -86,7 +86,7 @@ def check_summary(result: work_pb2.JobResult, text: str, most: int) -> None:
 async def test_a_document_is_summarised(echo: EngineProcess, name: str, media_type: str) -> None:
     text = (DATA / name).read_text()
     result, progress, usages = await run_job(echo, summarize(text, media_type), text)
-    check_summary(result, text, 4)
+    check_summary(result, text, 5)
     assert result.summary.pieces > 1
     assert result.summary.levels == 1
     assert 0 < result.summary.words_out < result.summary.words_in
@@ -146,7 +146,7 @@ async def test_without_scores_the_option_is_written_and_matched(echo: EngineProc
 
 
 async def test_cancelling_a_task_frees_the_engine(tmp_path: Path) -> None:
-    slow = EngineProcess(NodeConfig(tmp_path, engine="echo", echo_tokens_per_s=2), None, lambda line: None)
+    slow = EngineProcess(NodeConfig(tmp_path, engine="echo", echo_tokens_per_s=20), None, lambda line: None)
     await slow.start()
     try:
         text = (DATA / "report.md").read_text()
@@ -223,7 +223,7 @@ def test_log_softmax_survives_what_is_no_number() -> None:
 async def test_the_real_model_summarises(llama: EngineProcess, name: str, media_type: str) -> None:
     text = (DATA / name).read_text()
     result, progress, _ = await run_job(llama, summarize(text, media_type), text)
-    check_summary(result, text, 4)
+    check_summary(result, text, 5)
     assert any(p.tokens_per_s > 0 for p in progress)
 
 

@@ -56,7 +56,7 @@ def test_sample_documents_are_covered_within_the_context(name: str, media_type: 
     assert all(task.prompt_tokens_estimate + task.output_tokens_max <= context for task in plan.tasks)
     assert all(len(task.depends_on) <= FAN_IN_MAX for task in plan.tasks)
     assert plan.tasks[-1].HasField("combine_summaries")
-    assert plan.tasks[-1].combine_summaries.sentences == 4
+    assert plan.tasks[-1].combine_summaries.sentences == 5
     assert all(task.summarize_piece.media_type == media_type for task in plan.tasks[:2])
 
 
@@ -139,7 +139,7 @@ def test_what_can_not_be_planned_is_said(context: int, counts: list[int]) -> Non
 
 
 def test_the_length_of_a_summary_follows_the_document() -> None:
-    assert [summary_sentences(0, words) for words in (10, 600, 3000, 100_000)] == [2, 4, 8, 12]
+    assert [summary_sentences(0, words) for words in (10, 600, 3000, 100_000)] == [2, 5, 11, 12]
     assert summary_sentences(5, 100_000) == 5
     assert summary_sentences(10_000, 10) == 50
 
