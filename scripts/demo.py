@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from mesh.wire import local_pb2, work_pb2
 from node.cli import output
 from node.cli.as_json import STATE_OF_JOB
@@ -79,13 +81,10 @@ class Demo:
         shutil.rmtree(self.folder, ignore_errors=True)
         return wrong
 
-    async def play(self, document: Document, alone: bool) -> tuple[local_pb2.ResultReply, local_pb2.ResultReply]:
+    async def play(
+        self, document: Document, model: Path, alone: bool
+    ) -> tuple[local_pb2.ResultReply, local_pb2.ResultReply]:
         """The summary and the panel's verdict. `alone`: another demonstration runs, so keep off mDNS."""
-        self.view.now("model", f"{DEFAULT_NAME}: looking for it")
-        model = await asyncio.to_thread(ensure_default_model, lambda line: self.view.now("model", line))
-        size = f"{model.stat().st_size / 1e6:.0f} MB"
-        self.view.step("model", f"{DEFAULT_NAME}, {size}, on each node; it stays on this machine")
-
         leader = await self._form(model, alone)
         self.told.leader_before = leader.label
         term = (await leader.status()).term
@@ -255,10 +254,24 @@ def _heading(text: str) -> None:
     print(f"\n{output.bold(text)}\n")
 
 
+def _model(view: View, document: Document) -> Path:
+    """The default model, fetched where it is not there; an interrupt takes back what is half fetched."""
+    view.title(
+        "kithmesh", f"three nodes, one team: {count_words(document.text):,} words to summarise, a leader to lose"
+    )
+    with view:
+        view.now("model", f"{DEFAULT_NAME}: looking for it")
+        model = ensure_default_model(lambda line: view.now("model", line))
+        size = f"{model.stat().st_size / 1e6:.0f} MB"
+        view.step("model", f"{DEFAULT_NAME}, {size}, on each node; it stays on this machine")
+    return model
+
+
 def _run(given: argparse.Namespace) -> int:
     began = time.monotonic()
     document = read_document(given.file) if given.file else default_document()
     interrupted = False
+    view = View()
 
     async def main(demo: Demo, alone: bool) -> tuple[local_pb2.ResultReply, local_pb2.ResultReply] | None:
         def stop() -> None:
@@ -266,7 +279,7 @@ def _run(given: argparse.Namespace) -> int:
             interrupted = True
             playing.cancel()
 
-        playing = asyncio.create_task(demo.play(document, alone))
+        playing = asyncio.create_task(demo.play(document, model, alone))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, stop)
         try:
@@ -277,18 +290,18 @@ def _run(given: argparse.Namespace) -> int:
             raise
 
     with ExitStack() as stack:
-        lock = stack.enter_context((Path(tempfile.gettempdir()) / f"kith-demo-{os.getuid()}.lock").open("w"))
+        model = _model(view, document)
+        kept = Path(platformdirs.user_cache_dir("kithmesh"))
+        kept.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context((kept / "demo.lock").open("w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             alone = False
         except BlockingIOError:
             alone = True
         folder = Path(tempfile.mkdtemp(prefix="kith-demo-"))
-        view = View()
         demo = Demo(view, folder)
         try:
-            words = count_words(document.text)
-            view.title("kithmesh", f"three nodes, one team: {words:,} words to summarise, and a leader to lose")
             with view:
                 ended = asyncio.run(main(demo, alone))
         finally:
@@ -329,6 +342,9 @@ def main(arguments: list[str]) -> int:
     except (NotInTime, TimeoutError) as late:
         print(f"demo: {late}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; its processes and files are gone", file=sys.stderr)
+        return ExitCode.INTERRUPTED
 
 
 if __name__ == "__main__":
