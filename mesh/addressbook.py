@@ -21,7 +21,8 @@ BACKOFF_SEED_S = 5.0
 DIAL_TIMEOUT_S = 5.0
 #: Against a LAN peer that advertises without end; the least useful address makes room.
 ADDRESSES_MAX = 256
-#: Addresses of unlinked nodes are dropped after so many failures in a row, unless they are seeds.
+#: Addresses where nobody ever answered are dropped after so many failures in a row, unless they are seeds. Those of
+#: nodes once met stay: a network may be cut for days.
 FAILURES_MAX = 20
 
 
@@ -87,7 +88,7 @@ class AddressBook:
         if entry is None:
             return
         entry.failures += 1
-        if entry.failures > FAILURES_MAX and entry.found_by != "seed":
+        if entry.failures > FAILURES_MAX and entry.found_by != "seed" and entry.node_id is None:
             del self.entries[(host, port)]
             return
         longest = BACKOFF_SEED_S if entry.found_by == "seed" else BACKOFF_LAST_S

@@ -2,7 +2,8 @@
 
 The shell's duties:
 - `Persist`: write and sync, then hand the same facts back as `events.Persisted`. Later effects may run meanwhile.
-- `SaveVote`: write and sync, then and only then run `then` (Raft section 5.2: a vote is durable before it is told).
+- `SaveVote`: write and sync, then and only then run `then` and hand back `events.VoteSaved` (Raft section 5.2: a vote
+  is durable before it is told, and before it counts).
 - `Send`: best effort; a message that can not be sent is dropped, and the machines live with it.
 """
 

@@ -163,10 +163,19 @@ class Election:
         self.votes.add(peer)
         return self._count(now, view)
 
+    def vote_saved(self, term: int, voted_for: str, now: float, view: frozenset[NodeId]) -> list[Effect]:
+        """A vote is synced. If it is our own for the candidacy that still runs, it counts now."""
+        if self.role is not Role.CANDIDATE or (term, voted_for) != (self.term, self.me):
+            return []
+        self.votes.add(self.me)
+        return self._count(now, view)
+
     def transfer_received(
-        self, transfer: membership_pb2.LeaderTransfer, now: float, view: frozenset[NodeId]
+        self, peer: NodeId, transfer: membership_pb2.LeaderTransfer, now: float, view: frozenset[NodeId]
     ) -> list[Effect]:
         """The leader stops. Its named successor stands at once; the others stop waiting for it."""
+        if transfer.token.leader_id != peer or transfer.token.term > self.term + TERM_JUMP_MAX:
+            return []
         self._note(transfer.token)
         if self.leader is None or token_order(self.leader) != token_order(transfer.token):
             return []
@@ -219,7 +228,7 @@ class Election:
         """Ask the live view for votes; a pre-vote first, so that a node that can not win disturbs nobody."""
         assert self.me in view
         self.electorate = view
-        self.votes = {self.me}
+        self.votes = {self.me} if pre_vote else set()
         self.deadline = now + self.rng.uniform(RETRY_MIN_S, RETRY_MAX_S)
         self.asked_term = max(self.term, self.highest.term) + 1
         ask = membership_pb2.VoteRequest(
@@ -236,9 +245,8 @@ class Election:
         self.role = Role.CANDIDATE
         self.term = self.asked_term
         self.voted_for = self.me
-        # Our own vote is durable before anybody hears of it: the requests wait for the sync, and all other votes answer
-        # the requests. A node alone wins inside `_count`, and there is nobody to hear of it.
-        return [*effects, SaveVote(self.term, self.me, tuple(requests)), *self._count(now, view)]
+        # Our own vote counts once it is durable (`vote_saved`), and the requests wait for that too.
+        return [*effects, SaveVote(self.term, self.me, tuple(requests))]
 
     def _count(self, now: float, view: frozenset[NodeId]) -> list[Effect]:
         if len(self.votes) <= len(self.electorate) // 2:

@@ -86,6 +86,14 @@ class Persisted:
 
 
 @dataclass(frozen=True)
+class VoteSaved:
+    """The vote of a `SaveVote` effect is synced. Comes after the effect's `then` was carried out."""
+
+    term: int
+    voted_for: str
+
+
+@dataclass(frozen=True)
 class Stopping:
     reason: str
 
@@ -101,5 +109,6 @@ Event: TypeAlias = (
     | FactsVerified
     | FactAuthored
     | Persisted
+    | VoteSaved
     | Stopping
 )

@@ -80,6 +80,8 @@ class Replica:
                 return self._author(kind, content, wall_clock_ms)
             case events.Persisted(facts, source):
                 return self._persisted(facts, source)
+            case events.VoteSaved(term, voted_for):
+                return self.election.vote_saved(term, voted_for, now, self.membership.view())
             case events.LinkOpened(hello):
                 peer = NodeId(hello.node_id)
                 opened = self.membership.link_opened(hello, now)
@@ -131,6 +133,8 @@ class Replica:
         return effects
 
     def _received(self, peer: NodeId, message: mesh_pb2.LinkMessage, now: float) -> list[Effect]:
+        if peer not in self.membership.members:
+            return []  # one too many: it was not taken in, so it has no say
         kind = message.WhichOneof("message")
         effects: list[Effect] = []
         if kind != "leave":
@@ -154,7 +158,7 @@ class Replica:
             case "vote_reply":
                 effects += self.election.vote_replied(peer, message.vote_reply, now, view)
             case "leader_transfer":
-                effects += self.election.transfer_received(message.leader_transfer, now, view)
+                effects += self.election.transfer_received(peer, message.leader_transfer, now, view)
             case "version_vector":
                 effects += self.gossip.vector_received(peer, message.version_vector)
                 effects.append(Deliver(peer, message))

@@ -42,6 +42,14 @@ GRPC_OPTIONS: list[tuple[str, int]] = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),
+    # A peer that lost power or its Wi-Fi answers nothing: its streams end after 15 s at the latest, and it is dialled
+    # anew. (It is suspect after 2 s of silence already; this is about the stream.)
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
+    ("grpc.http2.max_ping_strikes", 0),
 ]
 
 
@@ -108,7 +116,7 @@ class Links:
 
     def send(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> bool:
         """Queue a message. Returns False where it was dropped."""
-        for link in self._links.get(peer, ()):
+        for link in reversed(self._links.get(peer, ())):  # the newest: an older one may be dead without our knowing
             try:
                 link.outbox.put_nowait(message)
                 return True
@@ -134,9 +142,9 @@ class Links:
     def stub(self, peer: NodeId) -> "mesh_pb2_grpc.MeshAsyncStub | None":
         """For calls beside the link. None while the peer is not linked."""
         links = self._links.get(peer)
-        if not links or not links[0].hello.addresses:
+        if not links or not links[-1].hello.addresses:
             return None
-        address = links[0].hello.addresses[0]
+        address = links[-1].hello.addresses[0]
         return mesh_pb2_grpc.MeshStub(self._channel(address.host, address.port))
 
     async def accept(
@@ -231,6 +239,7 @@ class Links:
         """Carry one link until it ends, from either side."""
         if link.peer == self._me:
             return
+        self._end_earlier_life(link)
         first = link.peer not in self._links
         self._links.setdefault(link.peer, []).append(link)
         if first:
@@ -245,10 +254,22 @@ class Links:
             for task in (writer, reader):
                 task.cancel()
             await asyncio.gather(writer, reader, return_exceptions=True)
-            self._links[link.peer].remove(link)
-            if not self._links[link.peer]:
+            self._remove(link)
+
+    def _remove(self, link: Link) -> None:
+        links = self._links.get(link.peer, [])
+        if link in links:
+            links.remove(link)
+            if not links:
                 del self._links[link.peer]
                 self._owner.link_closed(link.peer)
+
+    def _end_earlier_life(self, link: Link) -> None:
+        """A peer that was started again is a new one: what was linked to its earlier life is over, noticed or not."""
+        for old in list(self._links.get(link.peer, ())):
+            if old.hello.incarnation != link.hello.incarnation:
+                self._remove(old)
+                old.close()
 
     def _drop_twin(self, peer: NodeId) -> None:
         links = self._links.get(peer, [])

@@ -168,6 +168,7 @@ class Shell:
         await self._store.save_vote(term, voted_for)
         for effect in then:
             self._carry_out(effect)
+        self.post(events.VoteSaved(term, voted_for))
 
     async def _push_stored(self, peer: NodeId, ranges: tuple[FactRange, ...]) -> None:
         push = facts_pb2.FactPush(facts=await self._store.read_ranges(ranges))

@@ -59,7 +59,7 @@ class Group:
             case "leader_beat_reply":
                 return machine.beat_reply_received(source, message.leader_beat_reply, now)
             case "leader_transfer":
-                return machine.transfer_received(message.leader_transfer, now, view)
+                return machine.transfer_received(source, message.leader_transfer, now, view)
         raise AssertionError(message)
 
     def perform(self, node: NodeId, effects: Iterable[Effect]) -> None:
@@ -72,6 +72,7 @@ class Group:
                     assert self.votes.setdefault((term, node), voted_for) in ("", voted_for), "a second vote"
                     self.votes[term, node] = voted_for
                     self.perform(node, then)
+                    self.perform(node, self.nodes[node].vote_saved(term, voted_for, self.now, self.view(node)))
                 case LeaderChanged(token):
                     self.told[node].append((token.term, token.leader_id) if token else None)
 
@@ -219,12 +220,29 @@ def test_a_candidate_asks_only_after_its_own_vote_is_saved() -> None:
     assert [peer for peer, _ in sent(saved.then, "vote_request")] == [B, C]
     assert sent(effects, "vote_request") == []
     assert machine.role is Role.CANDIDATE
+    # Not even a majority of others makes a leader of a candidate whose own vote may be lost in a crash.
+    granted = membership_pb2.VoteReply(term=1, granted=True)
+    assert machine.vote_saved(1, B, 3.0, view) == []
+    assert machine.vote_replied(B, granted, 3.0, view) == []
+    machine.vote_saved(1, A, 3.0, view)
+    assert machine.role.value == "leader"
+
+
+def test_a_node_alone_leads_only_once_its_vote_is_saved() -> None:
+    machine = Election(A, rng())
+    machine.tick(0.0, frozenset([A]))
+    [saved] = machine.tick(3.0, frozenset([A]))
+    assert isinstance(saved, SaveVote)
+    assert machine.role is Role.CANDIDATE
+    machine.vote_saved(1, A, 3.0, frozenset([A]))
+    assert machine.role.value == "leader"
 
 
 def test_votes_of_other_terms_or_of_strangers_do_not_count() -> None:
     machine = Election(A, rng())
     view = frozenset([A, B, C])
     machine._stand(0.0, view, pre_vote=False)
+    machine.vote_saved(1, A, 0.0, view)
     for peer, term in ((B, 9), (D, 1)):
         machine.vote_replied(peer, membership_pb2.VoteReply(term=term, granted=True), 0.0, view)
     machine.vote_replied(B, membership_pb2.VoteReply(term=1, granted=False), 0.0, view)
@@ -345,7 +363,10 @@ def test_only_a_leader_hands_over() -> None:
     group = elected(A, B, C)
     assert group.nodes[B].resign(group.now, group.view(B)) == []
     stale = membership_pb2.LeaderTransfer(token=FencingToken(term=0, leader_id=C), successor_id=B)
-    assert group.nodes[B].transfer_received(stale, group.now, group.view(B)) == []
+    assert group.nodes[B].transfer_received(C, stale, group.now, group.view(B)) == []
+    forged = membership_pb2.LeaderTransfer(token=FencingToken(term=1, leader_id=A), successor_id=C)
+    assert group.nodes[C].transfer_received(B, forged, group.now, group.view(C)) == []
+    assert group.leader() == (1, A)
 
 
 def test_a_node_that_comes_back_with_an_old_term_follows() -> None:

@@ -40,6 +40,7 @@ class Node:
                     done += self.sync(effect)
             elif isinstance(effect, SaveVote):
                 done += effect.then
+                done += self.do(events.VoteSaved(effect.term, effect.voted_for))
         return done
 
     def sync(self, effect: Persist) -> list[Effect]:

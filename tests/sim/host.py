@@ -214,8 +214,13 @@ class Host:
             case effects.PushStored(peer, ranges):
                 self._push_stored(peer, ranges)
             case effects.SaveVote(term, voted_for, then):
-                run_then: Call = lambda: self._run(lambda: self._perform(then), life)  # noqa: E731
-                self.disk.write(Write((), (term, voted_for), run_then))
+                saved = events.VoteSaved(term, voted_for)
+
+                def told() -> None:
+                    self._run(lambda: self._perform(then), life)
+                    self.deliver(saved, life)
+
+                self.disk.write(Write((), (term, voted_for), told))
             case effects.LeaderChanged(token):
                 self.leader = token
                 self.checks.leader_changed(self, token)
