@@ -59,6 +59,7 @@ class _Analysis:
     links: frozenset[str]  # words that claim how statements hang together
     numbers: frozenset[str]
     names: frozenset[str]  # capitalised words that do not open the sentence, case-folded
+    opening: str  # the content term that opens the sentence, which may be a name or a made-up label; else empty
     tokens: frozenset[str]  # all its words as they are written, case-folded
 
 
@@ -82,6 +83,7 @@ def _analysis_of(text: str) -> _Analysis:
 
 def _analyse(text: str) -> _Analysis:
     terms: list[str] = []
+    opening = ""
     denied: set[int] = set()
     reach = 0
     all_words = words(text)
@@ -105,6 +107,7 @@ def _analyse(text: str) -> _Analysis:
             continue
         else:
             term = NUMBER_WORDS.get(word) or stem(word)
+            opening = term if at == 0 else opening
         if reach:
             denied.add(len(terms))
             reach -= 1
@@ -119,6 +122,7 @@ def _analyse(text: str) -> _Analysis:
         links=LINKS.intersection(all_words),
         numbers=frozenset(numbers),
         names=frozenset(names),
+        opening=opening,
         tokens=frozenset(map(str.casefold, tokens)),
     )
 
@@ -217,6 +221,8 @@ class Aligner:
             return "a number that is not in its source"
         if not sentence.names <= frozenset().union(*(s.tokens for s in sources)):
             return "a name that is not in its source"
+        if sentence.opening and not any(sentence.opening in source.terms for source in sources):
+            return "an opening that is not in its source"
         if not sentence.links <= frozenset().union(*(s.links for s in sources)):
             return "a link that is not in its source"
         if support < SUPPORT_MIN:

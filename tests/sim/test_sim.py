@@ -29,7 +29,7 @@ SEEDS = range(1, 61)
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("first", SEEDS[::10])
+@pytest.mark.parametrize("first", [SEEDS[0], *(pytest.param(first, marks=pytest.mark.slow) for first in SEEDS[10::10])])
 def test_the_mesh_holds(first: int) -> None:
     for seed in range(first, first + 10):
         result = run_seed(seed)

@@ -54,6 +54,8 @@ def test_what_is_said_is_kept_with_its_sources(sentence: str, sources: tuple[int
     [
         ("The line will carry 35,000 passengers a day.", "number"),
         ("The line connects the hospital of Lisbon with the old harbour.", "name"),
+        ("KATHO: Tickets are free for students until the end of the year.", "opening"),  # as a small model labelled it
+        ("Lisbon opened its new tram line on Monday.", "opening"),
         ("The transport company expects to make a profit before 2031.", "denied"),
         ("The city has paid the compensation it promised.", "denied"),
         ("The city has not opened its new tram line.", "denied"),
