@@ -30,7 +30,7 @@ TIMEOUT_MAX_S = 1.6
 #: left alone keeps its term instead of stepping down.
 STEP_DOWN_S = 2.5
 #: A node that starts gives the others this long to be found before it leads itself.
-GRACE_S = 1.2
+GRACE_S = 0.8
 #: A leader that is known to be gone is not waited for. Survivors stand one after the other, by id, a step apart, so
 #: that the first has its votes before the second asks; the random part breaks ties of views that differ.
 STEP_S = 0.1

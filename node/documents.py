@@ -76,21 +76,21 @@ def read_document(path: str | os.PathLike[str], stdin: BinaryIO | None = None) -
         with _open_document(file) as stream:
             raw = _read_bounded(stream, name)
     except FileNotFoundError:
-        raise _bad(f"There is no file {file}.", "Check the path.") from None
+        raise _bad(f"there is no file {file}", "Check the path.") from None
     except PermissionError:
-        raise _bad(f"{file} may not be read by you.", "Change its permissions, or copy it.") from None
+        raise _bad(f"{file} may not be read by you", "Change its permissions, or copy it.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
-        raise _bad(f"{file} can not be read: {reason}.", "Check the path and the disk.") from None
+        raise _bad(f"{file} can not be read: {reason}", "Check the path and the disk.") from None
     return document_from_bytes(raw, name)
 
 
 def _open_document(file: Path) -> BinaryIO:
     found = file.stat()
     if stat.S_ISDIR(found.st_mode):
-        raise _bad(f"{file} is a folder.", "Name one file in it.")
+        raise _bad(f"{file} is a folder", "Name one file in it.")
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISFIFO(found.st_mode):
-        raise _bad(f"{file} is no ordinary file.", "Name a text, Markdown, HTML or PDF file.")
+        raise _bad(f"{file} is no ordinary file", "Name a text, Markdown, HTML or PDF file.")
     if found.st_size > FILE_BYTES_MAX:
         raise _too_large(file.name, found.st_size)
     return file.open("rb")
@@ -99,7 +99,7 @@ def _open_document(file: Path) -> BinaryIO:
 def _too_large(name: str, size: int | None = None) -> KithError:
     most = FILE_BYTES_MAX // 2**20
     how = f"has {size / 2**20:,.0f} MiB" if size else f"has more than {most} MiB"
-    return _bad(f"{name} {how}; a document may have {most} MiB.", "Split it and submit the parts.")
+    return _bad(f"{name} {how}; a document may have {most} MiB", "Split it and submit the parts.")
 
 
 def _read_bounded(stream: BinaryIO, name: str) -> bytes:
@@ -112,20 +112,20 @@ def _read_bounded(stream: BinaryIO, name: str) -> bytes:
 def document_from_bytes(raw: bytes, name: str) -> Document:
     """The document in `raw`; `name` gives the suffix and is used in errors. Raises `KithError`, as `read_document`."""
     if not raw.strip():
-        raise _bad(f"{name} is empty.", "Give a file with text in it.")
+        raise _bad(f"{name} is empty", "Give a file with text in it.")
     suffix = Path(name).suffix.casefold()
     try:
         text, media_type, title = _extract(raw, name, suffix)
     except Unreadable as error:
-        raise _bad(f"{name} {error.problem}.", error.remedy) from None
+        raise _bad(f"{name} {error.problem}", error.remedy) from None
     if (size := len(text.encode())) > TEXT_BYTES_MAX:
         raise _bad(
-            f"{name} holds {size / 2**20:.1f} MiB of text; a document may have {TEXT_BYTES_MAX // 2**20} MiB.",
+            f"{name} holds {size / 2**20:.1f} MiB of text; a document may have {TEXT_BYTES_MAX // 2**20} MiB",
             "Split it and submit the parts.",
         )
     words = count_words(text)
     if not words:
-        raise _bad(f"{name} holds no words.", "Give a file with text in it.")
+        raise _bad(f"{name} holds no words", "Give a file with text in it.")
     return Document(text, media_type, title[:_TITLE_CHARS_MAX], words, name)
 
 
@@ -157,23 +157,23 @@ def _decode(raw: bytes, name: str, declared: str = "") -> str:
     """Strictly decoded text with "\\n" line ends."""
     for magic, what in _MAGIC.items():
         if raw.startswith(magic):
-            raise _bad(f"{name} is {what}, not a document.", "Give a text, Markdown, HTML or PDF file.")
+            raise _bad(f"{name} is {what}, not a document", "Give a text, Markdown, HTML or PDF file.")
     text = None
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = _try(raw, "utf-16")
         if text is None:
-            raise _bad(f"{name} says that it is UTF-16 and is not.", "Save it as UTF-8.")
+            raise _bad(f"{name} says that it is UTF-16 and is not", "Save it as UTF-8.")
     elif b"\0" in raw:
-        raise _bad(f"{name} is binary, not text.", "Give a text, Markdown, HTML or PDF file.")
+        raise _bad(f"{name} is binary, not text", "Give a text, Markdown, HTML or PDF file.")
     for encoding in ("utf-8-sig", declared, "gb18030", "big5", "shift_jis", "cp1251", "cp1252"):
         if text is None and encoding:
             guess = _try(raw, encoding)
             if guess is not None and (encoding in ("utf-8-sig", declared) or _is_plausible(guess, encoding)):
                 text = guess
     if text is None:
-        raise _bad(f"The encoding of {name} is not known.", f"Save it as UTF-8 (iconv -f ENCODING -t UTF-8 {name}).")
+        raise _bad(f"the encoding of {name} is not known", f"Save it as UTF-8 (iconv -f ENCODING -t UTF-8 {name}).")
     if len(_CONTROL.findall(text)) > _CONTROL_SHARE_MAX * len(text):
-        raise _bad(f"{name} is binary, not text.", "Give a text, Markdown, HTML or PDF file.")
+        raise _bad(f"{name} is binary, not text", "Give a text, Markdown, HTML or PDF file.")
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n\n")
 
 

@@ -39,7 +39,7 @@ class KithError(Exception):
 
     Args:
         code: stable and machine-readable, for `--json` and for other processes.
-        message: one sentence that says what happened.
+        message: one sentence that says what happened, without capital and full stop: it goes on after "kith: ".
         remedy: one sentence that says what to do.
         exit_code: of the CLI.
     """

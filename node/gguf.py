@@ -127,7 +127,7 @@ def _gb(size: int) -> str:
 
 
 def _bad(path: Path, reason: str) -> KithError:
-    return KithError("bad-model", f"The model file {path} {reason}.", _REMEDY, ExitCode.BAD_INPUT)
+    return KithError("bad-model", f"the model file {path} {reason}", _REMEDY, ExitCode.BAD_INPUT)
 
 
 class _Reader:

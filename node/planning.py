@@ -30,7 +30,7 @@ async def make_plan(job_id: bytes, request: work_pb2.JobRequest, document: str |
     loaded = engine.loaded
     if loaded is None:
         raise KithError(
-            "engine-not-ready", "The model of this node is not loaded yet.", "Try again soon.", ExitCode.UNAVAILABLE
+            "engine-not-ready", "the model of this node is not loaded yet", "Try again soon.", ExitCode.UNAVAILABLE
         )
     match request.WhichOneof("kind"):
         case "summarize":
@@ -38,9 +38,7 @@ async def make_plan(job_id: bytes, request: work_pb2.JobRequest, document: str |
         case "ask":
             plan = await _ask(job_id, request, engine, loaded.context_tokens)
         case _:
-            raise KithError(
-                "bad-request", "The request asks for nothing.", "Send summarize or ask.", ExitCode.BAD_INPUT
-            )
+            raise KithError("bad-request", "the request asks for nothing", "Send summarize or ask.", ExitCode.BAD_INPUT)
     plan.model = loaded.model
     return plan
 
@@ -49,13 +47,13 @@ async def _summary(
     job_id: bytes, request: work_pb2.JobRequest, document: str | None, engine: Engine, context_tokens: int
 ) -> work_pb2.Plan:
     if document is None:
-        raise KithError("bad-document", "The document is not here.", "Submit it again.", ExitCode.BAD_INPUT)
+        raise KithError("bad-document", "the document is not here", "Submit it again.", ExitCode.BAD_INPUT)
     parsed = await asyncio.to_thread(outline, document, request.summarize.media_type or MARKDOWN)
     sentences = [parsed.of(segment) for segment in parsed.sentences]
     if not sentences:
         raise KithError(
             "bad-document",
-            "The document has no sentence to summarise, only headings, code or tables.",
+            "the document has no sentence to summarise, only headings, code or tables",
             "Give a text with sentences.",
             ExitCode.BAD_INPUT,
         )
@@ -64,11 +62,11 @@ async def _summary(
         plan = await asyncio.to_thread(plan_summary, job_id, request, parsed, counts, context_tokens)
     except TooLarge as error:
         raise KithError(
-            "bad-document", f"The document is too long: {error}.", "Split it and submit the parts.", ExitCode.BAD_INPUT
+            "bad-document", f"the document is too long: {error}", "Split it and submit the parts.", ExitCode.BAD_INPUT
         ) from None
     except ValueError as error:
         raise KithError(
-            "bad-request", f"No plan can be made: {error}.", "Start the node with a larger --ctx.", ExitCode.BAD_INPUT
+            "bad-request", f"no plan can be made: {error}", "Start the node with a larger --ctx.", ExitCode.BAD_INPUT
         ) from None
     await asyncio.to_thread(validate_plan, plan, parsed)
     return plan
@@ -80,13 +78,13 @@ async def _ask(job_id: bytes, request: work_pb2.JobRequest, engine: Engine, cont
         check_options(ask.options)
     except ValueError as error:
         raise KithError(
-            "bad-options", f"The options can not be used: {error}.", "Give other --options.", ExitCode.BAD_INPUT
+            "bad-options", f"the options can not be used: {error}", "Give other --options.", ExitCode.BAD_INPUT
         ) from None
     try:
         plan = plan_ask(job_id, request)
     except ValueError as error:
         raise KithError(
-            "bad-request", f"The question can not be asked: {error}.", "Change it and ask again.", ExitCode.BAD_INPUT
+            "bad-request", f"the question can not be asked: {error}", "Change it and ask again.", ExitCode.BAD_INPUT
         ) from None
     if ask.options:
         messages = prompts.choose(ask.question, ask.options, ask.context)
@@ -98,7 +96,7 @@ async def _ask(job_id: bytes, request: work_pb2.JobRequest, engine: Engine, cont
     if prompt + after > context_tokens:
         raise KithError(
             "prompt-too-long",
-            f"The question and its context need {prompt + after} tokens; the model takes {context_tokens}.",
+            f"the question and its context need {prompt + after} tokens; the model takes {context_tokens}",
             "Shorten the context, or start the nodes with a larger --ctx.",
             ExitCode.BAD_INPUT,
         )

@@ -85,7 +85,7 @@ async def run_task(
 
 
 def _bad_task(why: str) -> KithError:
-    return KithError("bad-request", f"The task can not be run: {why}.", "Update this node.", ExitCode.BAD_INPUT)
+    return KithError("bad-request", f"the task can not be run: {why}", "Update this node.", ExitCode.BAD_INPUT)
 
 
 async def _document(blob: common_pb2.BlobRef, read_blob: ReadBlob) -> str:

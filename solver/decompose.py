@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from mesh.wire import work_pb2
 from solver.text import Outline, count_words, normalise
 
-#: Wished size of a piece. Small models keep to a short text better (19 of 39 sentences of a 135M model passed the check at
-#: 120 tokens, 10 of 22 at 220, 2 of 6 at 320: a small sample); smaller pieces cost more tasks.
+#: Wished size of a piece. Small models keep to a short text better: of what a 135M model wrote, 19 of 39 sentences
+#: passed the check at 120 tokens, 10 of 22 at 220, 2 of 6 at 320 (a small sample). Smaller pieces cost more tasks.
 PIECE_TOKENS = 240
 #: Room for instructions and the chat template around a piece.
 PROMPT_OVERHEAD_TOKENS = 120

@@ -102,4 +102,4 @@ class Backend(Protocol):
 
 
 def unsupported(backend: str, what: str) -> KithError:
-    return KithError("bad-request", f"The {backend} engine can not {what}.", "Use --engine llama for this.")
+    return KithError("bad-request", f"the {backend} engine can not {what}", "Use --engine llama for this.")

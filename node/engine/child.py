@@ -61,7 +61,7 @@ def make_backend(name: str, outbox: Outbox) -> Backend:
         from node.engine.openai import OpenaiBackend
 
         return OpenaiBackend()
-    raise KithError("bad-request", f"There is no engine named {name!r}.", "Use llama, openai or echo.")
+    raise KithError("bad-request", f"there is no engine named {name!r}", "Use llama, openai or echo.")
 
 
 class _Child:
@@ -91,9 +91,9 @@ class _Child:
         if kind == "stats" and self._backend is not None:
             request.answer(engine_pb2.EngineEvent(stats=self._backend.stats()))
         elif kind is None or kind == "stats":
-            request.fail(KithError("bad-request", "The engine process does not know this command.", ""))
+            request.fail(KithError("bad-request", "the engine process does not know this command", ""))
         elif len(self._requests) >= REQUESTS_MAX:
-            request.fail(KithError("busy", f"{REQUESTS_MAX} requests are already open.", "Try again later."))
+            request.fail(KithError("busy", f"{REQUESTS_MAX} requests are already open", "Try again later."))
         else:
             self._requests[request.id] = request
             self._work.put(request)
@@ -111,7 +111,7 @@ class _Child:
                 request.fail(error)
             except Exception as error:  # the message is left out: it could quote a prompt
                 _print_frames(error)
-                what = f"The engine process failed inside ({type(error).__name__})."
+                what = f"the engine process failed inside ({type(error).__name__})"
                 request.fail(KithError("engine-failed", what, "The node's log says where; please report it."))
 
     def _serve_one(self, request: Request) -> None:
@@ -126,7 +126,7 @@ class _Child:
             problem = common_pb2.Problem(code="cancelled", message="The request was cancelled.")
             request.answer(engine_pb2.EngineEvent(problem=problem))
         elif self._backend is None:
-            request.fail(KithError("engine-not-ready", "No model is loaded yet.", "Wait until the node is ready."))
+            request.fail(KithError("engine-not-ready", "no model is loaded yet", "Wait until the node is ready."))
         else:
             self._backend.submit(request)
 

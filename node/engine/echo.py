@@ -74,7 +74,7 @@ class EchoBackend:
     def load(self, command: engine_pb2.LoadModel) -> engine_pb2.EngineLoaded:
         self._pace = command.echo_tokens_per_s
         if self._pace <= 0:
-            raise KithError("bad-request", "The echo engine's pace must be above 0 tokens/s.", "Give another pace.")
+            raise KithError("bad-request", "the echo engine's pace must be above 0 tokens/s", "Give another pace.")
         self._slots = max(1, command.slots)
         self._context_tokens = command.context_tokens or CONTEXT_TOKENS
         threading.Thread(target=self._run, name="echo", daemon=True).start()
@@ -129,7 +129,7 @@ class EchoBackend:
         reason = "stop" if len(tokens) <= limit else "length"
         with self._changed:
             if len(self._waiting) >= QUEUE_MAX:
-                raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine.", "Try again later.")
+                raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
             self._waiting.append(_Running(request, count, tokens[:limit], reason, 0.0, 0.0))
             self._changed.notify()
 
@@ -138,7 +138,7 @@ class EchoBackend:
         prompt = _prompt(command)
         self._check_length(len(tokens_of(prompt)))
         if not command.continuations or not all(command.continuations):
-            raise KithError("bad-request", "There is nothing to score.", "Send continuations that are not empty.")
+            raise KithError("bad-request", "there is nothing to score", "Send continuations that are not empty.")
         reply = engine_pb2.ScoreReply(
             log_probabilities=[score_of(prompt, text) for text in command.continuations],
             token_counts=[max(1, len(tokens_of(text))) for text in command.continuations],
@@ -148,7 +148,7 @@ class EchoBackend:
 
     def _check_length(self, tokens: int) -> None:
         if tokens >= self._context_tokens:
-            message = f"The prompt has {tokens:,} tokens; the context holds {self._context_tokens:,}."
+            message = f"the prompt has {tokens:,} tokens; the context holds {self._context_tokens:,}"
             raise KithError("prompt-too-long", message, "Send less text, or start the node with a larger --ctx.")
 
     def _run(self) -> None:
@@ -207,6 +207,6 @@ class EchoBackend:
 
 def _prompt(command: engine_pb2.GenerateRequest | engine_pb2.ScoreRequest) -> str:
     if bool(command.messages) == bool(command.prompt):
-        message = "A request holds either messages or a prompt."
+        message = "a request holds either messages or a prompt"
         raise KithError("bad-request", message, "Send exactly one of the two.")
     return "\n".join(message.content for message in command.messages) or command.prompt

@@ -38,7 +38,7 @@ class Inbox:
             last.delta.tokens += event.generate.delta.tokens
             if len(last.delta.text) > TEXT_BYTES_MAX:
                 self.overflowed = True
-                self.fail(KithError("engine-failed", "The answer grew beyond all bounds.", "Set max_tokens."))
+                self.fail(KithError("engine-failed", "the answer grew beyond all bounds", "Set max_tokens."))
         else:
             self._events.append(event)
             self.ended = kind != "generate" or generate == "finished"

@@ -76,7 +76,7 @@ class Link:
             )
         except OSError as error:
             ours.close()
-            message = f"The engine process can not be started: {error.strerror}."
+            message = f"the engine process can not be started: {error.strerror}"
             raise KithError("engine-failed", message, "Free some memory or processes, then try again.") from error
         except BaseException:
             ours.close()
@@ -118,12 +118,12 @@ class Link:
     def _send(self, command: engine_pb2.EngineCommand) -> None:
         if self._reading.done() or self._writer.is_closing():
             if inbox := self._inboxes.get(command.id):
-                inbox.fail(KithError("engine-gone", "The engine process is gone.", _REMEDY))
+                inbox.fail(KithError("engine-gone", "the engine process is gone", _REMEDY))
             return
         try:
             self._writer.write(frames.encode(command))
         except frames.FrameError as error:
-            raise KithError("prompt-too-long", f"The request is too large: {error}.", "Send less text.") from error
+            raise KithError("prompt-too-long", f"the request is too large: {error}", "Send less text.") from error
 
     async def _read(self) -> None:
         """Until the stream ends or the child breaks the protocol; then every open request fails."""
@@ -135,7 +135,7 @@ class Link:
             self._log(f"engine: {error}")
         finally:
             for inbox in self._inboxes.values():
-                inbox.fail(KithError("engine-gone", "The engine process ended during this request.", _REMEDY))
+                inbox.fail(KithError("engine-gone", "the engine process ended during this request", _REMEDY))
 
     async def _listen(self) -> None:
         """The child's stderr, line by line, into the log."""

@@ -37,12 +37,12 @@ def _load_binding() -> Any:
     if "llama_cpp" not in sys.modules:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None:
-            raise KithError("engine-failed", "llama-cpp-python is not installed.", _REMEDY)
+            raise KithError("engine-failed", "llama-cpp-python is not installed", _REMEDY)
         sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)
     try:
         return importlib.import_module("llama_cpp.llama_cpp")
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        raise KithError("engine-failed", f"llama-cpp-python can not be loaded: {error}.", _REMEDY) from error
+        raise KithError("engine-failed", f"llama-cpp-python can not be loaded: {error}", _REMEDY) from error
 
 
 lib: Any = None
@@ -184,7 +184,7 @@ class Context:
         self._model = model
         self.pointer = lib.llama_init_from_model(model.pointer, params)
         if not self.pointer:
-            message = f"There is no memory for {slots} slots of {context_tokens:,} tokens."
+            message = f"there is no memory for {slots} slots of {context_tokens:,} tokens"
             raise KithError("engine-failed", message, "Use a smaller --ctx or fewer --slots.")
         self._memory = lib.llama_get_memory(self.pointer)
         self.context_tokens: int = lib.llama_n_ctx_seq(self.pointer)

@@ -99,7 +99,7 @@ class LlamaBackend:
         command = request.command.generate
         sampling.check(command.sampling)
         if len(command.stop) > STOPS_MAX or any(not 0 < len(stop) <= STOP_CHARACTERS_MAX for stop in command.stop):
-            message = f"At most {STOPS_MAX} stop strings of 1 to {STOP_CHARACTERS_MAX} characters are possible."
+            message = f"at most {STOPS_MAX} stop strings of 1 to {STOP_CHARACTERS_MAX} characters are possible"
             raise KithError("bad-request", message, "Send fewer or shorter stop strings.")
         prompt = self._prompt(command) + command.continue_from
         tokens = self._checked(self._model.tokenize(prompt, special=True), 0)
@@ -108,7 +108,7 @@ class LlamaBackend:
     def _submit_score(self, request: Request) -> None:
         command = request.command.score
         if not 0 < len(command.continuations) <= CONTINUATIONS_MAX or not all(command.continuations):
-            message = f"Between 1 and {CONTINUATIONS_MAX} continuations that are not empty can be scored at once."
+            message = f"between 1 and {CONTINUATIONS_MAX} continuations that are not empty can be scored at once"
             raise KithError("bad-request", message, "Send other continuations.")
         prompt = self._prompt(command)
         tokens = self._model.tokenize(prompt, special=True)
@@ -125,7 +125,7 @@ class LlamaBackend:
 
     def _prompt(self, command: engine_pb2.GenerateRequest | engine_pb2.ScoreRequest) -> str:
         if bool(command.messages) == bool(command.prompt):
-            message = "A request holds either messages or a prompt."
+            message = "a request holds either messages or a prompt"
             raise KithError("bad-request", message, "Send exactly one of the two.")
         prompt = self._template.render(command.messages) if command.messages else command.prompt
         # The tokenizer adds the begin token; many templates write it as well.
@@ -134,10 +134,10 @@ class LlamaBackend:
     def _checked(self, tokens: list[int], more: int) -> list[int]:
         """Raises `KithError` (`prompt-too-long`) unless one more token than `more` has room after `tokens`."""
         if len(tokens) + more >= self._context_tokens:
-            message = f"The prompt has {len(tokens) + more:,} tokens; the context holds {self._context_tokens:,}."
+            message = f"the prompt has {len(tokens) + more:,} tokens; the context holds {self._context_tokens:,}"
             raise KithError("prompt-too-long", message, "Send less text, or start the node with a larger --ctx.")
         if not tokens:
-            raise KithError("bad-request", "The prompt is empty.", "Send some text.")
+            raise KithError("bad-request", "the prompt is empty", "Send some text.")
         return tokens
 
     def _add(self, work: Work) -> None:
@@ -174,7 +174,7 @@ def _warm_up(context: llama.Context, tokens: int) -> None:
     context.clear_batch()
     context.add(0, 0, [0] * tokens, tokens - 1)
     if (code := context.decode()) != 0:
-        message = f"The model loads and then fails on its first token (llama_decode returned {code})."
+        message = f"the model loads and then fails on its first token (llama_decode returned {code})"
         raise KithError("bad-model", message, "Try another GGUF file.")
     context.cut(0, 0)
 

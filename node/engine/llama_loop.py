@@ -64,7 +64,7 @@ class LlamaLoop:
         """Raises `KithError` (`busy`)."""
         with self._changed:
             if len(self._waiting) >= QUEUE_MAX:
-                raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine.", "Try again later.")
+                raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
             self._waiting.append(work)
             self._changed.notify()
 
@@ -195,7 +195,7 @@ class LlamaLoop:
                 self._cut(slot, 0)
             return
         newest = max(self._seats.values(), key=lambda seat: seat.order)
-        error = KithError("engine-failed", "The KV cache has no room for this request.", "Use fewer --slots.")
+        error = KithError("engine-failed", "the KV cache has no room for this request", "Use fewer --slots.")
         newest.work.request.put(engine_pb2.EngineEvent(problem=error.to_wire()), last=True)
         self._leave(newest)
         self._cut(newest.slot, 0)

@@ -60,7 +60,7 @@ class OpenaiBackend:
     def load(self, command: engine_pb2.LoadModel) -> engine_pb2.EngineLoaded:
         self._url = command.base_url.rstrip("/")
         if not self._url.startswith(("http://", "https://")):
-            message = f"The engine's URL {command.base_url!r} is none of http or https."
+            message = f"the engine's URL {command.base_url!r} is none of http or https"
             raise KithError("bad-request", message, "Give it by --engine-url, for example http://127.0.0.1:11434/v1.")
         self._key_env = command.key_env
         key = os.environ.get(command.key_env, "") if command.key_env else ""
@@ -110,14 +110,14 @@ class OpenaiBackend:
 
     def _check(self, command: engine_pb2.GenerateRequest) -> None:
         if bool(command.messages) == bool(command.prompt):
-            message = "A request holds either messages or a prompt."
+            message = "a request holds either messages or a prompt"
             raise KithError("bad-request", message, "Send exactly one of the two.")
         tokens = estimate_tokens(command.prompt) + sum(estimate_tokens(each.content) for each in command.messages)
         if tokens >= self._context_tokens:
-            message = f"The prompt has about {tokens:,} tokens; the context holds {self._context_tokens:,}."
+            message = f"the prompt has about {tokens:,} tokens; the context holds {self._context_tokens:,}"
             raise KithError("prompt-too-long", message, "Send less text, or start the node with a larger --ctx.")
         if len(self._requests) >= QUEUE_MAX:
-            raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine.", "Try again later.")
+            raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
 
     def _begin(self, request: Request) -> None:
         self._requests[request.id] = request
@@ -145,7 +145,7 @@ class OpenaiBackend:
         except KithError as error:
             request.fail(error)
         except Exception as error:
-            request.fail(KithError("engine-failed", f"The engine's client failed ({type(error).__name__}).", ""))
+            request.fail(KithError("engine-failed", f"the engine's client failed ({type(error).__name__})", ""))
         finally:
             request.flush()
             del self._requests[request.id], self._streams[request.id]
@@ -195,7 +195,7 @@ class OpenaiBackend:
                 arrivals.append(time.monotonic())
                 tokens += estimate_tokens(piece)
         if not arrivals:
-            raise KithError("engine-failed", f"The model {self._model} at {self._url} answers nothing.", "Try another.")
+            raise KithError("engine-failed", f"the model {self._model} at {self._url} answers nothing", "Try another.")
         reading = max(arrivals[0] - begun, 1e-6)
         writing = max(arrivals[-1] - arrivals[0], 1e-6) if len(arrivals) > 1 else reading
         rates = engine_pb2.Calibrated(
@@ -237,12 +237,10 @@ class OpenaiBackend:
             return wanted
         known = ", ".join(listed[:10]) or "none that it would list"
         if wanted:
-            raise KithError(
-                "bad-model", f"{self._url} has no model {wanted!r}; it has {known}.", "Name one by --model."
-            )
+            raise KithError("bad-model", f"{self._url} has no model {wanted!r}; it has {known}", "Name one by --model.")
         if len(listed) == 1:
             return listed[0]
-        raise KithError("bad-model", f"No model is named; {self._url} has {known}.", "Name one by --model.")
+        raise KithError("bad-model", f"no model is named; {self._url} has {known}", "Name one by --model.")
 
     @asynccontextmanager
     async def _reached(self) -> AsyncIterator[None]:
@@ -250,26 +248,26 @@ class OpenaiBackend:
         try:
             yield
         except httpx2.TimeoutException as error:
-            message = f"The server at {self._url} did not answer in time."
+            message = f"the server at {self._url} did not answer in time"
             raise KithError("engine-failed", message, "See whether it is overloaded.") from error
         except httpx2.HTTPError as error:
-            message = f"The server at {self._url} can not be reached ({type(error).__name__})."
+            message = f"the server at {self._url} can not be reached ({type(error).__name__})"
             raise KithError("engine-failed", message, "Start it, or correct --engine-url.") from error
         except (json.JSONDecodeError, SseError, UnicodeDecodeError) as error:
             raise self._nonsense() from error
 
     def _nonsense(self) -> KithError:
-        message = f"The server at {self._url} sends what is not the OpenAI API."
+        message = f"the server at {self._url} sends what is not the OpenAI API"
         return KithError("engine-failed", message, "Correct --engine-url; it ends with /v1 for most servers.")
 
     async def _refused(self, response: httpx2.Response) -> KithError:
         status = response.status_code
         if status in (401, 403):
             remedy = f"Put a valid key into the environment variable {self._key_env}."
-            return KithError("engine-failed", f"The server at {self._url} refuses the key ({status}).", remedy)
+            return KithError("engine-failed", f"the server at {self._url} refuses the key ({status})", remedy)
         if status == 429:
-            return KithError("busy", f"The server at {self._url} is busy (429).", "Try again later.")
-        return KithError("engine-failed", f"The server at {self._url} refuses the request ({status}).", "See its log.")
+            return KithError("busy", f"the server at {self._url} is busy (429)", "Try again later.")
+        return KithError("engine-failed", f"the server at {self._url} refuses the request ({status})", "See its log.")
 
 
 def _body(command: engine_pb2.GenerateRequest, model: str) -> dict[str, Any]:

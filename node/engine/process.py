@@ -148,7 +148,7 @@ class EngineProcess:
 
     def _ready(self) -> Link:
         if self._link is None or self._state != "ready":
-            message = f"The engine is {self._state}." + (f" {self._problem}" if self._problem else "")
+            message = f"the engine is {self._state}" + (f": {self._problem}" if self._problem else "")
             remedy = "" if self._state in ("failed", "stopped") else "Try again in a moment."
             raise KithError("engine-not-ready", message, remedy)
         return self._link
@@ -162,7 +162,7 @@ class EngineProcess:
 
     def _check_model(self) -> None:
         if self._model_path is None:
-            raise KithError("bad-model", "No model file is given.", "Give one by --model, or `kith model pull`.")
+            raise KithError("bad-model", "no model file is given", "Give one by --model, or `kith model pull`.")
         header = gguf.read_header(self._model_path)
         if self._config.gpu_layers == 0:
             gguf.check_memory(header, self._config.ctx, self._config.slots)
@@ -191,7 +191,7 @@ class EngineProcess:
                     self._calibrated = (await link.ask(command)).calibrated
         except TimeoutError as error:
             await link.end()
-            message = "The engine did not become ready in time."
+            message = "the engine did not become ready in time"
             raise KithError("engine-failed", message, "Try a smaller model or fewer --threads.") from error
         except KithError as error:
             gone = await link.end()

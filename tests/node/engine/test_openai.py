@@ -190,7 +190,7 @@ async def test_unknown_model_lists_the_known(server: Server, tmp_path: Path) -> 
     assert error.code == "bad-model"
     assert "small, large" in error.message
     error = await failure(tmp_path, engine_url=server.url, engine_key_env="TEST_KEY")
-    assert "No model is named" in error.message
+    assert "no model is named" in error.message
 
 
 def test_estimate_counts_characters_where_words_have_no_spaces() -> None:
