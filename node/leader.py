@@ -364,6 +364,7 @@ class Leader:
     ) -> None:
         assert self.token is not None
         key = TaskKey(job.job_id, TaskRef(task.index, task.replica))
+        log("debug", f"task {key.ref.index}.{key.ref.replica} of {job.job_id.hex()[:12]} goes to {agent.node_id[:8]}")
         attempt = self.dispatch.assigned(key, agent, clock.now(), need.prompt_tokens, need.output_tokens)
         results = job.results()
         assign = work_pb2.Assign(

@@ -9,20 +9,17 @@ is one JSON object.
 
 import argparse
 import asyncio
-import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import platformdirs
 
 from mesh.wire import local_pb2, work_pb2
 from node.cli import output
@@ -75,17 +72,16 @@ class Demo:
         self.folder = folder
         self.told = Told()
         self.daemons: list[Daemon] = []
+        self.mesh = f"demo-{secrets.token_hex(4)}"  # apart from other nodes of this machine, other demonstrations too
 
     def close(self) -> list[str]:
         wrong = end_all(self.daemons)
         shutil.rmtree(self.folder, ignore_errors=True)
         return wrong
 
-    async def play(
-        self, document: Document, model: Path, alone: bool
-    ) -> tuple[local_pb2.ResultReply, local_pb2.ResultReply]:
-        """The summary and the panel's verdict. `alone`: another demonstration runs, so keep off mDNS."""
-        leader = await self._form(model, alone)
+    async def play(self, document: Document, model: Path) -> tuple[local_pb2.ResultReply, local_pb2.ResultReply]:
+        """The summary and the panel's verdict."""
+        leader = await self._form(model)
         self.told.leader_before = leader.label
         term = (await leader.status()).term
         self.view.step("leader", f"{leader.label} was elected, term {term}")
@@ -95,25 +91,18 @@ class Demo:
         verdict = await self._ask()
         return summary, verdict
 
-    async def _form(self, model: Path, alone: bool) -> Daemon:
-        if alone:
-            self.view.step("mDNS", "another demonstration runs on this machine: this one keeps to itself", "note")
-        else:
-            self._start(model, [])
-            await self._ready()
-            try:
-                leader = await formed(self.daemons, FOUND_BY_MDNS_WITHIN_S)
-                ways = {node.found_by for one in self.daemons for node in await one.nodes() if not node.self}
-                took = time.monotonic() - self.daemons[0].started_at
-                self.told.discovery = "mdns"
-                seen = "each other by mDNS" if "mdns" in ways else "each other"
-                self.view.step("found", f"{seen}, {output.seconds(took)} after the start")
-                return leader
-            except NotInTime:
-                strangers = {node.name for one in self.daemons for node in await one.nodes()} - set(NAMES)
-                why = f"other nodes are here too ({', '.join(sorted(strangers))})" if strangers else "no multicast here"
-                self.view.step("mDNS", f"{why}: the nodes are told each other's addresses instead", "note")
-                await asyncio.to_thread(end_all, self.daemons)
+    async def _form(self, model: Path) -> Daemon:
+        self._start(model, [])
+        await self._ready()
+        try:
+            leader = await formed(self.daemons, FOUND_BY_MDNS_WITHIN_S)
+            took = time.monotonic() - self.daemons[0].started_at
+            self.told.discovery = "mdns"
+            self.view.step("found", f"each other by mDNS, {output.seconds(took)} after the start")
+            return leader
+        except NotInTime:
+            self.view.step("mDNS", "no multicast here: the nodes are told each other's addresses instead", "note")
+            await asyncio.to_thread(end_all, self.daemons)
         self.told.discovery = "seeds"
         shutil.rmtree(self.folder)
         self.folder.mkdir(mode=0o700)
@@ -129,7 +118,18 @@ class Demo:
 
     def _start(self, model: Path, more: list[str], only: str | tuple[str, ...] = NAMES) -> None:
         threads = max(1, (os.cpu_count() or 1) // len(NAMES))
-        options = ["--listen", "127.0.0.1:0", "--engine", "llama", "--model", str(model), "--threads", str(threads)]
+        options = [
+            "--mesh",
+            self.mesh,
+            "--listen",
+            "127.0.0.1:0",
+            "--engine",
+            "llama",
+            "--model",
+            str(model),
+            "--threads",
+            str(threads),
+        ]
         if self.told.discovery == "seeds":
             options.append("--no-mdns")
         for name in NAMES:
@@ -273,13 +273,13 @@ def _run(given: argparse.Namespace) -> int:
     interrupted = False
     view = View()
 
-    async def main(demo: Demo, alone: bool) -> tuple[local_pb2.ResultReply, local_pb2.ResultReply] | None:
+    async def main(demo: Demo) -> tuple[local_pb2.ResultReply, local_pb2.ResultReply] | None:
         def stop() -> None:
             nonlocal interrupted
             interrupted = True
             playing.cancel()
 
-        playing = asyncio.create_task(demo.play(document, model, alone))
+        playing = asyncio.create_task(demo.play(document, model))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, stop)
         try:
@@ -289,28 +289,18 @@ def _run(given: argparse.Namespace) -> int:
                 return None
             raise
 
-    with ExitStack() as stack:
-        model = _model(view, document)
-        kept = Path(platformdirs.user_cache_dir("kithmesh"))
-        kept.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context((kept / "demo.lock").open("w"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = False
-        except BlockingIOError:
-            alone = True
-        folder = Path(tempfile.mkdtemp(prefix="kith-demo-"))
-        demo = Demo(view, folder)
-        try:
-            with view:
-                ended = asyncio.run(main(demo, alone))
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
-            wrong = demo.close()
-        if interrupted or ended is None:
-            print("interrupted; its processes and files are gone", file=sys.stderr)
-            return ExitCode.INTERRUPTED
+    model = _model(view, document)
+    demo = Demo(view, Path(tempfile.mkdtemp(prefix="kith-demo-")))
+    try:
+        with view:
+            ended = asyncio.run(main(demo))
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
+        wrong = demo.close()
+    if interrupted or ended is None:
+        print("interrupted; its processes and files are gone", file=sys.stderr)
+        return ExitCode.INTERRUPTED
     summary, verdict = ended
     _heading(f"Summary of {document.title}")
     print_result(summary)
