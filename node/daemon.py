@@ -131,6 +131,10 @@ class Daemon:
         self.router = Router(self.replica, self.engine, links)
         self.submissions = Submissions(self, self.replica, self.blobs, self._agents_live)
 
+        if config.engine == "llama" and config.model:
+            # What the owner named is checked before anything is served; a bad file ends the start.
+            await asyncio.to_thread(self._find_model)
+            await asyncio.to_thread(self.engine.check_model)
         server = grpc.aio.server(options=GRPC_OPTIONS)
         mesh_pb2_grpc.add_MeshServicer_to_server(MeshService(links, self.engine, self.store), server)
         self.addresses = bind(server, config.listen, self.paths)
@@ -195,21 +199,21 @@ class Daemon:
 
     async def _bring_up_engine(self) -> None:
         try:
-            if self.config.engine == "llama":
-                self.engine.use_model(await asyncio.to_thread(self._find_model))
+            if self.config.engine == "llama" and self.model_path is None:
+                await asyncio.to_thread(self._find_model)
             await self.engine.start()
         except KithError as error:
             self.engine.give_up(error.message)
             logs.log("error", f"{error.message}. {error.remedy}")
 
-    def _find_model(self) -> Path:
-        """The model's file; the default one is fetched at first use. Runs in a thread."""
+    def _find_model(self) -> None:
+        """Tell the engine the model's file; the default one is fetched at first use. Runs in a thread."""
         # Imported here: a node with another back end never needs it.
         from node.models import ensure_default_model, resolve_model
 
         spec = self.config.model
         self.model_path = resolve_model(spec) if spec else ensure_default_model(self._say)
-        return self.model_path
+        self.engine.use_model(self.model_path)
 
     def _say(self, text: str) -> None:
         logs.log("info", text)

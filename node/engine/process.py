@@ -107,7 +107,7 @@ class EngineProcess:
         assert self._supervisor is None, "started twice"
         try:
             if self._config.engine == "llama":
-                await asyncio.to_thread(self._check_model)
+                await asyncio.to_thread(self.check_model)
             await self._bring_up()
         except KithError as error:
             self._enter("failed", error.message)
@@ -160,7 +160,8 @@ class EngineProcess:
         if self._on_state is not None:
             self._on_state()
 
-    def _check_model(self) -> None:
+    def check_model(self) -> None:
+        """Whether the file can be loaded here, as far as its header tells. Raises `KithError` (`bad-model`)."""
         if self._model_path is None:
             raise KithError("bad-model", "no model file is given", "Give one by --model, or `kith model pull`.")
         header = gguf.read_header(self._model_path)

@@ -279,6 +279,22 @@ async def test_a_second_daemon_a_taken_port_and_a_foreign_journal_are_refused(
     assert "belongs to node" in node.output.read_text()
 
 
+@pytest.mark.parametrize("content", [None, b"", b"no model", b"GGUF\x03\x00\x00\x00\x07"])
+async def test_a_model_that_can_not_be_used_ends_the_start(tmp_path: Path, content: bytes | None) -> None:
+    model = tmp_path / "model.gguf"
+    if content is not None:
+        model.write_bytes(content)
+    node = Daemon(tmp_path / "node", ["--engine", "llama", "--model", str(model), "--no-mdns"], name="node")
+    node.start()
+    assert node.process is not None
+    assert await asyncio.to_thread(node.process.wait, 20) == ExitCode.BAD_INPUT
+    said = node.output.read_text().splitlines()
+    assert len(said) == 2
+    assert "model.gguf" in said[0]
+    assert "→" in said[1]
+    node.end()
+
+
 async def test_a_copied_data_directory_is_noticed(daemon: DaemonFactory, tmp_path: Path) -> None:
     first = daemon(name="first")
     await first.ready()
