@@ -405,7 +405,7 @@ class Daemon:
     def _done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logs.log("error", f"{task.get_name()}: {type(error).__name__}: {error}")
+            logs.log("error", f"{task.get_name()}: {logs.where(error)}")
 
 
 def mesh_tag(mesh: str) -> str:

@@ -31,7 +31,7 @@ from node import clock
 from node.blobs import Blobs
 from node.engine.api import Engine
 from node.errors import KithError
-from node.logs import log
+from node.logs import log, where
 from node.planning import make_plan
 from node.plans import Plans
 from node.solver_process import SolverProcess
@@ -150,7 +150,7 @@ class Leader:
                 log("warning", f"leading: {error.message}")
             except Exception as error:
                 # The next turn starts from the facts again; a fault in one job must not stop all others.
-                log("error", f"leading: {type(error).__name__}: {error}")
+                log("error", f"leading: {where(error)}")
 
     async def _turn(self) -> None:
         now = clock.now()

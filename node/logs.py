@@ -3,6 +3,7 @@
 import logging
 import logging.handlers
 import sys
+import traceback
 from pathlib import Path
 
 LOG_BYTES_MAX = 5 << 20
@@ -37,6 +38,13 @@ def tear_down() -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+
+
+def where(error: BaseException) -> str:
+    """Kind and place of an unexpected error. Its own text is left out: it may quote what people asked."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
 
 
 def log(level: str, text: str) -> None:

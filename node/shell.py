@@ -22,7 +22,7 @@ from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
 from node import clock
 from node.links import Links
-from node.logs import log
+from node.logs import log, where
 from node.store import Store
 
 TICK_S = 0.05
@@ -189,7 +189,7 @@ class Shell:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # A failed disk stops the node through the store's own hook; anything else is a programmer's error.
-            log("error", f"{type(error).__name__}: {error}")
+            log("error", where(error))
 
 
 def verified(peer: NodeId, push: facts_pb2.FactPush) -> tuple[Fact, ...]:

@@ -24,7 +24,7 @@ from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 from node.blobs import Blobs
 from node.engine.api import Engine
 from node.errors import KithError
-from node.logs import log
+from node.logs import log, where
 from node.tasks import run_task
 from solver.assemble import task_key
 
@@ -145,7 +145,7 @@ class Worker:
             raise
         except Exception as error:
             # A programmer's error must not take the node down, nor leave the task without an end.
-            log("error", f"{_name(key)} ended by {type(error).__name__}: {error}")
+            log("error", f"{_name(key)} ended by {where(error)}")
             finished.failure.CopyFrom(
                 common_pb2.Problem(code="task-crashed", message=f"{type(error).__name__} in the node's own code")
             )
