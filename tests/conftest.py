@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,10 @@ import pytest
 
 if TYPE_CHECKING:
     from scripts.daemons import Daemon
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A run in the background inherits a deaf SIGINT, and so would every process that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: How long what a test started may take to go away after it, seconds.
 GONE_WITHIN_S = 5.0
@@ -65,9 +70,8 @@ def nothing_left_behind() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def model_path() -> Path:
     """The default model's file, fetched where it is not there yet; skips where it can not be."""
-    from node.models import ensure_default_model
-
     from node.errors import KithError
+    from node.models import ensure_default_model
 
     try:
         return ensure_default_model()
