@@ -46,7 +46,7 @@ from node.interfaces import choose
 from node.keys import load_or_make_key
 from node.leader import Leader
 from node.links import GRPC_OPTIONS, PROTOCOL_VERSION
-from node.listening import Lock, bind, prepare_folders, split_address
+from node.listening import Lock, address_of, bind, prepare_folders
 from node.local_service import LocalService, node_infos
 from node.mesh_service import MeshService
 from node.paths import NodePaths
@@ -105,7 +105,7 @@ class Daemon:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
-        self._interfaces = choose(config.interfaces, split_address(config.listen)[0])
+        self._interfaces = choose(config.interfaces, address_of(config.listen)[0])
         prepare_folders(self.paths)
         stack.enter_context(Lock(self.paths))
         logs.set_up(self.paths.log, config.log_level, terminal=False)
@@ -148,7 +148,7 @@ class Daemon:
         stack.push_async_callback(self._stop_parts)
         for host, port in load_peers(self.paths.peers):
             self.shell.post(events.AddressFound(host, port, "cache"))
-        for host, port in map(split_address, config.seeds):
+        for host, port in map(address_of, config.seeds):
             self.shell.post(events.AddressFound(host, port, "seed"))
         self._spawn(self._discover(), "discover")
         self._spawn(self._bring_up_engine(), "engine")

@@ -30,6 +30,7 @@ from mesh.wire import common_pb2, engine_pb2
 from node.errors import EXIT_CODE_OF, ExitCode, KithError
 from node.interfaces import is_loopback
 from node.links import target
+from node.listening import address_of
 from node.router import Route
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ STATUS_OF_EXIT = {
 @contextlib.asynccontextmanager
 async def serve(daemon: "Daemon", listen: str) -> AsyncIterator[str]:
     """Serve while the context is open. Yields HOST:PORT. Raises `KithError`: not loopback, port taken."""
-    from node.listening import split_address
-
-    host, port = split_address(listen)
+    host, port = address_of(listen)
     if not is_loopback(host):
         raise KithError(
             "binding-refused",

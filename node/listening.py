@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc.aio
 
+from node.addresses import split_address
 from node.errors import ExitCode, KithError
 from node.interfaces import addresses_for, binding_allowed
 from node.links import target
@@ -82,7 +83,7 @@ class Lock:
 
 def bind(server: "grpc.aio.Server", listen: str, paths: NodePaths) -> list[tuple[str, int]]:
     """Bind the mesh service. Returns the addresses to tell others. Raises `KithError`: port taken, not allowed."""
-    host, port = split_address(listen)
+    host, port = address_of(listen)
     if refused := binding_allowed(host):
         raise KithError("binding-refused", refused, "Use --listen 127.0.0.1:PORT.", ExitCode.CANNOT_START)
     kept = paths.data_dir / "port"
@@ -112,12 +113,10 @@ def _try(server: "grpc.aio.Server", host: str, port: int) -> int:
     return int(bound)
 
 
-def split_address(text: str) -> tuple[str, int]:
-    """HOST:PORT or [HOST]:PORT. Raises `KithError` (`bad-address`)."""
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+def address_of(text: str) -> tuple[str, int]:
+    """Host and port of a setting. Raises `KithError` (`bad-address`)."""
+    if (address := split_address(text)) is None:
         raise KithError(
             "bad-address", f"{text!r} is no HOST:PORT", "Write it like 127.0.0.1:7600 or [::1]:7600.", ExitCode.USAGE
         )
-    return host, int(port)
+    return address

@@ -160,7 +160,8 @@ def assign(costs: Sequence[Sequence[float]], capacity: Sequence[int] | None = No
     """The cheapest assignment of rows to columns: every row to exactly one column.
 
     Args:
-        costs: one row a task, one column an agent; `math.inf` forbids a pair. Any unit.
+        costs: one row a task, one column an agent; `math.inf` forbids a pair. Any unit; differences below 1e-100
+            count as none.
         capacity: rows that each column can take; None: one each.
 
     Returns:

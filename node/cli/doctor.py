@@ -172,7 +172,7 @@ def _daemon(state: _State) -> Iterator[Finding]:
 
 
 def _port(state: _State) -> Iterator[Finding]:
-    from node.cli.settings import split_address
+    from node.addresses import split_address
 
     if state.config is None or state.status is not None:
         return  # the port is in use by the node itself
@@ -241,7 +241,7 @@ def _interfaces(state: _State) -> Iterator[Finding]:
     if not state.config.mdns:
         yield Finding("network", "ok", "mDNS is off: peers come from seeds")
         return
-    from node.cli.settings import split_address
+    from node.addresses import split_address
     from node.interfaces import binding_allowed, choose, interfaces
 
     host = (split_address(state.config.listen) or ("127.0.0.1", 0))[0]

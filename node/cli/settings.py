@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from node.addresses import split_address
 from node.config import NodeConfig
 from node.errors import ExitCode, KithError
 from node.paths import NodePaths
@@ -60,20 +61,6 @@ def _one_of(*names: str) -> Check:
         return f"must be one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else "")
 
     return check
-
-
-def split_address(text: str) -> tuple[str, int] | None:
-    """HOST:PORT or [IPv6]:PORT; None where it is neither."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        return None
-    if not colon or not host or any(c.isspace() or not c.isprintable() for c in host):
-        return None
-    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        return None
-    return host, int(port)
 
 
 def is_loopback(host: str) -> bool:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from solver.allocation import ROUND_TASKS_MAX, Allocation, allocate, assign
 from solver.costs import AgentLoad, TaskNeed, cost_matrix
-from solver.programme import STRUCTURES_MAX, ProgrammeError, Programmes
+from solver.programme import DIFFERENCE_MIN, STRUCTURES_MAX, ProgrammeError, Programmes
 from tests.solver.rounds import check, rounds
 
 PROGRAMMES = Programmes()
@@ -44,6 +44,7 @@ def test_a_round_costs_what_brute_force_finds(case: tuple[list[AgentLoad], list[
 
 
 @settings(max_examples=60, deadline=None)
+@example([[0.0, -3.7e-259]])  # found once: less apart than costs can be
 @given(
     st.integers(1, 7).flatmap(
         lambda rows: st.integers(rows, 9).flatmap(
@@ -61,7 +62,8 @@ def test_assign_costs_what_scipy_finds(costs: list[list[float]]) -> None:
     rows, columns = linear_sum_assignment(np.array(costs))
     expected = float(np.array(costs)[rows, columns].sum())
     scale = max(abs(cost) for row in costs for cost in row)
-    assert sum(row[at] for row, at in zip(costs, where, strict=True)) == pytest.approx(expected, abs=1e-6 * scale)
+    found = sum(row[at] for row, at in zip(costs, where, strict=True))
+    assert found == pytest.approx(expected, abs=1e-6 * scale + DIFFERENCE_MIN)
 
 
 @pytest.mark.parametrize("unit", [1e-90, 1e-9, 1.0, 1e9])

@@ -115,21 +115,3 @@ def test_relative_model_in_the_file_is_relative_to_the_file(tmp_path: Path) -> N
     assert load_config(tmp_path, {}, {}).model == str(tmp_path / "a.gguf")
     write(tmp_path, 'model = "gpt-oss"')
     assert load_config(tmp_path, {}, {}).model == "gpt-oss"
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("127.0.0.1:7420", ("127.0.0.1", 7420)),
-        ("[::1]:0", ("::1", 0)),
-        ("box.lan:1", ("box.lan", 1)),
-        ("box", None),
-        (":1", None),
-        ("a b:1", None),
-        ("a:65536", None),
-        ("a:-1", None),
-        ("a:١", None),
-    ],
-)
-def test_address(text: str, parts: tuple[str, int] | None) -> None:
-    assert settings.split_address(text) == parts

@@ -1,0 +1,15 @@
+"""HOST:PORT as people write it, read in one place."""
+
+
+def split_address(text: str) -> tuple[str, int] | None:
+    """HOST:PORT or [IPv6]:PORT; None where it is neither."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        return None
+    if not colon or not host or any(c.isspace() or not c.isprintable() for c in host):
+        return None
+    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        return None
+    return host, int(port)
