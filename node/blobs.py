@@ -83,7 +83,8 @@ class Blobs:
                 return held
             # Members come and go meanwhile: look again at least four times a second.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), min(0.25, left))
+                async with asyncio.timeout(min(0.25, left)):
+                    await self._changed.wait()
 
     def holders_of(self, refs: Iterable[common_pb2.BlobRef]) -> set[NodeId] | None:
         """Peers that hold all of `refs`; None where there are none to hold."""

@@ -164,7 +164,8 @@ class Daemon:
         self.submissions.draining = True
         self.replica.membership.load.draining = True
         await self.worker.drain(self._drain_s)
-        await self.leader.follow()
+        if (leading := self.leader.concede()) is not None:
+            await asyncio.gather(leading, return_exceptions=True)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -341,13 +342,9 @@ class Daemon:
         if token is not None and token.leader_id == self.replica.me:
             self.leader.lead(token)
             self._spawn(self.solver.start(), "solver")
-        elif self.leader.token is not None:
-            self._spawn(self._lead_no_more(), "follow")
+        else:
+            self.leader.concede()  # the solver process stops by itself when it was idle for long enough
         self._job_changed()
-
-    async def _lead_no_more(self) -> None:
-        await self.leader.follow()
-        await self.solver.stop()
 
     def facts_applied(self, facts: Sequence[Fact]) -> None:
         for fact in facts:

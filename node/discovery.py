@@ -125,7 +125,8 @@ class Discovery:
             self._announcing = asyncio.ensure_future(
                 await self._zeroconf.async_register_service(info, cooperating_responders=True)
             )
-            await asyncio.wait_for(self._self_heard.wait(), SELF_HEARD_S)
+            async with asyncio.timeout(SELF_HEARD_S):
+                await self._self_heard.wait()
         except TimeoutError:
             return f"multicast does not work on {', '.join(interface.name for interface in self._interfaces)}"
         except OSError as error:

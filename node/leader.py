@@ -93,17 +93,20 @@ class Leader:
         self._reports_due = set(self._mesh.live_peers())
         self._report_deadline = clock.now() + REPORT_WAIT_S
         self._wake.set()
-        if self._task is None or self._task.done():
+        if self._task is None:
             self._task = asyncio.create_task(self._run(), name="leader")
 
-    async def follow(self) -> None:
-        """This node leads no more, or stops."""
+    def concede(self) -> "asyncio.Task[None] | None":
+        """This node leads no more, from this moment on. Returns the loop, cancelled, for who wants to see it end.
+
+        Not a coroutine: it may lead again before one would run.
+        """
         self.token = None
         self.dispatch.reset()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        return task
 
     def wake(self) -> None:
         self._wake.set()
@@ -141,8 +144,10 @@ class Leader:
 
     async def _run(self) -> None:
         while self.token is not None:
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes together with what it waits for.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LOOK_AGAIN_S)
+                async with asyncio.timeout(LOOK_AGAIN_S):
+                    await self._wake.wait()
             self._wake.clear()
             try:
                 await self._turn()

@@ -158,7 +158,8 @@ class Links:
             return await anext(request_iterator, None)
 
         try:
-            hello = await asyncio.wait_for(self._first(read), HELLO_TIMEOUT_S)
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                hello = await self._first(read)
             await context.write(mesh_pb2.LinkMessage(hello=self._owner.hello()))
         except (TimeoutError, HelloError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error) or "no Hello came in time")

@@ -93,7 +93,8 @@ class LocalService(local_pb2_grpc.LocalServicer):
                 return
             await asyncio.sleep(WATCH_EVERY_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), 2.0)
+                async with asyncio.timeout(2.0):
+                    await changed.wait()
 
     async def Result(self, request: local_pb2.ResultRequest, context: Context) -> local_pb2.ResultReply:
         job = await self._job(request.job_id, context)

@@ -98,7 +98,8 @@ class SolverProcess:
     async def wait_ready(self, timeout_s: float = START_LIMIT_S) -> bool:
         """Wait until the child is ready or its start has failed; whether it is ready."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._settled.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
         return self._state == "ready"
 
     async def allocate(self, agents: Sequence[AgentLoad], tasks: Sequence[TaskNeed]) -> Allocation:

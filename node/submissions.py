@@ -154,7 +154,8 @@ class Submissions:
             if copies >= min(COPIES, 1 + len(self._mesh.live_peers())) or left <= 0:
                 return copies
             try:
-                await asyncio.wait_for(self._receipt.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._receipt.wait()
             except TimeoutError:
                 continue
 
