@@ -19,6 +19,8 @@ from mesh.wire import common_pb2, work_pb2
 LEASE_S = 30.0
 #: An assignment that was not even accepted by then did not arrive.
 ACCEPT_S = 5.0
+#: A node that declined is not asked again for so long: it said no for a reason that a moment may mend.
+REST_S = 0.5
 #: How long a new leader waits for workers to report what they still run.
 REPORT_WAIT_S = 0.3
 
@@ -51,11 +53,13 @@ class Dispatch:
 
     in_flight: dict[TaskKey, InFlight] = field(default_factory=dict)
     attempts: dict[TaskKey, int] = field(default_factory=dict)
+    resting: dict[NodeId, float] = field(default_factory=dict)  # who declined, until when it is left alone
 
     def reset(self) -> None:
         """A new leadership begins, or an old one ended."""
         self.in_flight.clear()
         self.attempts.clear()
+        self.resting.clear()
 
     def assigned(
         self, key: TaskKey, agent: common_pb2.AgentRef, now: float, prompt_tokens: int, output_tokens: int
@@ -82,6 +86,7 @@ class Dispatch:
                 flight.progressed_at = now
                 flight.progress = event.progress
             case "declined":
+                self.resting[peer] = now + REST_S
                 return self.in_flight.pop(key)
             case "ended":
                 flight.progressed_at = now
@@ -118,6 +123,9 @@ class Dispatch:
         for flight in expired:
             del self.in_flight[flight.key]
         return expired
+
+    def rests(self, node_id: NodeId, now: float) -> bool:
+        return now < self.resting.get(node_id, now)
 
     def on_node(self, node_id: NodeId) -> list[InFlight]:
         return [flight for flight in self.in_flight.values() if flight.node_id == node_id]

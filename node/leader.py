@@ -7,7 +7,7 @@ leader finds plans and results in the ledger and running work in the workers' re
     open job ─ no plan ──▶ make it, store it, author `planned`
              ─ ready tasks ──▶ allocate in the solver process, author `assigned`, send `Assign` on the link
              ─ all done ──▶ assemble, store with copies, author `completed`
-             ─ a task failed on enough nodes ──▶ author `failed` with the reasons
+             ─ a task failed too often ──▶ author `failed` with the reasons
 
 Does not: decide anything that another node's decision could contradict dangerously: two leaders at a time waste work
 and nothing else (docs/promises.md).
@@ -45,8 +45,8 @@ LOOK_AGAIN_S = 0.5
 JOBS_MAX = 64
 #: Tasks given to one allocation round.
 ROUND_TASKS_MAX = 256
-#: A task that failed on so many different nodes (or on all there are) fails its job.
-FAILED_NODES_MAX = 3
+#: A task that failed so often fails its job. Each attempt goes where it has not failed yet, while there is such a node.
+FAILURES_MAX = 3
 REPLICATE_S = 5.0
 #: Assignments in one fact, so that it stays below the size limit with all its cost terms.
 RECORDS_PER_FACT = FACT_BYTES_MAX // 512
@@ -194,9 +194,10 @@ class Leader:
             ref = TaskRef(task.index, task.replica)
             if ref in results:
                 continue
-            if problems := self._hopeless(failures.get(ref, [])):
-                await self._mesh.author("job_failed", facts_pb2.JobFailed(job_id=job.job_id, reasons=problems))
-                log("warning", f"job {job.job_id.hex()[:12]} failed: {problems[0].message}")
+            if len(failed := failures.get(ref, [])) >= FAILURES_MAX:
+                reasons = [one.failure for one in failed[:FAILURES_MAX]]
+                await self._mesh.author("job_failed", facts_pb2.JobFailed(job_id=job.job_id, reasons=reasons))
+                log("warning", f"job {job.job_id.hex()[:12]} failed: {reasons[0].code}")
                 return []
             if TaskKey(job.job_id, ref) not in self.dispatch.in_flight and done_indexes.issuperset(task.depends_on):
                 ready.append((job, planned, task))
@@ -229,14 +230,6 @@ class Leader:
             await self._mesh.author("job_planned", planned)
             log("info", f"job {job.job_id.hex()[:12]} has a plan of {len(plan.tasks)} tasks")
         return job.plan is not None
-
-    def _hopeless(self, failures: list[facts_pb2.TaskFinished]) -> list[common_pb2.Problem]:
-        """The reasons to give a task up, if it failed on enough nodes."""
-        nodes = {failure.agent.node_id for failure in failures}
-        able = {agent.node_id for agent in self._live_agents()}
-        if len(nodes) >= FAILED_NODES_MAX or (nodes and nodes >= able):
-            return [failure.failure for failure in failures[:FAILED_NODES_MAX]]
-        return []
 
     async def _complete(self, job: Job, planned: facts_pb2.JobPlanned, plan: work_pb2.Plan) -> None:
         assert job.submitted is not None
@@ -291,7 +284,7 @@ class Leader:
                     queued_prompt_tokens=sum(_prompt_left(flight) for flight in flights),
                     queued_output_tokens=sum(_output_left(flight) for flight in flights),
                     context_tokens=agent.context_tokens,
-                    slots_free=max(0, agent.slots - len(flights)),
+                    slots_free=0 if self.dispatch.rests(node_id, clock.now()) else max(0, agent.slots - len(flights)),
                     abilities=frozenset(agent.abilities),
                     model=agent.model,
                     draining=bool(member and member.load.draining),
@@ -302,6 +295,8 @@ class Leader:
     def _need(self, job: Job, task: work_pb2.Task) -> TaskNeed:
         ref = TaskRef(task.index, task.replica)
         forbidden = {agent_id(failure.agent) for failure in job.failures().get(ref, [])}
+        if forbidden >= {agent_id(agent) for agent in self._live_agents()}:
+            forbidden = set()  # it failed everywhere: try again where it failed
         if task.panel:
             # Members of a panel sit on distinct agents, those that answered or are answering included.
             forbidden |= {agent_id(done.agent) for other, done in job.results().items() if other.index == task.index}

@@ -57,7 +57,10 @@ class Worker:
 
     def assigned(self, sender: NodeId, assign: work_pb2.Assign) -> None:
         key = key_of_assign(assign)
-        problem = self.intake.offered(sender, assign, self._mesh.current_leader())
+        if self._engine.state == "ready" or key in self._tasks:
+            problem = self.intake.offered(sender, assign, self._mesh.current_leader())
+        else:
+            problem = common_pb2.Problem(code="engine-not-ready", message=f"the engine is {self._engine.state}")
         event = work_pb2.TaskEvent(
             job_id=assign.job_id,
             task_index=assign.task.index,

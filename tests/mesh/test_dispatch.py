@@ -2,7 +2,7 @@
 
 import pytest
 
-from mesh.dispatch import ACCEPT_S, LEASE_S, Dispatch, TaskKey
+from mesh.dispatch import ACCEPT_S, LEASE_S, REST_S, Dispatch, TaskKey
 from mesh.identity import NodeId
 from mesh.ledger import TaskRef
 from mesh.wire import common_pb2, work_pb2
@@ -50,6 +50,9 @@ def test_a_declined_task_is_given_back_at_once() -> None:
     declined = dispatch.event_received(A, event(declined=common_pb2.Problem(code="busy")), 1.0)
     assert declined is not None
     assert not dispatch.in_flight
+    assert dispatch.rests(A, 1.0 + REST_S / 2), "who declined is not asked again at once"
+    assert not dispatch.rests(A, 1.0 + REST_S)
+    assert not dispatch.rests(B, 1.0)
 
 
 @pytest.mark.parametrize("sender", [A, B])

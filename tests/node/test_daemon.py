@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from mesh.wire import engine_pb2, facts_pb2, local_pb2, work_pb2
 from node.client import NodeClient
 from node.errors import ExitCode, KithError
-from scripts.daemons import Daemon, until
+from scripts.daemons import Daemon, processes_of, until
 from tests.conftest import DaemonFactory
 
 pytestmark = pytest.mark.slow
@@ -179,6 +180,24 @@ async def test_a_cancelled_job_stops_its_tasks_and_says_so(daemon: DaemonFactory
         with pytest.raises(KithError, match="was cancelled"):
             await client.result(accepted.job_id)
         assert await client.cancel(accepted.job_id) == "already-ended"
+
+
+async def test_a_job_outlives_a_killed_engine_even_on_one_node(daemon: DaemonFactory) -> None:
+    node = daemon(environment={"KITH_ECHO_TOKENS_PER_S": "30"})
+    await node.ready()
+    async with node.client() as client:
+        accepted = await client.submit(summarize(), DOCUMENT)
+
+        async def one_done() -> bool:
+            [job] = await client.jobs()
+            return job.tasks_done >= 1
+
+        await until(one_done, 30.0, "a task done")
+        [engine] = [pid for pid, command in processes_of(node.data_dir).items() if "node.engine.child" in command]
+        os.kill(engine, signal.SIGKILL)
+        last = await finished(client, accepted.job_id)
+        assert last.state == local_pb2.JOB_STATE_COMPLETED, last.reasons
+        assert max(task.attempts for task in last.tasks) >= 2, "what ran in the killed engine ran again"
 
 
 @pytest.mark.parametrize(
