@@ -183,10 +183,11 @@ class Store:
                 "Make room or mend the disk, then start the node again.",
                 ExitCode.FAILED,
             )
-            for _, future in batch:
-                self._answer(future, problem)
+            # First the node learns that it has to end, then those who wait that they waited in vain.
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self._on_fatal, problem.message)
+            for _, future in batch:
+                self._answer(future, problem)
             return
         for (_, future), result in zip(batch, results, strict=True):
             self._answer(future, result)

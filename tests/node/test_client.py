@@ -68,10 +68,16 @@ async def test_problem_in_the_metadata_becomes_the_error(tmp_path: Path, node: L
         assert (caught.value.code, caught.value.remedy) == ("job-not-finished", "kith watch follows it")
 
 
-async def test_deadline_is_an_error_that_names_it(tmp_path: Path, node: LocalNode) -> None:
-    async with NodeClient(tmp_path) as one:
-        with pytest.raises(KithError) as caught:
-            await one.status(timeout_s=0.0)
+async def test_deadline_is_an_error_that_names_it(tmp_path: Path) -> None:
+    """A daemon that is frozen: its kernel takes the connection, and nobody answers."""
+    paths = NodePaths(tmp_path)
+    paths.run_dir.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as frozen:
+        frozen.bind(str(paths.socket))
+        frozen.listen()
+        async with NodeClient(tmp_path) as one:
+            with pytest.raises(KithError) as caught:
+                await one.status(timeout_s=0.2)
     assert (caught.value.code, caught.value.exit_code) == ("node-timeout", ExitCode.UNREACHABLE)
 
 
