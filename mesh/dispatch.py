@@ -29,6 +29,11 @@ class TaskKey(NamedTuple):
     job_id: bytes
     ref: TaskRef
 
+    @property
+    def label(self) -> str:
+        """For log lines."""
+        return f"task {self.ref.index}.{self.ref.replica} of {self.job_id.hex()[:12]}"
+
 
 @dataclass
 class InFlight:

@@ -20,11 +20,11 @@ from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
-from mesh.wire import common_pb2, facts_pb2, local_pb2, local_pb2_grpc, work_pb2
-from node.errors import PROBLEM_KEY, ExitCode, KithError
+from mesh.wire import facts_pb2, local_pb2, local_pb2_grpc, work_pb2
+from node.errors import ExitCode, KithError
 from node.paths import NodePaths
+from node.rpc import problem_of
 
 Reply = TypeVar("Reply")
 
@@ -110,12 +110,8 @@ class NodeClient:
         )
 
     def _error(self, error: grpc.aio.AioRpcError, deadline_s: float | None) -> KithError:
-        for key, value in error.trailing_metadata() or ():
-            if key == PROBLEM_KEY and isinstance(value, bytes):
-                try:
-                    return KithError.from_wire(common_pb2.Problem.FromString(value))
-                except DecodeError:
-                    break  # a damaged Problem says less than the status
+        if (said := problem_of(error)) is not None:
+            return said
         code = error.code()
         if code is grpc.StatusCode.UNAVAILABLE:
             return self._unreachable()

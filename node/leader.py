@@ -117,7 +117,7 @@ class Leader:
         if self.token is None:
             return
         if declined := self.dispatch.event_received(peer, event, clock.now()):
-            log("info", f"{_name(declined)} was declined by {peer[:8]}: {event.declined.code}")
+            log("info", f"{declined.key.label} was declined by {peer[:8]}: {event.declined.code}")
         if event.WhichOneof("event") != "progress":
             self._wake.set()
 
@@ -131,7 +131,7 @@ class Leader:
     def member_gone(self, node_id: NodeId) -> None:
         self._reports_due.discard(node_id)
         for flight in self.dispatch.member_lost(node_id):
-            log("info", f"{_name(flight)} was on {node_id[:8]}, which is gone: it is assigned again")
+            log("info", f"{flight.key.label} was on {node_id[:8]}, which is gone: it is assigned again")
         self._wake.set()
 
     def fact_applied(self, fact: Fact) -> None:
@@ -160,7 +160,7 @@ class Leader:
     async def _turn(self) -> None:
         now = clock.now()
         for flight in self.dispatch.tick(now):
-            log("warning", f"{_name(flight)} on {flight.agent.node_id[:8]} made no progress: it is assigned again")
+            log("warning", f"{flight.key.label} on {flight.agent.node_id[:8]} made no progress: it is assigned again")
         self._tell_progress(now)
         if self._reports_due and now < self._report_deadline:
             asyncio.get_running_loop().call_later(self._report_deadline - now, self._wake.set)
@@ -364,7 +364,7 @@ class Leader:
     ) -> None:
         assert self.token is not None
         key = TaskKey(job.job_id, TaskRef(task.index, task.replica))
-        log("debug", f"task {key.ref.index}.{key.ref.replica} of {job.job_id.hex()[:12]} goes to {agent.node_id[:8]}")
+        log("debug", f"{key.label} goes to {agent.node_id[:8]}")
         attempt = self.dispatch.assigned(key, agent, clock.now(), need.prompt_tokens, need.output_tokens)
         results = job.results()
         assign = work_pb2.Assign(
@@ -434,10 +434,6 @@ def agent_id(ref: common_pb2.AgentRef) -> str:
 def agent_ref(text: str) -> common_pb2.AgentRef:
     node_id, _, agent = text.partition("/")
     return common_pb2.AgentRef(node_id=node_id, agent=agent)
-
-
-def _name(flight: InFlight) -> str:
-    return f"task {flight.key.ref.index}.{flight.key.ref.replica} of {flight.key.job_id.hex()[:12]}"
 
 
 def _prompt_left(flight: InFlight) -> int:

@@ -107,9 +107,6 @@ class Links:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
 
-    def is_linked(self, peer: NodeId) -> bool:
-        return peer in self._links
-
     def count(self, peer: NodeId) -> int:
         """Open links to `peer`: 0, 1, or for a moment 2."""
         return len(self._links.get(peer, ()))

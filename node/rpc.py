@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from mesh.wire import common_pb2
 from node.errors import PROBLEM_KEY, ExitCode, KithError, grpc_status
@@ -16,12 +17,21 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: KithError)
     await context.abort(grpc_status(error), error.message)
 
 
+def problem_of(error: grpc.aio.AioRpcError) -> KithError | None:
+    """What the other side itself said went wrong; None where it said nothing readable."""
+    for key, value in error.trailing_metadata() or ():
+        if key == PROBLEM_KEY and isinstance(value, bytes):
+            try:
+                return KithError.from_wire(common_pb2.Problem.FromString(value))
+            except DecodeError:
+                return None
+    return None
+
+
 def to_kith_error(error: grpc.aio.AioRpcError, unreachable: Callable[[], KithError]) -> KithError:
     """The operating error behind a failed call; `unreachable` makes the one for a peer that does not answer."""
-    metadata = error.trailing_metadata()
-    for key, value in metadata or ():
-        if key == PROBLEM_KEY and isinstance(value, bytes):
-            return KithError.from_wire(common_pb2.Problem.FromString(value))
+    if (said := problem_of(error)) is not None:
+        return said
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return unreachable()
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

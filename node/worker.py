@@ -68,7 +68,7 @@ class Worker:
             attempt=assign.attempt,
             agent=assign.agent,
         )
-        log("debug", f"{_name(key)} offered by {sender[:8]}: {problem.code if problem else 'taken'}")
+        log("debug", f"{key.label} offered by {sender[:8]}: {problem.code if problem else 'taken'}")
         if problem is not None:
             event.token.CopyFrom(self.intake.highest)
             event.declined.CopyFrom(problem)
@@ -140,15 +140,15 @@ class Worker:
             finished.result.CopyFrom(blob)
             finished.usage.CopyFrom(usage)
         except KithError as error:
-            log("warning", f"{_name(key)} failed: {error.code}")
+            log("warning", f"{key.label} failed: {error.code}")
             finished.failure.CopyFrom(error.to_wire())
         except asyncio.CancelledError:
-            log("info", f"{_name(key)} was cancelled")
+            log("info", f"{key.label} was cancelled")
             self._forget(key)
             raise
         except Exception as error:
             # A programmer's error must not take the node down, nor leave the task without an end.
-            log("error", f"{_name(key)} ended by {where(error)}")
+            log("error", f"{key.label} ended by {where(error)}")
             finished.failure.CopyFrom(
                 common_pb2.Problem(code="task-crashed", message=f"{type(error).__name__} in the node's own code")
             )
@@ -162,7 +162,7 @@ class Worker:
         event.ended.success = finished.WhichOneof("outcome") == "result"
         self._tell(NodeId(assign.token.leader_id), event)
         seconds = time.monotonic() - began
-        log("info", f"{_name(key)} ended after {seconds:.1f} s")
+        log("info", f"{key.label} ended after {seconds:.1f} s")
 
     def _forget(self, key: TaskKey) -> None:
         self.intake.ended(key)
@@ -179,7 +179,3 @@ class Worker:
 
     def _tell(self, leader: NodeId, event: work_pb2.TaskEvent) -> None:
         self._mesh.send_or_deliver(leader, mesh_pb2.LinkMessage(task_event=event))
-
-
-def _name(key: TaskKey) -> str:
-    return f"task {key.ref.index}.{key.ref.replica} of {key.job_id.hex()[:12]}"
