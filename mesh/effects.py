@@ -5,6 +5,8 @@ The shell's duties:
 - `SaveVote`: write and sync, then and only then run `then` and hand back `events.VoteSaved` (Raft section 5.2: a vote
   is durable before it is told, and before it counts).
 - `Send`: best effort; a message that can not be sent is dropped, and the machines live with it.
+- `FetchBlob`, `MakePlan`, `ReadPlan`, `Allocate`, `Assemble`, `StartTask`: work that takes time; each is answered by the
+  event that its docstring names, once, whatever happens, unless the node ends.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from mesh.dispatch import TaskKey
     from mesh.facts import Fact
     from mesh.gossip import FactRange
     from mesh.identity import NodeId
-    from mesh.wire import common_pb2, mesh_pb2
+    from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,152 @@ class Log:
     text: str
 
 
+@dataclass(frozen=True)
+class Author:
+    """Say something once and for all. The replica itself carries it out: no shell ever sees one."""
+
+    kind: str
+    content: Message
+
+
+# Retention
+
+
+@dataclass(frozen=True)
+class RetireFacts:
+    """Forget the content of these facts; their places in the streams stay (mesh/retention.py)."""
+
+    ranges: tuple[FactRange, ...]
+
+
+@dataclass(frozen=True)
+class DropBlobs:
+    """Nothing that is kept names these any more."""
+
+    sha256: tuple[bytes, ...]
+
+
+# Blobs
+
+
+@dataclass(frozen=True)
+class FetchBlob:
+    """Get a blob from a peer, check it, store it durably. Answered by `BlobStored` or `BlobNotStored`."""
+
+    peer: NodeId
+    ref: common_pb2.BlobRef
+
+
+# Work of a client
+
+
+@dataclass(frozen=True)
+class AnswerSubmit:
+    """`copies`: nodes that hold the job and all its blobs, of `wanted`. `known`: it had been submitted before."""
+
+    ticket: int
+    job_id: bytes
+    copies: int
+    wanted: int
+    known: bool
+
+
+# Work of a worker
+
+
+@dataclass(frozen=True)
+class StartTask:
+    """Run it; tell `TaskProgressed` as the engine moves, and in the end `TaskEnded` or `TaskStopped`."""
+
+    key: TaskKey
+    assign: work_pb2.Assign
+
+
+@dataclass(frozen=True)
+class StopTask:
+    """Its result is of no more use. Answered by `TaskStopped`, unless `TaskEnded` was on its way."""
+
+    key: TaskKey
+    reason: str
+
+
+# Work of a leader
+
+
+@dataclass(frozen=True)
+class MakePlan:
+    """Decompose the job. Answered by `PlanMade` or `PlanFailed`."""
+
+    job_id: bytes
+    request: work_pb2.JobRequest
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """Answered by `PlanRead`."""
+
+    ref: common_pb2.BlobRef
+
+
+@dataclass(frozen=True)
+class ReadyTask:
+    key: TaskKey
+    task: work_pb2.Task
+    forbidden: frozenset[tuple[str, str]]  # (node id, agent) that must not get it
+    panel: str  # tasks of one non-empty panel go to distinct agents
+    hedge: bool  # a second copy of a task that runs late
+
+
+@dataclass(frozen=True)
+class AgentState:
+    agent: common_pb2.AgentRef
+    profile: facts_pb2.AgentProfile
+    slots_free: int
+    queued_prompt_tokens: int
+    queued_output_tokens: int
+    draining: bool
+
+
+@dataclass(frozen=True)
+class Allocate:
+    """Decide who does what. Answered by `Allocated` with the same round number. One round at a time."""
+
+    round_number: int
+    tasks: tuple[ReadyTask, ...]
+    agents: tuple[AgentState, ...]
+
+
+@dataclass(frozen=True)
+class Assemble:
+    """All tasks of the plan have results: make the job's. Answered by `Assembled`."""
+
+    job_id: bytes
+    request: work_pb2.JobRequest
+    plan_sha256: bytes
+    plan: work_pb2.Plan
+    results: tuple[facts_pb2.TaskFinished, ...]  # in plan order
+
+
 Effect: TypeAlias = (
-    Send | Dial | Persist | PushStored | SaveVote | Deliver | MemberChanged | LeaderChanged | FactsApplied | Log
+    Send
+    | Dial
+    | Persist
+    | PushStored
+    | SaveVote
+    | Deliver
+    | MemberChanged
+    | LeaderChanged
+    | FactsApplied
+    | Log
+    | Author
+    | RetireFacts
+    | DropBlobs
+    | FetchBlob
+    | AnswerSubmit
+    | StartTask
+    | StopTask
+    | MakePlan
+    | ReadPlan
+    | Allocate
+    | Assemble
 )

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from mesh.dispatch import TaskKey
     from mesh.facts import Fact
     from mesh.identity import NodeId
-    from mesh.wire import membership_pb2, mesh_pb2
+    from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 
 
 @dataclass(frozen=True)
 class Ticked:
-    """Time went on. Sent at least every 100 ms while the node runs."""
+    """Time went on. Sent at least every 100 ms while the node runs. The wall clock only dates facts."""
+
+    wall_clock_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,11 @@ class AddressFound:
 
 @dataclass(frozen=True)
 class DialFailed:
+    """`refused`: the machine answered and nobody listens there; else it did not answer, or not as a node."""
+
     host: str
     port: int
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,130 @@ class Stopping:
     reason: str
 
 
+# Blobs
+
+
+@dataclass(frozen=True)
+class BlobStored:
+    """A blob is durable here: fetched from `source`, or (None) written by this node."""
+
+    ref: common_pb2.BlobRef
+    source: NodeId | None = None
+
+
+@dataclass(frozen=True)
+class BlobNotStored:
+    """A `FetchBlob` came to nothing. `refused`: there is no room for it here; else the peer did not give it."""
+
+    ref: common_pb2.BlobRef
+    peer: NodeId
+    refused: bool = False
+
+
+# Work of a client
+
+
+@dataclass(frozen=True)
+class SubmitRequested:
+    """A client hands in a job. Every blob it names is durable here. Answered by `effects.AnswerSubmit`, once."""
+
+    ticket: int
+    submitted: facts_pb2.JobSubmitted
+    deadline_s: float
+
+
+# Work of a worker
+
+
+@dataclass(frozen=True)
+class EngineChanged:
+    """`stalled`: it runs and does not move; what is in it may never end."""
+
+    ready: bool
+    stalled: bool = False
+
+
+@dataclass(frozen=True)
+class Draining:
+    """The node stops soon: no new task is taken."""
+
+
+@dataclass(frozen=True)
+class TaskProgressed:
+    """The engine really moved."""
+
+    key: TaskKey
+    progress: work_pb2.TaskProgress
+
+
+@dataclass(frozen=True)
+class TaskEnded:
+    """A started task has a result, whose blob is durable here, or a failure. `token` is filled in by the machine."""
+
+    key: TaskKey
+    finished: facts_pb2.TaskFinished
+
+
+@dataclass(frozen=True)
+class TaskStopped:
+    """A started task ended without an outcome: it was stopped."""
+
+    key: TaskKey
+
+
+# Work of a leader
+
+
+@dataclass(frozen=True)
+class PlanMade:
+    """Answers `effects.MakePlan`; the plan's blob is durable here."""
+
+    job_id: bytes
+    ref: common_pb2.BlobRef
+    plan: work_pb2.Plan
+
+
+@dataclass(frozen=True)
+class PlanFailed:
+    """Answers `effects.MakePlan`. `final`: no plan will ever be made; else it is tried again."""
+
+    job_id: bytes
+    problem: common_pb2.Problem
+    final: bool
+
+
+@dataclass(frozen=True)
+class PlanRead:
+    """Answers `effects.ReadPlan`; None where no node in reach holds it, which is asked again later."""
+
+    ref: common_pb2.BlobRef
+    plan: work_pb2.Plan | None
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """Answers `effects.Allocate`: where each task goes, and why the others wait."""
+
+    round_number: int
+    placements: tuple[tuple[TaskKey, facts_pb2.AssignmentRecord], ...]
+    waiting: tuple[tuple[TaskKey, str], ...]
+    method: str
+    method_reason: str = ""
+    objective_s: float = 0.0
+    bound_s: float = 0.0
+    solve_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Answers `effects.Assemble`; the result's blob is durable here. None with the problem where it is not possible now."""
+
+    job_id: bytes
+    plan_sha256: bytes
+    result: common_pb2.BlobRef | None
+    problem: common_pb2.Problem | None = None
+
+
 Event: TypeAlias = (
     Ticked
     | AddressFound
@@ -111,4 +241,17 @@ Event: TypeAlias = (
     | Persisted
     | VoteSaved
     | Stopping
+    | BlobStored
+    | BlobNotStored
+    | SubmitRequested
+    | EngineChanged
+    | Draining
+    | TaskProgressed
+    | TaskEnded
+    | TaskStopped
+    | PlanMade
+    | PlanFailed
+    | PlanRead
+    | Allocated
+    | Assembled
 )

@@ -58,23 +58,94 @@ class SignedFact(_message.Message):
 
     BODY_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
     body: _builtins.bytes
     """a serialised FactBody"""
     signature: _builtins.bytes
     """ECDSA P-256 with SHA-256 over "kith-fact-v1\\0" + body; 64 bytes, r then s, big-endian"""
+    @_builtins.property
+    def retired(self) -> Global___RetiredRange:
+        """In place of both: facts that retention dropped. Never the last of a push: the true fact after them names `head`."""
+
     def __init__(
         self,
         *,
         body: _builtins.bytes = ...,
         signature: _builtins.bytes = ...,
+        retired: Global___RetiredRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retired", b"retired"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "retired", b"retired", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SignedFact: _TypeAlias = SignedFact  # noqa: Y015
+
+@_typing.final
+class RetiredRange(_message.Message):
+    """Facts `first` to `last` of one stream are gone: they were of closed jobs, or replaced by later ones."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHOR_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    author_id: _builtins.str
+    incarnation: _builtins.int
+    stream: Global___FactStream.ValueType
+    first: _builtins.int
+    last: _builtins.int
+    head: _builtins.bytes
+    """hash of fact `last`"""
+    def __init__(
+        self,
+        *,
+        author_id: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        stream: Global___FactStream.ValueType = ...,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+        head: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author_id", b"author_id", "first", b"first", "head", b"head", "incarnation", b"incarnation", "last", b"last", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetiredRange: _TypeAlias = RetiredRange  # noqa: Y015
+
+@_typing.final
+class ForkProof(_message.Message):
+    """Two facts of one place in one stream: the author wrote two histories. From that place on the stream is void for
+    everybody who holds this proof.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ONE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def one(self) -> Global___SignedFact: ...
+    @_builtins.property
+    def other(self) -> Global___SignedFact: ...
+    def __init__(
+        self,
+        *,
+        one: Global___SignedFact | None = ...,
+        other: Global___SignedFact | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["one", b"one", "other", b"other"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["one", b"one", "other", b"other"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkProof: _TypeAlias = ForkProof  # noqa: Y015
 
 @_typing.final
 class FactBody(_message.Message):
@@ -214,22 +285,50 @@ class VersionVector(_message.Message):
 
     POSITIONS_FIELD_NUMBER: _builtins.int
     REPLY_WANTED_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
     reply_wanted: _builtins.bool
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamPosition]: ...
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """the vector covers the streams of these buckets only; empty: all streams"""
+
     def __init__(
         self,
         *,
         positions: _abc.Iterable[Global___StreamPosition] | None = ...,
         reply_wanted: _builtins.bool = ...,
+        buckets: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["positions", b"positions", "reply_wanted", b"reply_wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "positions", b"positions", "reply_wanted", b"reply_wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionVector: _TypeAlias = VersionVector  # noqa: Y015
+
+@_typing.final
+class VectorDigest(_message.Message):
+    """The first leg of an exchange: one hash a bucket of streams, so that equal nodes find out in one small message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    buckets: _builtins.bytes
+    """BUCKETS hashes of 8 bytes each: XOR over the bucket's streams (mesh/gossip.py)"""
+    def __init__(
+        self,
+        *,
+        buckets: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VectorDigest: _TypeAlias = VectorDigest  # noqa: Y015
 
 @_typing.final
 class FactPush(_message.Message):
@@ -682,6 +781,8 @@ class JobCompleted(_message.Message):
     PLAN_SHA256_FIELD_NUMBER: _builtins.int
     RESULT_SHA256_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     job_id: _builtins.bytes
     plan_sha256: _builtins.bytes
     @_builtins.property
@@ -690,6 +791,12 @@ class JobCompleted(_message.Message):
 
     @_builtins.property
     def result(self) -> _common_pb2.BlobRef: ...
+    @_builtins.property
+    def record(self) -> Global___JobRecord: ...
+    @_builtins.property
+    def token(self) -> _common_pb2.FencingToken:
+        """of the leader that ended it"""
+
     def __init__(
         self,
         *,
@@ -697,10 +804,12 @@ class JobCompleted(_message.Message):
         plan_sha256: _builtins.bytes = ...,
         result_sha256: _abc.Iterable[_builtins.bytes] | None = ...,
         result: _common_pb2.BlobRef | None = ...,
+        record: Global___JobRecord | None = ...,
+        token: _common_pb2.FencingToken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "result", b"result", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "plan_sha256", b"plan_sha256", "result", b"result", "result_sha256", b"result_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "plan_sha256", b"plan_sha256", "record", b"record", "result", b"result", "result_sha256", b"result_sha256", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -712,17 +821,21 @@ class JobCancelled(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
     job_id: _builtins.bytes
     reason: _builtins.str
+    @_builtins.property
+    def record(self) -> Global___JobRecord: ...
     def __init__(
         self,
         *,
         job_id: _builtins.bytes = ...,
         reason: _builtins.str = ...,
+        record: Global___JobRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reason", b"reason", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -734,22 +847,65 @@ class JobFailed(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     job_id: _builtins.bytes
     @_builtins.property
     def reasons(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Problem]: ...
+    @_builtins.property
+    def record(self) -> Global___JobRecord: ...
+    @_builtins.property
+    def token(self) -> _common_pb2.FencingToken: ...
     def __init__(
         self,
         *,
         job_id: _builtins.bytes = ...,
         reasons: _abc.Iterable[_common_pb2.Problem] | None = ...,
+        record: Global___JobRecord | None = ...,
+        token: _common_pb2.FencingToken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reasons", b"reasons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reasons", b"reasons", "record", b"record", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobFailed: _TypeAlias = JobFailed  # noqa: Y015
+
+@_typing.final
+class JobRecord(_message.Message):
+    """What a closed job is remembered by once retention dropped everything but its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    ACCEPTED_BY_FIELD_NUMBER: _builtins.int
+    HYBRID_CLOCK_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    accepted_by: _builtins.str
+    """node id"""
+    hybrid_clock: _builtins.int
+    """of the submitted fact"""
+    tasks: _builtins.int
+    @_builtins.property
+    def request(self) -> _work_pb2.JobRequest:
+        """long texts cut"""
+
+    def __init__(
+        self,
+        *,
+        request: _work_pb2.JobRequest | None = ...,
+        accepted_by: _builtins.str = ...,
+        hybrid_clock: _builtins.int = ...,
+        tasks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_by", b"accepted_by", "hybrid_clock", b"hybrid_clock", "request", b"request", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobRecord: _TypeAlias = JobRecord  # noqa: Y015
 
 @_typing.final
 class KnowledgeAdded(_message.Message):

@@ -147,12 +147,15 @@ class MemberRecord(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    SAID_BY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     incarnation: _builtins.int
     life: _builtins.int
     """refutation counter; starts at the wall clock in seconds, so a restarted node exceeds its past"""
     state: Global___MemberState.ValueType
     name: _builtins.str
+    said_by: _builtins.str
+    """of a SUSPECT record: who found it silent; different ones confirm each other (Lifeguard IV.C)"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.NodeAddress]: ...
     def __init__(
@@ -164,10 +167,11 @@ class MemberRecord(_message.Message):
         state: Global___MemberState.ValueType = ...,
         name: _builtins.str = ...,
         addresses: _abc.Iterable[_common_pb2.NodeAddress] | None = ...,
+        said_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "incarnation", b"incarnation", "life", b"life", "name", b"name", "node_id", b"node_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "incarnation", b"incarnation", "life", b"life", "name", b"name", "node_id", b"node_id", "said_by", b"said_by", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,7 +179,9 @@ Global___MemberRecord: _TypeAlias = MemberRecord  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
-    """Sent to every linked peer once per heartbeat interval. Invariant: sequence rises by one a message on one link."""
+    """Sent once per heartbeat interval to peers that speak protocol 1 only, which know no probes.
+    Invariant: sequence rises by one a message on one link.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -224,6 +230,8 @@ class NodeLoad(_message.Message):
     QUEUED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     QUEUED_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    ENGINE_STALLED_FIELD_NUMBER: _builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     slots_busy: _builtins.int
     slots_total: _builtins.int
     queued_prompt_tokens: _builtins.int
@@ -232,6 +240,10 @@ class NodeLoad(_message.Message):
     """an upper bound of what is still to be decoded"""
     draining: _builtins.bool
     """takes no new work"""
+    engine_stalled: _builtins.bool
+    """the engine is there and does not move: no work until it does"""
+    disk_free_bytes: _builtins.int
+    """of the disk budget"""
     def __init__(
         self,
         *,
@@ -240,10 +252,12 @@ class NodeLoad(_message.Message):
         queued_prompt_tokens: _builtins.int = ...,
         queued_output_tokens: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        engine_stalled: _builtins.bool = ...,
+        disk_free_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "queued_output_tokens", b"queued_output_tokens", "queued_prompt_tokens", b"queued_prompt_tokens", "slots_busy", b"slots_busy", "slots_total", b"slots_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_free_bytes", b"disk_free_bytes", "draining", b"draining", "engine_stalled", b"engine_stalled", "queued_output_tokens", b"queued_output_tokens", "queued_prompt_tokens", b"queued_prompt_tokens", "slots_busy", b"slots_busy", "slots_total", b"slots_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -258,19 +272,35 @@ class Probe(_message.Message):
     PROBE_ID_FIELD_NUMBER: _builtins.int
     TARGET_ID_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     probe_id: _builtins.int
     target_id: _builtins.str
     timeout_ms: _builtins.int
+    life: _builtins.int
+    """of the sender"""
+    @_builtins.property
+    def load(self) -> Global___NodeLoad:
+        """of the sender"""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberRecord]:
+        """what is news, spread along (SWIM, section 4.1)"""
+
     def __init__(
         self,
         *,
         probe_id: _builtins.int = ...,
         target_id: _builtins.str = ...,
         timeout_ms: _builtins.int = ...,
+        life: _builtins.int = ...,
+        load: Global___NodeLoad | None = ...,
+        members: _abc.Iterable[Global___MemberRecord] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["probe_id", b"probe_id", "target_id", b"target_id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "load", b"load", "members", b"members", "probe_id", b"probe_id", "target_id", b"target_id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -284,11 +314,21 @@ class ProbeReply(_message.Message):
     TARGET_ID_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
     REACHED_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     probe_id: _builtins.int
     target_id: _builtins.str
     life: _builtins.int
     reached: _builtins.bool
     """false: an indirect probe failed ("nack", Lifeguard section IV.B)"""
+    @_builtins.property
+    def load(self) -> Global___NodeLoad:
+        """of the sender"""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberRecord]:
+        """as in Probe"""
+
     def __init__(
         self,
         *,
@@ -296,10 +336,12 @@ class ProbeReply(_message.Message):
         target_id: _builtins.str = ...,
         life: _builtins.int = ...,
         reached: _builtins.bool = ...,
+        load: Global___NodeLoad | None = ...,
+        members: _abc.Iterable[Global___MemberRecord] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "probe_id", b"probe_id", "reached", b"reached", "target_id", b"target_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["life", b"life", "load", b"load", "members", b"members", "probe_id", b"probe_id", "reached", b"reached", "target_id", b"target_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,18 +465,24 @@ class LeaderBeatReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def token(self) -> _common_pb2.FencingToken:
         """the highest the follower knows: a higher one deposes the asker"""
+
+    @_builtins.property
+    def load(self) -> Global___NodeLoad:
+        """of the follower"""
 
     def __init__(
         self,
         *,
         token: _common_pb2.FencingToken | None = ...,
+        load: Global___NodeLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
