@@ -5,8 +5,8 @@ The shell's duties:
 - `SaveVote`: write and sync, then and only then run `then` and hand back `events.VoteSaved` (Raft section 5.2: a vote
   is durable before it is told, and before it counts).
 - `Send`: best effort; a message that can not be sent is dropped, and the machines live with it.
-- `FetchBlob`, `MakePlan`, `ReadPlan`, `Allocate`, `Assemble`, `StartTask`: work that takes time; each is answered by the
-  event that its docstring names, once, whatever happens, unless the node ends.
+- `FetchBlob`, `MakePlan`, `ReadPlan`, `Allocate`, `Assemble`, `StartTask`: work that takes time; each is answered by
+  the event that its docstring names, once, whatever happens, unless the node ends.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ class Allocated:
 
 @dataclass(frozen=True)
 class Assembled:
-    """Answers `effects.Assemble`; the result's blob is durable here. None with the problem where it is not possible now."""
+    """Answers `effects.Assemble`; the blob is durable here. None, with the problem, where it is not possible now."""
 
     job_id: bytes
     plan_sha256: bytes
