@@ -22,6 +22,14 @@ class Engine(Protocol):
         """Why the state is "failed" or "restarting"; empty otherwise."""
 
     @property
+    def stalled(self) -> bool:
+        """It runs and does not move: what is in it may never end."""
+
+    @property
+    def slots_busy(self) -> int:
+        """As of its last sign of life."""
+
+    @property
     def loaded(self) -> engine_pb2.EngineLoaded | None:
         """What was loaded; None until ready."""
 

@@ -20,13 +20,11 @@ from mesh.wire import engine_pb2
 from node.config import NodeConfig
 from node.engine import frames
 from node.engine.inbox import Inbox
+from node.engine.watchdog import LOOK_S, Verdict, Watchdog
 from node.errors import KithError
 
 #: Seconds that a child gets to end by itself, and again after SIGTERM.
 END_SECONDS = 1.0
-
-#: How often a working child is asked for a sign of life.
-WATCH_SECONDS = 2.0
 
 STDERR_LINES_QUOTED = 3
 STDERR_LINES_KEPT = 20
@@ -157,29 +155,30 @@ class Link:
             self._stderr.append(text)
             self._log(f"engine: {text}")
 
-    async def watch(self, hang_seconds: float) -> None:
-        """Return when the child is gone, or has made no progress for so long while it had work."""
+    async def watch(self, watchdog: Watchdog, on_verdict: Callable[[Verdict, engine_pb2.EngineStats], None]) -> None:
+        """Return when the child is gone or hung. Meanwhile `on_verdict` hears how it is, and its last figures."""
         clock = asyncio.get_running_loop().time
-        moved_at, steps = clock(), -1
-        while not self._reading.done():
-            await asyncio.wait([self._reading], timeout=min(WATCH_SECONDS, hang_seconds / 4))
-            if not self._inboxes or self._reading.done():
-                moved_at, steps = clock(), -1
-                continue
-            stats = await self._stats(hang_seconds)
-            if stats is not None and (stats.steps != steps or not (stats.slots_busy or stats.queue_length)):
-                moved_at, steps = clock(), stats.steps
-            elif clock() - moved_at > hang_seconds and not self._reading.done():
-                self._hung = True
-                return
-
-    async def _stats(self, timeout: float) -> engine_pb2.EngineStats | None:
-        """None: no answer in time."""
+        stats = engine_pb2.EngineStats()
+        asking: asyncio.Future[engine_pb2.EngineEvent] | None = None
         try:
-            async with asyncio.timeout(timeout):
-                return (await self.ask(engine_pb2.EngineCommand(stats=engine_pb2.StatsRequest()))).stats
-        except (TimeoutError, KithError):
-            return None
+            while not self._reading.done():
+                if asking is None:
+                    asking = asyncio.ensure_future(self.ask(engine_pb2.EngineCommand(stats=engine_pb2.StatsRequest())))
+                await asyncio.wait([self._reading], timeout=LOOK_S)
+                answered = asking.done() and asking.exception() is None
+                if answered:
+                    stats = asking.result().stats
+                if asking.done():
+                    asking = None
+                verdict = watchdog.look(clock(), answered, bool(stats.slots_busy or stats.queue_length), stats.steps)
+                on_verdict(verdict, stats)
+                if verdict is Verdict.HUNG:
+                    self._hung = True
+                    return
+        finally:
+            if asking is not None:
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
 
     async def end(self) -> KithError:
         """Make the child go, by closing the stream, then SIGTERM, then SIGKILL; returns how it went.

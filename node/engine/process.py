@@ -18,6 +18,7 @@ from mesh.wire import engine_pb2
 from node import gguf
 from node.config import NodeConfig
 from node.engine.link import Link
+from node.engine.watchdog import Verdict, Watchdog
 from node.errors import KithError
 
 LOAD_SECONDS_MAX = 900.0
@@ -26,6 +27,9 @@ CALIBRATE_SECONDS_MAX = 120.0
 #: Pause before restart number n, in seconds: FIRST * 2**n, at most LAST.
 BACKOFF_FIRST = 0.2
 BACKOFF_LAST = 10.0
+
+#: Tokens of the longest step of any back end (llama_loop.BATCH_TOKENS), for the watchdog.
+STEP_TOKENS = 128
 
 #: More restarts than this within the window, and the engine is given up.
 RESTARTS_MAX = 6
@@ -42,9 +46,10 @@ class EngineProcess:
     Args:
         model_path: the GGUF file of the `llama` back end; None for the others.
         log: gets the lines of the child's stderr and of this class.
-        on_state: called after every change of `state`.
+        on_state: called after every change of `state` or `stalled`.
         memory_limit_bytes: of the child's private memory; 0: none.
-        hang_seconds: a busy child without progress for so long is killed.
+        frozen_seconds: a child that answers nothing for so long is killed.
+        hang_seconds: a busy child without progress for so long is killed; later where its steps take long.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class EngineProcess:
         log: Callable[[str], None],
         on_state: Callable[[], None] | None = None,
         memory_limit_bytes: int = 0,
+        frozen_seconds: float = 20.0,
         hang_seconds: float = 60.0,
     ) -> None:
         self._config = config
@@ -61,7 +67,10 @@ class EngineProcess:
         self._log = log
         self._on_state = on_state
         self._memory_limit_bytes = memory_limit_bytes
+        self._frozen_seconds = frozen_seconds
         self._hang_seconds = hang_seconds
+        self._stalled = False
+        self._slots_busy = 0
         self._state = "starting"
         self._problem = ""
         self._loaded: engine_pb2.EngineLoaded | None = None
@@ -78,6 +87,14 @@ class EngineProcess:
     @property
     def problem(self) -> str:
         return self._problem
+
+    @property
+    def stalled(self) -> bool:
+        return self._stalled
+
+    @property
+    def slots_busy(self) -> int:
+        return self._slots_busy
 
     @property
     def loaded(self) -> engine_pb2.EngineLoaded | None:
@@ -157,6 +174,7 @@ class EngineProcess:
         if (state, problem) == (self._state, self._problem):
             return
         self._state, self._problem = state, problem
+        self._stalled = False
         if self._on_state is not None:
             self._on_state()
 
@@ -227,8 +245,9 @@ class EngineProcess:
         """Watch the child; when it is gone, say so, wait, start another. Ends in "failed"."""
         while True:
             assert self._link is not None
-            await self._link.watch(self._hang_seconds)
+            await self._link.watch(self._watchdog(), self._judged)
             link, self._link = self._link, None
+            self._slots_busy = 0
             error = await link.end()
             self._log(error.message)
             while self._link is None:
@@ -245,6 +264,24 @@ class EngineProcess:
                     if failure.code == "bad-model":
                         self._enter("failed", failure.message)
                         return
+
+    def _watchdog(self) -> Watchdog:
+        rate = self._calibrated.prefill_tokens_per_s if self._calibrated is not None else 0.0
+        return Watchdog(
+            asyncio.get_running_loop().time(),
+            self._frozen_seconds,
+            self._hang_seconds,
+            step_s=STEP_TOKENS / rate if rate > 0 else 0.0,
+        )
+
+    def _judged(self, verdict: Verdict, stats: engine_pb2.EngineStats) -> None:
+        self._slots_busy = stats.slots_busy
+        stalled = verdict is not Verdict.MOVES
+        if stalled != self._stalled:
+            self._stalled = stalled
+            self._log("engine: it does not move" if stalled else "engine: it moves again")
+            if self._on_state is not None:
+                self._on_state()
 
     def _may_restart(self) -> bool:
         now = asyncio.get_running_loop().time()

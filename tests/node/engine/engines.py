@@ -43,11 +43,17 @@ class Watched:
         async with asyncio.timeout(PATIENCE), self._changed:
             await self._changed.wait_for(condition)
 
+    async def until_slots_busy(self) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not (await self.engine.stats()).slots_busy:
+                pass
+
 
 @asynccontextmanager
 async def running(model_path: Path | None = None, **settings: Any) -> AsyncIterator[Watched]:
     """A started engine: echo, or llama where a model is given. `settings` are NodeConfig's or EngineProcess's."""
-    options = {name: settings.pop(name) for name in ("hang_seconds", "memory_limit_bytes") if name in settings}
+    of_process = ("frozen_seconds", "hang_seconds", "memory_limit_bytes")
+    options = {name: settings.pop(name) for name in of_process if name in settings}
     kind = "llama" if model_path else "echo"
     config = replace(NodeConfig(data_dir=Path("unused"), engine=kind, threads=1), **settings)
     watched = Watched(config, model_path, **options)

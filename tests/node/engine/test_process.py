@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -75,7 +76,7 @@ async def test_killed_child_fails_its_requests_and_is_replaced() -> None:
 
 
 async def test_frozen_child_is_killed_and_replaced() -> None:
-    async with running(hang_seconds=1.0, echo_tokens_per_s=5.0) as watched:
+    async with running(frozen_seconds=1.0, echo_tokens_per_s=5.0) as watched:
         first = watched.engine.pid
         assert first is not None
         asking = asyncio.ensure_future(answer(watched.engine, ask(LONG)))
@@ -88,6 +89,23 @@ async def test_frozen_child_is_killed_and_replaced() -> None:
         await watched.until(lambda: watched.states[-1] == "ready" and "restarting" in watched.states)
         assert not psutil.pid_exists(first)
         assert any("no progress" in line for line in watched.lines)
+
+
+async def test_stopped_child_is_called_stalled_within_seconds_and_moves_again() -> None:
+    async with running(echo_tokens_per_s=50.0) as watched:
+        engine = watched.engine
+        assert engine.pid is not None
+        asking = asyncio.ensure_future(answer(engine, ask(LONG, max_tokens=20)))
+        await watched.until_slots_busy()
+        began = time.monotonic()
+        os.kill(engine.pid, signal.SIGSTOP)
+        await watched.until(lambda: engine.stalled)
+        assert time.monotonic() - began < 4.0
+        assert engine.state == "ready", "it may come back: its requests are kept"
+        os.kill(engine.pid, signal.SIGCONT)
+        await watched.until(lambda: not engine.stalled)
+        assert (await asking)[1] == "length"
+        assert watched.states == ["ready"] * 3
 
 
 async def test_engine_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
