@@ -86,6 +86,10 @@ class StatusReply(_message.Message):
     HTTP_ADDRESS_FIELD_NUMBER: _builtins.int
     MDNS_FIELD_NUMBER: _builtins.int
     SOLVER_STATE_FIELD_NUMBER: _builtins.int
+    FORKED_FIELD_NUMBER: _builtins.int
+    DISK_USED_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     software_version: _builtins.str
@@ -105,6 +109,11 @@ class StatusReply(_message.Message):
     mdns: _builtins.bool
     solver_state: _builtins.str
     """"stopped", "starting", "ready" """
+    disk_used_bytes: _builtins.int
+    """by the journal and the blobs"""
+    disk_budget_bytes: _builtins.int
+    network: _builtins.str
+    """timing preset: "lan", "wan", "local" """
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.NodeAddress]: ...
     @_builtins.property
@@ -113,6 +122,10 @@ class StatusReply(_message.Message):
     def load(self) -> _membership_pb2.NodeLoad: ...
     @_builtins.property
     def agent(self) -> _facts_pb2.AgentProfile: ...
+    @_builtins.property
+    def forked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """nodes that were found to have written two histories"""
+
     def __init__(
         self,
         *,
@@ -136,10 +149,14 @@ class StatusReply(_message.Message):
         http_address: _builtins.str = ...,
         mdns: _builtins.bool = ...,
         solver_state: _builtins.str = ...,
+        forked: _abc.Iterable[_builtins.str] | None = ...,
+        disk_used_bytes: _builtins.int = ...,
+        disk_budget_bytes: _builtins.int = ...,
+        network: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "leader", b"leader", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent", b"agent", "data_dir", b"data_dir", "engine_problem", b"engine_problem", "engine_state", b"engine_state", "facts", b"facts", "http_address", b"http_address", "jobs_open", b"jobs_open", "leader", b"leader", "load", b"load", "mdns", b"mdns", "members_alive", b"members_alive", "name", b"name", "node_id", b"node_id", "pid", b"pid", "role", b"role", "software_version", b"software_version", "solver_state", b"solver_state", "term", b"term", "uptime_s", b"uptime_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent", b"agent", "data_dir", b"data_dir", "disk_budget_bytes", b"disk_budget_bytes", "disk_used_bytes", b"disk_used_bytes", "engine_problem", b"engine_problem", "engine_state", b"engine_state", "facts", b"facts", "forked", b"forked", "http_address", b"http_address", "jobs_open", b"jobs_open", "leader", b"leader", "load", b"load", "mdns", b"mdns", "members_alive", b"members_alive", "name", b"name", "network", b"network", "node_id", b"node_id", "pid", b"pid", "role", b"role", "software_version", b"software_version", "solver_state", b"solver_state", "term", b"term", "uptime_s", b"uptime_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -194,6 +211,7 @@ class NodeInfo(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     FOUND_BY_FIELD_NUMBER: _builtins.int
     LAST_HEARD_S_FIELD_NUMBER: _builtins.int
+    FORKED_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     state: _membership_pb2.MemberState.ValueType
@@ -203,6 +221,8 @@ class NodeInfo(_message.Message):
     """"mdns", "seed", "cache", "peer", "inbound" """
     last_heard_s: _builtins.float
     """seconds ago; 0 for the node itself"""
+    forked: _builtins.bool
+    """it wrote two histories: a copied data directory, or a damaged one"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.NodeAddress]: ...
     @_builtins.property
@@ -222,10 +242,11 @@ class NodeInfo(_message.Message):
         load: _membership_pb2.NodeLoad | None = ...,
         found_by: _builtins.str = ...,
         last_heard_s: _builtins.float = ...,
+        forked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "found_by", b"found_by", "last_heard_s", b"last_heard_s", "leader", b"leader", "load", b"load", "name", b"name", "node_id", b"node_id", "profile", b"profile", "self", b"self", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "forked", b"forked", "found_by", b"found_by", "last_heard_s", b"last_heard_s", "leader", b"leader", "load", b"load", "name", b"name", "node_id", b"node_id", "profile", b"profile", "self", b"self", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,7 +408,7 @@ class JobSnapshot(_message.Message):
     waiting_for: _builtins.str
     """in words, when nothing runs"""
     superseded: _builtins.bool
-    """a merge replaced an earlier answer"""
+    """another group of nodes completed it with another answer, which this one replaced"""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskSnapshot]: ...
     @_builtins.property
@@ -498,15 +519,19 @@ class ResultRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
+    ALTERNATIVES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.bytes
+    alternatives: _builtins.bool
+    """also the answers that were not accepted"""
     def __init__(
         self,
         *,
         job_id: _builtins.bytes = ...,
+        alternatives: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "job_id", b"job_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -519,26 +544,67 @@ class ResultReply(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     DOCUMENT_FIELD_NUMBER: _builtins.int
+    ALTERNATIVES_FIELD_NUMBER: _builtins.int
     document: _builtins.bytes
     """summaries: the text the spans point into; empty where no copy is readable"""
     @_builtins.property
     def job(self) -> Global___JobSnapshot: ...
     @_builtins.property
     def result(self) -> _work_pb2.JobResult: ...
+    @_builtins.property
+    def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___AlternativeResult]: ...
     def __init__(
         self,
         *,
         job: Global___JobSnapshot | None = ...,
         result: _work_pb2.JobResult | None = ...,
         document: _builtins.bytes = ...,
+        alternatives: _abc.Iterable[Global___AlternativeResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "job", b"job", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "document", b"document", "job", b"job", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResultReply: _TypeAlias = ResultReply  # noqa: Y015
+
+@_typing.final
+class AlternativeResult(_message.Message):
+    """Another answer: a group of nodes that was cut off completed the same job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACT_HASH_FIELD_NUMBER: _builtins.int
+    COMPLETED_BY_FIELD_NUMBER: _builtins.int
+    COMPLETED_BY_NAME_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    fact_hash: _builtins.bytes
+    completed_by: _builtins.str
+    """node id"""
+    completed_by_name: _builtins.str
+    time_ms: _builtins.int
+    @_builtins.property
+    def result(self) -> _work_pb2.JobResult:
+        """absent where no copy is readable"""
+
+    def __init__(
+        self,
+        *,
+        fact_hash: _builtins.bytes = ...,
+        completed_by: _builtins.str = ...,
+        completed_by_name: _builtins.str = ...,
+        time_ms: _builtins.int = ...,
+        result: _work_pb2.JobResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_by", b"completed_by", "completed_by_name", b"completed_by_name", "fact_hash", b"fact_hash", "result", b"result", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlternativeResult: _TypeAlias = AlternativeResult  # noqa: Y015
 
 @_typing.final
 class CancelJobRequest(_message.Message):
@@ -650,6 +716,85 @@ class ExplainedRound(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainedRound: _TypeAlias = ExplainedRound  # noqa: Y015
+
+@_typing.final
+class StoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoryRequest: _TypeAlias = StoryRequest  # noqa: Y015
+
+@_typing.final
+class StoryReply(_message.Message):
+    """Everything known that touched the job, on all nodes, causes before effects."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoryEvent]: ...
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___StoryEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoryReply: _TypeAlias = StoryReply  # noqa: Y015
+
+@_typing.final
+class StoryEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    FACT_HASH_FIELD_NUMBER: _builtins.int
+    time_ms: _builtins.int
+    """by the author's clock: orders nothing"""
+    node_id: _builtins.str
+    """whose fact it is"""
+    node_name: _builtins.str
+    kind: _builtins.str
+    """"job_submitted", "job_planned", …"""
+    text: _builtins.str
+    """what happened, in words"""
+    fact_hash: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        time_ms: _builtins.int = ...,
+        node_id: _builtins.str = ...,
+        node_name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        text: _builtins.str = ...,
+        fact_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fact_hash", b"fact_hash", "kind", b"kind", "node_id", b"node_id", "node_name", b"node_name", "text", b"text", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoryEvent: _TypeAlias = StoryEvent  # noqa: Y015
 
 @_typing.final
 class ChatRequest(_message.Message):

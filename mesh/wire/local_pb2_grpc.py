@@ -74,6 +74,11 @@ class LocalStub:
                 request_serializer=mesh_dot_wire_dot_local__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=mesh_dot_wire_dot_local__pb2.ExplainReply.FromString,
                 _registered_method=True)
+        self.Story = channel.unary_unary(
+                '/kith.mesh.v1.Local/Story',
+                request_serializer=mesh_dot_wire_dot_local__pb2.StoryRequest.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_local__pb2.StoryReply.FromString,
+                _registered_method=True)
         self.Chat = channel.unary_stream(
                 '/kith.mesh.v1.Local/Chat',
                 request_serializer=mesh_dot_wire_dot_local__pb2.ChatRequest.SerializeToString,
@@ -154,6 +159,12 @@ class LocalServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Story(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Chat(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -226,6 +237,11 @@ def add_LocalServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=mesh_dot_wire_dot_local__pb2.ExplainRequest.FromString,
                     response_serializer=mesh_dot_wire_dot_local__pb2.ExplainReply.SerializeToString,
+            ),
+            'Story': grpc.unary_unary_rpc_method_handler(
+                    servicer.Story,
+                    request_deserializer=mesh_dot_wire_dot_local__pb2.StoryRequest.FromString,
+                    response_serializer=mesh_dot_wire_dot_local__pb2.StoryReply.SerializeToString,
             ),
             'Chat': grpc.unary_stream_rpc_method_handler(
                     servicer.Chat,
@@ -469,6 +485,33 @@ class Local:
             '/kith.mesh.v1.Local/Explain',
             mesh_dot_wire_dot_local__pb2.ExplainRequest.SerializeToString,
             mesh_dot_wire_dot_local__pb2.ExplainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Story(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kith.mesh.v1.Local/Story',
+            mesh_dot_wire_dot_local__pb2.StoryRequest.SerializeToString,
+            mesh_dot_wire_dot_local__pb2.StoryReply.FromString,
             options,
             channel_credentials,
             insecure,

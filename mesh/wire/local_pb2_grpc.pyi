@@ -43,6 +43,7 @@ class LocalStub:
     Result: _grpc.UnaryUnaryMultiCallable[_local_pb2.ResultRequest, _local_pb2.ResultReply]
     Cancel: _grpc.UnaryUnaryMultiCallable[_local_pb2.CancelJobRequest, _local_pb2.CancelJobReply]
     Explain: _grpc.UnaryUnaryMultiCallable[_local_pb2.ExplainRequest, _local_pb2.ExplainReply]
+    Story: _grpc.UnaryUnaryMultiCallable[_local_pb2.StoryRequest, _local_pb2.StoryReply]
     Chat: _grpc.UnaryStreamMultiCallable[_local_pb2.ChatRequest, _local_pb2.ChatEvent]
     AddKnowledge: _grpc.UnaryUnaryMultiCallable[_local_pb2.AddKnowledgeRequest, _local_pb2.AddKnowledgeReply]
     SearchKnowledge: _grpc.UnaryUnaryMultiCallable[_local_pb2.SearchKnowledgeRequest, _local_pb2.SearchKnowledgeReply]
@@ -62,6 +63,7 @@ class LocalAsyncStub(LocalStub):
     Result: _aio.UnaryUnaryMultiCallable[_local_pb2.ResultRequest, _local_pb2.ResultReply]  # type: ignore[assignment]
     Cancel: _aio.UnaryUnaryMultiCallable[_local_pb2.CancelJobRequest, _local_pb2.CancelJobReply]  # type: ignore[assignment]
     Explain: _aio.UnaryUnaryMultiCallable[_local_pb2.ExplainRequest, _local_pb2.ExplainReply]  # type: ignore[assignment]
+    Story: _aio.UnaryUnaryMultiCallable[_local_pb2.StoryRequest, _local_pb2.StoryReply]  # type: ignore[assignment]
     Chat: _aio.UnaryStreamMultiCallable[_local_pb2.ChatRequest, _local_pb2.ChatEvent]  # type: ignore[assignment]
     AddKnowledge: _aio.UnaryUnaryMultiCallable[_local_pb2.AddKnowledgeRequest, _local_pb2.AddKnowledgeReply]  # type: ignore[assignment]
     SearchKnowledge: _aio.UnaryUnaryMultiCallable[_local_pb2.SearchKnowledgeRequest, _local_pb2.SearchKnowledgeReply]  # type: ignore[assignment]
@@ -126,6 +128,13 @@ class LocalServicer(metaclass=_abc_1.ABCMeta):
         request: _local_pb2.ExplainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_local_pb2.ExplainReply, _abc.Awaitable[_local_pb2.ExplainReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Story(
+        self,
+        request: _local_pb2.StoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_local_pb2.StoryReply, _abc.Awaitable[_local_pb2.StoryReply]]: ...
 
     @_abc_1.abstractmethod
     def Chat(
