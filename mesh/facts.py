@@ -50,6 +50,22 @@ class StreamId(NamedTuple):
     stream: int
 
 
+class Place(NamedTuple):
+    """Where a fact stands."""
+
+    stream_id: StreamId
+    sequence: int
+
+
+@dataclass(frozen=True)
+class FactRange:
+    """Facts `first` … `last` of a stream, both included."""
+
+    stream_id: StreamId
+    first: int
+    last: int
+
+
 class FactError(ValueError):
     """The bytes are no fact. Says why; the fact is refused by every node alike."""
 

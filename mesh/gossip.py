@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from mesh.effects import Effect, Log, PushStored, Send
+from mesh.facts import FactRange as FactRange
 from mesh.facts import StreamId
 from mesh.identity import NodeId
 from mesh.journal import Journal, Position, read_position
@@ -36,15 +37,6 @@ class Rng(Protocol):
     def uniform(self, a: float, b: float) -> float: ...
     def random(self) -> float: ...
     def sample(self, population: Sequence[NodeId], k: int) -> list[NodeId]: ...
-
-
-@dataclass(frozen=True)
-class FactRange:
-    """Facts `first` … `last` of a stream, both included."""
-
-    stream_id: StreamId
-    first: int
-    last: int
 
 
 @dataclass

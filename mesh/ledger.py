@@ -3,6 +3,9 @@
 Idea: the fold only collects (sets, and minima under a total order of fact content and hash), so it is commutative,
 associative and idempotent: every node that holds the same facts reads the same jobs, whatever the order they came in.
 
+A terminal fact closes its job: what the job reads as is then made of terminal facts only (`fingerprint`, `record_of`,
+`alternatives`, `blobs_wanted`). What else is known of it are *details*: shown while they are kept, decided on never.
+
 Rules: of plans the deepest revision wins, then the least plan hash. Of results of one task the least fact hash wins. Of
 `completed` facts the least fact hash wins; completed > cancelled > failed > open. A terminal fact closes the job.
 
@@ -12,15 +15,17 @@ Does not: schedule anything, or know who is alive.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mesh.facts import Fact
+from mesh.facts import Fact, Place
 from mesh.identity import NodeId
-from mesh.wire import facts_pb2
+from mesh.records import cut_request
+from mesh.wire import common_pb2, facts_pb2, work_pb2
 from mesh.wire.local_pb2 import JobState
 
 OPEN = JobState.JOB_STATE_OPEN
 COMPLETED = JobState.JOB_STATE_COMPLETED
 CANCELLED = JobState.JOB_STATE_CANCELLED
 FAILED = JobState.JOB_STATE_FAILED
+TERMINAL_KINDS = frozenset({"job_completed", "job_cancelled", "job_failed"})
 
 
 @dataclass(frozen=True, order=True)
@@ -56,6 +61,12 @@ class Job:
     completed: dict[bytes, tuple[Said, facts_pb2.JobCompleted]] = field(default_factory=dict)  # by fact hash
     cancelled: dict[bytes, tuple[Said, facts_pb2.JobCancelled]] = field(default_factory=dict)
     failed: dict[bytes, tuple[Said, facts_pb2.JobFailed]] = field(default_factory=dict)
+    details_at: set[Place] = field(default_factory=set)  # every fact of the job but its ends, the losing ones included
+    ends_at: set[Place] = field(default_factory=set)  # every terminal fact
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.completed or self.cancelled or self.failed)
 
     @property
     def state(self) -> "JobState.ValueType":
@@ -74,6 +85,23 @@ class Job:
     @property
     def completion(self) -> facts_pb2.JobCompleted | None:
         return self.completed[min(self.completed)][1] if self.completed else None
+
+    @property
+    def request(self) -> work_pb2.JobRequest | None:
+        """What was asked. Of a closed job: as its end records it, long texts cut, where that end says it."""
+        end = self.end
+        if end is not None and end[1].record.HasField("request"):
+            return end[1].record.request
+        return self.submitted[1].request if self.submitted else None
+
+    @property
+    def end(self) -> tuple[Said, facts_pb2.JobCompleted | facts_pb2.JobCancelled | facts_pb2.JobFailed] | None:
+        """The terminal fact that counts."""
+        if self.completed:
+            return self.completed[min(self.completed)]
+        if self.cancelled:
+            return self.cancelled[min(self.cancelled)]
+        return self.failed[min(self.failed)] if self.failed else None
 
     def results(self) -> dict[TaskRef, facts_pb2.TaskFinished]:
         """The accepted success of each finished task of the winning plan."""
@@ -107,6 +135,7 @@ class Job:
 @dataclass
 class Ledger:
     jobs: dict[bytes, Job] = field(default_factory=dict)
+    _open: dict[bytes, Job] = field(default_factory=dict, compare=False)  # derived: the jobs that are not closed
 
     def apply(self, fact: Fact) -> bool:
         """Fold one fact in. Returns whether it was of this fold."""
@@ -118,49 +147,151 @@ class Ledger:
                     job.submitted = said
             case "job_planned":
                 planned = fact.body.job_planned
-                plans = self._job(planned.job_id).plans
-                known = plans.get(planned.plan.sha256)
+                job = self._job(planned.job_id)
+                known = job.plans.get(planned.plan.sha256)
                 if known is None or (-planned.revision, fact.hash) < (-known[1].revision, known[0].hash):
-                    plans[planned.plan.sha256] = (_said(fact), planned)
+                    job.plans[planned.plan.sha256] = (_said(fact), planned)
             case "job_assigned":
-                self._job(fact.body.job_assigned.job_id).assigned[fact.hash] = (_said(fact), fact.body.job_assigned)
+                job = self._job(fact.body.job_assigned.job_id)
+                job.assigned[fact.hash] = (_said(fact), fact.body.job_assigned)
             case "task_finished":
-                self._job(fact.body.task_finished.job_id).finished[fact.hash] = (_said(fact), fact.body.task_finished)
+                job = self._job(fact.body.task_finished.job_id)
+                job.finished[fact.hash] = (_said(fact), fact.body.task_finished)
             case "job_completed":
-                self._job(fact.body.job_completed.job_id).completed[fact.hash] = (_said(fact), fact.body.job_completed)
+                job = self._job(fact.body.job_completed.job_id)
+                job.completed[fact.hash] = (_said(fact), fact.body.job_completed)
             case "job_cancelled":
-                self._job(fact.body.job_cancelled.job_id).cancelled[fact.hash] = (_said(fact), fact.body.job_cancelled)
+                job = self._job(fact.body.job_cancelled.job_id)
+                job.cancelled[fact.hash] = (_said(fact), fact.body.job_cancelled)
             case "job_failed":
-                self._job(fact.body.job_failed.job_id).failed[fact.hash] = (_said(fact), fact.body.job_failed)
+                job = self._job(fact.body.job_failed.job_id)
+                job.failed[fact.hash] = (_said(fact), fact.body.job_failed)
             case _:
                 return False
+        if fact.kind in TERMINAL_KINDS:
+            job.ends_at.add(Place(fact.stream_id, fact.sequence))
+            self._open.pop(job.job_id, None)
+        else:
+            job.details_at.add(Place(fact.stream_id, fact.sequence))
         return True
 
     def open_jobs(self) -> list[Job]:
         """Jobs to work on, oldest first; ties by id."""
-        ready = [job for job in self.jobs.values() if job.state == OPEN and job.submitted is not None]
+        ready = [job for job in self._open.values() if job.submitted is not None]
         return sorted(ready, key=lambda job: (job.submitted[0].hybrid_clock if job.submitted else 0, job.job_id))
 
+    def record_of(self, job: Job) -> facts_pb2.JobRecord:
+        """What a terminal fact says of its job; that of a closed job is the one its end carries."""
+        end = job.end
+        if end is not None:
+            return end[1].record
+        record = facts_pb2.JobRecord()
+        if job.submitted is not None:
+            said, submitted = job.submitted
+            record.request.CopyFrom(cut_request(submitted.request))
+            record.accepted_by = said.author
+            record.hybrid_clock = said.hybrid_clock
+        if job.plan is not None:
+            record.tasks = job.plan.task_count
+        return record
+
+    def alternatives(self, job: Job) -> list[tuple[Said, facts_pb2.JobCompleted]]:
+        """Other accepted answers: those of the losing side of a partition. In order of fact hash, each result once."""
+        seen = {job.completion.result.sha256} if job.completion else set()
+        others: list[tuple[Said, facts_pb2.JobCompleted]] = []
+        for _, (said, completed) in sorted(job.completed.items()):
+            if completed.result.sha256 not in seen:
+                seen.add(completed.result.sha256)
+                others.append((said, completed))
+        return others
+
+    def blobs_wanted(self, job: Job) -> list[common_pb2.BlobRef]:
+        """What copies are kept of. Open: all that its work reads. Completed: each answer and the document. In order of
+        hash, each once."""
+        refs: list[common_pb2.BlobRef] = []
+        if not job.closed:
+            if job.submitted is not None:
+                refs += job.submitted[1].blobs
+            if job.plan is not None:
+                refs.append(job.plan.plan)
+            refs += _accepted_results(job)
+        elif job.completed:
+            refs += [completed.result for _, completed in job.completed.values()]
+            refs += [
+                completed.record.request.summarize.document
+                for _, completed in job.completed.values()
+                if completed.record.request.HasField("summarize")
+            ]
+        return _distinct(refs)
+
+    def blobs_named(self, job: Job) -> list[common_pb2.BlobRef]:
+        """`blobs_wanted`, and what the details that are still kept name: none of it may be dropped."""
+        refs = self.blobs_wanted(job)
+        if job.submitted is not None:
+            refs += job.submitted[1].blobs
+        refs += [planned.plan for _, planned in job.plans.values()]
+        refs += [finished.result for _, finished in job.finished.values() if finished.WhichOneof("outcome") == "result"]
+        return _distinct(refs)
+
+    def forget_details(self, job_id: bytes) -> None:
+        """Retention dropped everything of a closed job but its end. What the job reads as does not change."""
+        job = self.jobs[job_id]
+        assert job.closed, "an open job is never touched"
+        for part in (job.plans, job.assigned, job.finished, job.details_at):
+            part.clear()
+        job.submitted = None
+
+    def forget(self, job_id: bytes) -> None:
+        """Retention dropped a closed job, its end included."""
+        assert self.jobs[job_id].closed, "an open job is never touched"
+        del self.jobs[job_id]
+
+    def clear(self) -> None:
+        self.jobs.clear()
+        self._open.clear()
+
     def fingerprint(self) -> tuple[object, ...]:
-        """A value that is equal exactly when two ledgers read the same."""
-        return tuple(
-            (
-                job.job_id,
-                job.state,
-                job.submitted[0].hash if job.submitted else b"",
-                tuple(sorted((key, said[0].hash) for key, said in job.plans.items())),
-                tuple(_sorted_keys(job.assigned, job.finished, job.completed, job.cancelled, job.failed)),
-            )
-            for job in sorted(self.jobs.values(), key=lambda job: job.job_id)
-        )
+        """A value that is equal exactly when two ledgers read the same. Of closed jobs only their ends count."""
+        return tuple(_reading(job) for job in sorted(self.jobs.values(), key=lambda job: job.job_id))
 
     def _job(self, job_id: bytes) -> Job:
-        return self.jobs.setdefault(job_id, Job(job_id))
+        job = self.jobs.get(job_id)
+        if job is None:
+            job = self.jobs[job_id] = self._open[job_id] = Job(job_id)
+        return job
 
 
 def _said(fact: Fact) -> Said:
     return Said(fact.hash, fact.author, fact.hybrid_clock)
 
 
-def _sorted_keys(*parts: Iterable[bytes]) -> list[tuple[bytes, ...]]:
-    return [tuple(sorted(part)) for part in parts]
+def _reading(job: Job) -> tuple[object, ...]:
+    ends = _sorted_keys(job.completed, job.cancelled, job.failed)
+    if job.closed:
+        return job.job_id, job.state, ends
+    return (
+        job.job_id,
+        job.state,
+        job.submitted[0].hash if job.submitted else b"",
+        tuple(sorted((key, said[0].hash) for key, said in job.plans.items())),
+        _sorted_keys(job.assigned, job.finished),
+    )
+
+
+def _accepted_results(job: Job) -> list[common_pb2.BlobRef]:
+    """Of each task of each plan the accepted one: a later plan may go on with the results of an earlier."""
+    best: dict[tuple[bytes, int, int], bytes] = {}
+    for fact_hash, (_, finished) in job.finished.items():
+        if finished.WhichOneof("outcome") == "result":
+            task = (finished.plan_sha256, finished.task_index, finished.replica)
+            best[task] = min(fact_hash, best.get(task, fact_hash))
+    return [job.finished[fact_hash][1].result for fact_hash in best.values()]
+
+
+def _distinct(refs: Iterable[common_pb2.BlobRef]) -> list[common_pb2.BlobRef]:
+    named = {ref.sha256: ref for ref in refs if ref.sha256}
+    return [named[sha256] for sha256 in sorted(named)]
+
+
+def _sorted_keys(*parts: Iterable[bytes]) -> tuple[tuple[bytes, ...], ...]:
+    return tuple(tuple(sorted(part)) for part in parts)

@@ -7,9 +7,9 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.facts import Fact
-from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, Job, Ledger, TaskRef
-from mesh.wire import common_pb2, facts_pb2
+from mesh.facts import Fact, Place
+from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, TERMINAL_KINDS, Job, Ledger, TaskRef
+from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.mesh.building import KEYS, Author
 
 JOBS = [b"a" * 32, b"b" * 32]
@@ -115,10 +115,46 @@ def test_parts_that_are_folded_apart_join_to_the_same(
 @given(said)
 def test_a_fingerprint_tells_different_sets_of_facts_apart(what: list[tuple[int, tuple[str, Message]]]) -> None:
     facts = written(what)
-    whole = folded(facts).fingerprint()
+    ledger = folded(facts)
     for fact in facts:
-        if fact.kind in ("task_finished", "job_assigned", "job_completed", "job_cancelled", "job_failed"):
-            assert folded([other for other in facts if other is not fact]).fingerprint() != whole
+        if fact.kind in ("task_finished", "job_assigned", *TERMINAL_KINDS):
+            job = ledger.jobs[getattr(fact.body, fact.kind).job_id]
+            counts = fact.kind in TERMINAL_KINDS or not job.closed
+            without = folded([other for other in facts if other is not fact])
+            assert (without.fingerprint() != ledger.fingerprint()) == counts
+
+
+@given(said)
+def test_a_closed_job_reads_the_same_without_anything_but_its_ends(
+    what: list[tuple[int, tuple[str, Message]]],
+) -> None:
+    facts = written(what)
+    ledger = folded(facts)
+    closed = {job.job_id for job in ledger.jobs.values() if job.closed}
+    kept = [f for f in facts if f.kind in TERMINAL_KINDS or getattr(f.body, f.kind).job_id not in closed]
+    without = folded(kept)
+    assert without.fingerprint() == ledger.fingerprint()
+    for job_id in closed:
+        whole, rest = ledger.jobs[job_id], without.jobs[job_id]
+        assert (whole.state, whole.end, whole.completion) == (rest.state, rest.end, rest.completion)
+        assert ledger.alternatives(whole) == without.alternatives(rest)
+        assert ledger.blobs_wanted(whole) == without.blobs_wanted(rest)
+        assert ledger.record_of(whole) == without.record_of(rest)
+        ledger.forget_details(job_id)
+        assert (ledger.jobs[job_id].submitted, ledger.jobs[job_id].details_at) == (None, set())
+    assert ledger.fingerprint() == without.fingerprint()
+    assert [job.job_id for job in ledger.open_jobs()] == [job.job_id for job in without.open_jobs()]
+
+
+@given(said)
+def test_every_fact_is_found_again_in_its_place(what: list[tuple[int, tuple[str, Message]]]) -> None:
+    facts = written(what)
+    ledger = folded(facts)
+    places = {Place(fact.stream_id, fact.sequence): fact for fact in facts}
+    for job in ledger.jobs.values():
+        assert {places[place].kind in TERMINAL_KINDS for place in job.ends_at} <= {True}
+        assert {places[place].kind in TERMINAL_KINDS for place in job.details_at} <= {False}
+    assert sum(len(job.ends_at) + len(job.details_at) for job in ledger.jobs.values()) == len(facts)
 
 
 @pytest.mark.parametrize(
@@ -230,3 +266,64 @@ def test_rounds_come_in_order_of_term_leader_and_round() -> None:
 
 def test_other_facts_are_not_of_this_fold() -> None:
     assert not Ledger().apply(Author().note("x"))
+
+
+def summarize_job() -> list[Fact]:
+    """A job with a document, a plan, two results of one task, and a failure."""
+    author = Author()
+    request = work_pb2.JobRequest(summarize=work_pb2.SummarizeRequest(document=BLOBS[2], title="t" * 9000))
+    submitted = facts_pb2.JobSubmitted(job_id=JOBS[0], request=request, blobs=[BLOBS[2]])
+    return [
+        author.say("job_submitted", submitted, 5 << 16),
+        author.say("job_planned", planned(PLANS[0], 1)),
+        author.say("task_finished", _finished(JOBS[0], PLANS[0], 0, 0, BLOBS[0])),
+        author.say("task_finished", _finished(JOBS[0], PLANS[0], 0, 0, BLOBS[1])),
+        author.say("task_finished", _finished(JOBS[0], PLANS[0], 1, 0, None)),
+    ]
+
+
+def test_an_open_job_wants_its_inputs_its_plan_and_one_result_a_task() -> None:
+    facts = summarize_job()
+    ledger = folded(facts)
+    job = ledger.jobs[JOBS[0]]
+    accepted = min(facts[2:4], key=lambda fact: fact.hash).body.task_finished.result
+    assert {ref.sha256 for ref in ledger.blobs_wanted(job)} == {BLOBS[2].sha256, PLANS[0], accepted.sha256}
+    assert {ref.sha256 for ref in ledger.blobs_named(job)} == {PLANS[0], *(ref.sha256 for ref in BLOBS)}
+
+
+def test_a_completed_job_wants_every_answer_and_its_document() -> None:
+    facts = summarize_job()
+    ledger = folded(facts)
+    record = ledger.record_of(ledger.jobs[JOBS[0]])
+    assert (record.accepted_by, record.hybrid_clock, record.tasks) == (facts[0].author, 5 << 16, 2)
+    ends = [
+        Author(key).say("job_completed", facts_pb2.JobCompleted(job_id=JOBS[0], result=ref, record=record))
+        for key, ref in zip(KEYS[1:4], [BLOBS[0], BLOBS[1], BLOBS[1]], strict=True)
+    ]
+    for end in ends:
+        ledger.apply(end)
+    job = ledger.jobs[JOBS[0]]
+    assert {ref.sha256 for ref in ledger.blobs_wanted(job)} == {ref.sha256 for ref in BLOBS}
+    winner = min(ends, key=lambda fact: fact.hash)
+    [(said, other)] = ledger.alternatives(job)
+    assert {other.result.sha256, winner.body.job_completed.result.sha256} == {BLOBS[0].sha256, BLOBS[1].sha256}
+    assert said.hash > winner.hash
+    ledger.forget_details(JOBS[0])
+    assert job.request == record.request
+    assert ledger.record_of(job) == record
+    assert ledger.blobs_named(job) == ledger.blobs_wanted(job)
+
+
+@pytest.mark.parametrize("kind", ["job_cancelled", "job_failed"])
+def test_a_job_without_an_answer_wants_no_blobs_once_it_ended(kind: str) -> None:
+    content = facts_pb2.JobCancelled(job_id=JOBS[0]) if kind == "job_cancelled" else facts_pb2.JobFailed(job_id=JOBS[0])
+    ledger = folded([*summarize_job(), Author(KEYS[1]).say(kind, content)])
+    assert ledger.blobs_wanted(ledger.jobs[JOBS[0]]) == []
+
+
+def test_the_details_of_an_open_job_can_not_be_forgotten() -> None:
+    ledger = folded(summarize_job())
+    with pytest.raises(AssertionError, match="open job"):
+        ledger.forget_details(JOBS[0])
+    with pytest.raises(AssertionError, match="open job"):
+        ledger.forget(JOBS[0])
