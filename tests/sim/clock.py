@@ -19,7 +19,8 @@ class Clock:
 
     def run_until(self, end_s: float) -> None:
         """Run everything that is due up to `end_s`; then it is `end_s`."""
-        while self._queue and self._queue[0][0] <= end_s:
-            self.now, _, call = heapq.heappop(self._queue)
+        queue, pop = self._queue, heapq.heappop
+        while queue and queue[0][0] <= end_s:
+            self.now, _, call = pop(queue)
             call()
         self.now = end_s

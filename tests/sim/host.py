@@ -1,7 +1,10 @@
-"""One machine of the simulated world: its key and disk, and a process that may run, hang, crash and start again.
+"""One machine of the simulated world: its key, clocks and disk, and a process that may run, hang, crash and restart.
 
-It is the shell: it runs a Replica's effects exactly as mesh/effects.py asks. It shows every message that leaves and
-every event that was handled to `Checks`.
+It is the shell: it runs a Replica's effects exactly as mesh/effects.py asks, and shows every message that leaves and
+every event that was handled to `Checks`. What takes a worker or a leader time is done by `Labour`.
+
+Each host has clocks of its own: a monotonic one with an offset and a drift, and a wall clock that may be far
+off and may jump. No host sees the world's time.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mesh import effects, events
-from mesh.facts import FactError, parse
 from mesh.gossip import FactRange
 from mesh.identity import NodeId, NodeKey
 from mesh.replica import Replica
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 TICK_S = 0.1
 #: Facts in one push; the rest waits for the next round.
 PUSH_FACTS_MAX = 64
+#: The wall clock of the world's first moment.
+EPOCH_MS = 1_790_000_000_000
+#: Quartz on cheap boards is off by up to so much.
+DRIFT_MAX = 1e-4
 
 
 class Host:
@@ -37,17 +43,32 @@ class Host:
         self.checks = checks
         self.rng = rng
         self.key = NodeKey.from_scalar(rng.getrandbits(255) + 1)
-        self.address = (f"10.0.0.{index + 1}", 4000 + index)
+        self.address = (f"10.0.{index // 250}.{index % 250 + 1}", 4000 + index)
+        network.addresses[self.address] = self
         self.disk = Disk(clock, rng)
+        self.disk.on_error = self._disk_failed
         self.seeds: list[tuple[str, int]] = []
         self.cache: set[tuple[str, int]] = set()  # addresses where a peer answered: kept over restarts
         self.wall_skew_ms = rng.randint(-5000, 5000)
-        self.life = 0  # starts so far
+        self._clock_offset = rng.uniform(0.0, 1e6)
+        self._clock_rate = 1.0 + rng.uniform(-DRIFT_MAX, DRIFT_MAX)
+        self.life = 0  # starts and ends so far
         self.replica: Replica | None = None
         self.paused = False
         self.leader: common_pb2.FencingToken | None = None  # as the machine told its shell last
         self.links: dict[NodeId, list[End]] = {}
         self._deferred: list[Call] = []
+
+    @property
+    def id(self) -> NodeId:
+        return self.key.node_id
+
+    def now(self) -> float:
+        """This host's monotonic clock."""
+        return self._clock_offset + self.clock.now * self._clock_rate
+
+    def wall_clock_ms(self) -> int:
+        return EPOCH_MS + int(self.clock.now * 1000) + self.wall_skew_ms
 
     # Life
 
@@ -59,9 +80,11 @@ class Host:
         self.leader = None
         self.links = {}
         self._deferred = []
-        life_s = 1_700_000_000 + int(self.clock.now * 10) + self.life
+        # Seconds since 1970 as the daemon sees them: a wall clock set back makes it start below its past.
+        life_s = self.wall_clock_ms() // 1000
         self.replica = Replica(self.key, self.rng.getrandbits(64), life_s, random.Random(self.rng.getrandbits(64)))
-        self.replica.restore(self.disk.order, self.disk.term, self.disk.voted_for)
+        content = self.disk.content
+        self.replica.restore(content.order, content.term, content.voted_for)
         self.checks.started(self)
         for found_by, addresses in (("seed", self.seeds), ("cache", sorted(self.cache))):
             for host, port in addresses:
@@ -77,7 +100,7 @@ class Host:
         self.paused = False
         self.disk.crash()
         self.network.host_died(self, notice_max_s)
-        self.checks.say(self, "is gone")
+        self.checks.ended(self)
 
     def pause(self) -> None:
         if self.replica is not None:
@@ -93,28 +116,28 @@ class Host:
         deferred, self._deferred = self._deferred, []
         life = self.life
         if self.rng.random() < 0.5:
-            self.handle(events.Ticked())
+            self.handle(events.Ticked(self.wall_clock_ms()))
         for call in deferred:
-            self._run(call, life)
+            self.run(call, life)
         self._tick(life)
 
     # What arrives
 
     def deliver(self, event: events.Event, life: int) -> None:
-        if isinstance(event, events.DialSucceeded) and event.node_id != self.key.node_id:
+        if isinstance(event, events.DialSucceeded) and event.node_id != self.id:
             self.cache.add((event.host, event.port))
-        self._run(lambda: self.handle(event), life)
+        self.run(lambda: self.handle(event), life)
 
     def handle(self, event: events.Event) -> None:
         if self.replica is None:
             return
-        caused = self.replica.handle(event, self.clock.now)
+        caused = self.replica.handle(event, self.now())
         if caused or not isinstance(event, events.Ticked):
             self.checks.handled(self, event)
-        self._perform(caused)
+        self.perform(caused)
 
     def receive(self, end: End, data: bytes) -> None:
-        self._run(lambda: self._read(end, data), end.life)
+        self.run(lambda: self._read(end, data), end.life)
 
     def link_up(self, end: End, hello: membership_pb2.Hello) -> None:
         def up() -> None:
@@ -127,35 +150,32 @@ class Host:
                 self.handle(events.LinkOpened(hello))
             self._drop_twin(peer)
 
-        self._run(up, end.life)
+        self.run(up, end.life)
 
     def link_lost(self, end: End) -> None:
         def down() -> None:
-            peer = end.other.host.key.node_id
+            peer = end.other.host.id
             ends = self.links.get(peer, [])
             if end in ends:
                 ends.remove(end)
                 if not ends:
                     self.handle(events.LinkClosed(peer))
 
-        self._run(down, end.life)
+        self.run(down, end.life)
 
     def hello(self) -> membership_pb2.Hello:
         assert self.replica is not None
         return membership_pb2.Hello(
-            node_id=self.key.node_id,
+            node_id=self.id,
             incarnation=self.replica.incarnation,
             public_key=self.key.public_key,
+            protocol_version=2,
+            protocol_version_min=1,
             name=self.name,
             addresses=[common_pb2.NodeAddress(host=self.address[0], port=self.address[1])],
         )
 
-    def wall_clock_ms(self) -> int:
-        return 1_790_000_000_000 + int(self.clock.now * 1000) + self.wall_skew_ms
-
-    # Inside
-
-    def _run(self, call: Call, life: int) -> None:
+    def run(self, call: Call, life: int) -> None:
         """Run now, or when the process goes on; never in another life."""
         if self.life != life or self.replica is None:
             return
@@ -164,44 +184,15 @@ class Host:
         else:
             call()
 
-    def _tick(self, life: int) -> None:
-        if self.life != life or self.replica is None or self.paused:
-            return
-        self.handle(events.Ticked())
-        self.clock.after(self.rng.uniform(0.08, TICK_S), lambda: self._tick(life))
+    # Effects
 
-    def _drop_twin(self, peer: NodeId) -> None:
-        """As node/links.py: of two links the node with the higher id closes the one that it dialled."""
-        ends = self.links.get(peer, [])
-        if self.key.node_id > peer and any(not end.dialled for end in ends):
-            for end in ends:
-                if end.dialled:
-                    self.network.break_link(end.link, 0.05)
-
-    def _read(self, end: End, data: bytes) -> None:
-        peer = end.other.host.key.node_id
-        if end not in self.links.get(peer, ()):
-            return
-        message = mesh_pb2.LinkMessage.FromString(data)
-        if message.WhichOneof("message") != "fact_push":
-            self.handle(events.Received(peer, message))
-            return
-        try:
-            facts = tuple(parse(signed) for signed in message.fact_push.facts)
-        except FactError as error:
-            raise AssertionError(f"a node pushed what is no fact: {error}") from error
-        assert all(self.checks.is_signed(fact) for fact in facts)
-        # Signatures are checked off the loop, so other messages may overtake facts.
-        life = self.life
-        self.clock.after(self.rng.uniform(0.0005, 0.005), lambda: self.deliver(events.FactsVerified(peer, facts), life))
-
-    def _perform(self, caused: Sequence[effects.Effect]) -> None:
+    def perform(self, caused: Sequence[effects.Effect]) -> None:
         for effect in caused:
             if self.replica is None:
                 return
-            self._perform_one(effect)
+            self.perform_one(effect)
 
-    def _perform_one(self, effect: effects.Effect) -> None:
+    def perform_one(self, effect: effects.Effect) -> None:
         life = self.life
         match effect:
             case effects.Send(peer, message):
@@ -210,17 +201,17 @@ class Host:
                 self.network.dial(self, effect)
             case effects.Persist(facts, source):
                 persisted = events.Persisted(facts, source)
-                self.disk.write(Write(facts, None, lambda: self.deliver(persisted, life)))
+                self.disk.write(Write(facts, done=lambda: self.deliver(persisted, life)))
             case effects.PushStored(peer, ranges):
                 self._push_stored(peer, ranges)
             case effects.SaveVote(term, voted_for, then):
                 saved = events.VoteSaved(term, voted_for)
 
                 def told() -> None:
-                    self._run(lambda: self._perform(then), life)
+                    self.run(lambda: self.perform(then), life)
                     self.deliver(saved, life)
 
-                self.disk.write(Write((), (term, voted_for), told))
+                self.disk.write(Write(vote=(term, voted_for), done=told))
             case effects.LeaderChanged(token):
                 self.leader = token
                 self.checks.leader_changed(self, token)
@@ -228,20 +219,54 @@ class Host:
                 self.checks.applied(self, facts)
             case effects.Log(level, text):
                 self.checks.logged(self, level, text)
-            case effects.Deliver() | effects.MemberChanged():
+            case _:
                 pass
 
+    # Inside
+
+    def _tick(self, life: int) -> None:
+        if self.life != life or self.replica is None or self.paused:
+            return
+        self.handle(events.Ticked(self.wall_clock_ms()))
+        self.clock.after(self.rng.uniform(0.08, TICK_S), lambda: self._tick(life))
+
+    def _disk_failed(self) -> None:
+        if self.replica is not None:
+            self.checks.say(self, "can not write: it stops")
+            self.crash(0.05)
+
+    def _drop_twin(self, peer: NodeId) -> None:
+        """As node/links.py: of two links the node with the higher id closes the one that it dialled."""
+        ends = self.links.get(peer, [])
+        if self.id > peer and any(not end.dialled for end in ends):
+            for end in ends:
+                if end.dialled:
+                    self.network.break_link(end.link, 0.05)
+
+    def _read(self, end: End, data: bytes) -> None:
+        peer = end.other.host.id
+        if end not in self.links.get(peer, ()):
+            return
+        message = mesh_pb2.LinkMessage.FromString(data)
+        if message.WhichOneof("message") != "fact_push":
+            self.handle(events.Received(peer, message))
+            return
+        facts = tuple(self.checks.read_fact(signed) for signed in message.fact_push.facts)
+        # Signatures are checked off the loop, so other messages may overtake facts.
+        life = self.life
+        self.clock.after(self.rng.uniform(0.0005, 0.005), lambda: self.deliver(events.FactsVerified(peer, facts), life))
+
     def _send(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
-        assert peer != self.key.node_id, "a node writes to itself"
+        assert peer != self.id, "a node writes to itself"
         ends = self.links.get(peer)
         if ends:
             self.checks.sent(self, peer, message)
-            self.network.send(ends[0], message.SerializeToString())
+            self.network.send(ends[-1], message.SerializeToString())
 
     def _push_stored(self, peer: NodeId, ranges: Sequence[FactRange]) -> None:
         facts: list[facts_pb2.SignedFact] = []
         for wanted in ranges:
-            stored = self.disk.facts.get(wanted.stream_id, [])
+            stored = self.disk.content.facts.get(wanted.stream_id, [])
             assert 1 <= wanted.first <= wanted.last <= len(stored), "a push of facts that are not stored"
             facts += [fact.signed for fact in stored[wanted.first - 1 : wanted.last]]
         push = facts_pb2.FactPush(facts=facts[:PUSH_FACTS_MAX])

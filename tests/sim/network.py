@@ -1,14 +1,18 @@
 """Links as TCP gives them: ordered streams that stall or break, never lose one message out of the middle.
 
-A blocked direction holds its messages until it is unblocked; a stream that stalls for too long breaks. What was
-under way on a broken link is lost, and each side hears of the break at its own time, perhaps seconds later. Until then
-it goes on sending into nothing.
+A lost segment delays all that follows on its stream until it is sent again, with doubling waits. A blocked direction
+holds its messages until it is unblocked; a stream that stalls for too long breaks. What was under way on a broken link
+is lost, and each side hears of the break at its own time, perhaps seconds later; until then it sends into nothing.
+
+Beyond what TCP does, a message may come twice, the second time late and out of order: two links between two nodes carry
+messages past each other, and no machine may depend on their order.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mesh import effects, events
@@ -17,23 +21,28 @@ from tests.sim.clock import Clock
 if TYPE_CHECKING:
     from tests.sim.host import Host
 
-#: Messages that one direction of a link holds; the shell drops what is beyond.
+#: Messages under way in one direction of a link; the shell drops what is beyond.
 OUTBOX_MAX = 256
 DIAL_TIMEOUT_S = 3.0
+#: First wait before a lost segment is sent again; each further one doubles.
+RESEND_S = 0.2
+#: A stream on which nothing came through for so long breaks, at the earliest and at the latest.
+BREAK_MIN_S, BREAK_MAX_S = 4.0, 15.0
 
 
 class End:
     """One side of a link, and the stream of messages that leaves it."""
+
+    __slots__ = ("held", "host", "last_ready", "life", "link", "other", "under_way")
 
     def __init__(self, host: Host, link: Link) -> None:
         self.host = host
         self.life = host.life
         self.link = link
         self.other: End = self
-        self.outbox: deque[tuple[float, bytes]] = deque()
+        self.held: deque[bytes] | None = None  # arrived at a blocked direction
         self.last_ready = 0.0
-        self.pump_at: float | None = None
-        self.stalled = False
+        self.under_way = 0
 
     @property
     def dialled(self) -> bool:
@@ -41,6 +50,8 @@ class End:
 
 
 class Link:
+    __slots__ = ("alive", "ends")
+
     def __init__(self, dialler: Host, acceptor: Host) -> None:
         self.alive = True
         self.ends = (End(dialler, self), End(acceptor, self))
@@ -52,28 +63,44 @@ class Network:
         self.clock = clock
         self.rng = rng
         self.hosts: list[Host] = []
+        self.addresses: dict[tuple[str, int], Host] = {}
         self.links: dict[Link, None] = {}  # alive ones, oldest first
         self.latency_max_s = rng.choice([0.002, 0.002, 0.01, 0.06])
+        self.loss = 0.0  # of a segment, each way
+        self.twice = 0.0  # of a message
+        self.messages = 0
         self._blocks: dict[tuple[int, int], int] = {}
 
     # Faults
 
-    def block(self, pairs: list[tuple[int, int]]) -> None:
+    def block(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Stop the directions (from, to); blocks add up."""
         for pair in pairs:
             self._blocks[pair] = self._blocks.get(pair, 0) + 1
 
-    def unblock(self, pairs: list[tuple[int, int]]) -> None:
+    def unblock(self, pairs: Iterable[tuple[int, int]]) -> None:
         for pair in pairs:
             self._blocks[pair] -= 1
+            if not self._blocks[pair]:
+                del self._blocks[pair]
         for link in list(self.links):
             for end in link.ends:
-                if end.outbox and not self.is_blocked(end.host, end.other.host):
+                if end.held and not self.is_blocked(end.host, end.other.host):
                     # TCP tries again some time after the path is back.
-                    self._pump_later(end, self.rng.uniform(0.0, 0.8))
+                    self.clock.after(self.rng.uniform(0.0, 0.8), lambda end=end: self._let_go(end))  # type: ignore[misc]
+
+    def link_all(self) -> None:
+        """Every pair of running hosts has a link, without a dial."""
+        for index, acceptor in enumerate(self.hosts):
+            for dialler in self.hosts[index + 1 :]:
+                if dialler.replica is not None and acceptor.replica is not None:
+                    link = Link(dialler, acceptor)
+                    self.links[link] = None
+                    for end in link.ends:
+                        end.host.link_up(end, end.other.host.hello())
 
     def is_blocked(self, sender: Host, receiver: Host) -> bool:
-        return self._blocks.get((sender.index, receiver.index), 0) > 0
+        return (sender.index, receiver.index) in self._blocks
 
     def break_link(self, link: Link, notice_max_s: float) -> None:
         """End a link; each side hears of it within `notice_max_s`."""
@@ -82,93 +109,112 @@ class Network:
         link.alive = False
         del self.links[link]
         for end in link.ends:
-            end.outbox.clear()
+            end.held = None
             self.clock.after(self.rng.uniform(0.0, notice_max_s), lambda end=end: end.host.link_lost(end))  # type: ignore[misc]
 
+    def links_of(self, host: Host) -> list[Link]:
+        return [link for link in self.links if link.ends[0].host is host or link.ends[1].host is host]
+
     def host_died(self, host: Host, notice_max_s: float) -> None:
-        for link in list(self.links):
-            if any(end.host is host for end in link.ends):
-                self.break_link(link, notice_max_s)
+        for link in self.links_of(host):
+            self.break_link(link, notice_max_s)
+
+    def moved(self, host: Host, address: tuple[str, int]) -> None:
+        """The host got another address: its links are dead, and nobody answers at the old one."""
+        self.addresses.pop(host.address, None)
+        host.address = address
+        self.addresses[address] = host
+        for link in self.links_of(host):
+            self.break_link(link, self.rng.choice([0.5, 6.0]))
 
     # The shell's side
 
     def dial(self, dialler: Host, dial: effects.Dial) -> None:
         life = dialler.life
-        target = next((host for host in self.hosts if host.address == (dial.host, dial.port)), None)
+        target = self.addresses.get((dial.host, dial.port))
         if target is dialler:
             event = events.DialSucceeded(dial.host, dial.port, dialler.key.node_id)
-            self.clock.after(self._latency(), lambda: dialler.deliver(event, life))
+            self.clock.after(self.latency(), lambda: dialler.deliver(event, life))
         else:
-            self.clock.after(self._latency(), lambda: self._arrive(dialler, life, dial, target))
+            self.clock.after(self.latency(), lambda: self._arrive(dialler, life, dial, target))
 
     def send(self, end: End, data: bytes) -> None:
-        if not end.link.alive or len(end.outbox) >= OUTBOX_MAX:
+        if not end.link.alive or end.under_way >= OUTBOX_MAX:
             return
-        end.last_ready = max(end.last_ready, self.clock.now + self._latency())
-        end.outbox.append((end.last_ready, data))
-        self._pump_later(end, end.outbox[0][0] - self.clock.now)
+        self.messages += 1
+        delay_s = self.latency()
+        if self.loss:
+            wait_s = RESEND_S
+            while self.rng.random() < self.loss and delay_s < 30.0:
+                delay_s += wait_s
+                wait_s *= 2
+        end.last_ready = max(end.last_ready, self.clock.now + delay_s)
+        end.under_way += 1
+        self.clock.after(end.last_ready - self.clock.now, lambda: self._reach(end, data))
+        if self.twice and self.rng.random() < self.twice:
+            late_s = end.last_ready - self.clock.now + self.rng.uniform(0.0, 2.0)
+            self.clock.after(late_s, lambda: self._again(end, data))
+
+    def latency(self) -> float:
+        return self.rng.uniform(0.0002, self.latency_max_s)
 
     # Inside
 
     def _arrive(self, dialler: Host, life: int, dial: effects.Dial, target: Host | None) -> None:
         """A dial reached its target's machine, or nothing."""
-        failed = events.DialFailed(dial.host, dial.port)
         if dialler.life != life or dialler.replica is None:
             return
         if target is None or self.is_blocked(dialler, target) or self.is_blocked(target, dialler) or target.paused:
+            failed = events.DialFailed(dial.host, dial.port)
             self.clock.after(self.rng.uniform(0.5, DIAL_TIMEOUT_S), lambda: dialler.deliver(failed, life))
             return
         if target.replica is None:
-            self.clock.after(self._latency(), lambda: dialler.deliver(failed, life))
+            refused = events.DialFailed(dial.host, dial.port, refused=True)
+            self.clock.after(self.latency(), lambda: dialler.deliver(refused, life))
             return
         link = Link(dialler, target)
         self.links[link] = None
-        back_s = self._latency()
+        back_s = self.latency()
         link.ends[1].last_ready = self.clock.now + back_s  # nothing overtakes the acceptor's Hello
         self.clock.after(back_s, lambda: self._answered(dialler, life, dial, link))
         target.link_up(link.ends[1], dialler.hello())
 
     def _answered(self, dialler: Host, life: int, dial: effects.Dial, link: Link) -> None:
         acceptor = link.ends[1].host
-        if link.alive and dialler.life == life and not self.is_blocked(acceptor, dialler):
+        alive = link.alive and acceptor.life == link.ends[1].life and acceptor.replica is not None
+        if alive and dialler.life == life and not self.is_blocked(acceptor, dialler):
             dialler.deliver(events.DialSucceeded(dial.host, dial.port, acceptor.key.node_id), life)
             dialler.link_up(link.ends[0], acceptor.hello())
         else:
             self.break_link(link, 1.0)
             dialler.deliver(events.DialFailed(dial.host, dial.port), life)
 
-    def _latency(self) -> float:
-        return self.rng.uniform(0.0002, self.latency_max_s)
-
-    def _pump_later(self, end: End, delay_s: float) -> None:
-        due = self.clock.now + max(0.0, delay_s)
-        if end.pump_at is None or due < end.pump_at:
-            end.pump_at = due
-            self.clock.after(due - self.clock.now, lambda: self._pump(end, due))
-
-    def _pump(self, end: End, due: float) -> None:
-        if end.pump_at != due:
+    def _reach(self, end: End, data: bytes) -> None:
+        if not end.link.alive:
             return
-        end.pump_at = None
-        while end.outbox and end.link.alive:
-            if self.is_blocked(end.host, end.other.host):
-                self._stall(end)
-                return
-            if end.outbox[0][0] > self.clock.now:
-                self._pump_later(end, end.outbox[0][0] - self.clock.now)
-                return
-            end.stalled = False
-            _, data = end.outbox.popleft()
+        if end.held or (end.host.index, end.other.host.index) in self._blocks:
+            if not end.held:
+                end.held = deque()
+                first = end.held
+                self.clock.after(self.rng.uniform(BREAK_MIN_S, BREAK_MAX_S), lambda: self._give_up(end, first))
+            end.held.append(data)
+            return
+        end.under_way -= 1
+        end.other.host.receive(end.other, data)
+
+    def _again(self, end: End, data: bytes) -> None:
+        if end.link.alive and not end.held and not self.is_blocked(end.host, end.other.host):
             end.other.host.receive(end.other, data)
 
-    def _stall(self, end: End) -> None:
-        if end.stalled:
+    def _let_go(self, end: End) -> None:
+        if self.is_blocked(end.host, end.other.host):
             return
-        end.stalled = True
-        first = end.outbox[0]
+        held, end.held = end.held, None
+        for data in held or ():
+            if end.link.alive:
+                end.under_way -= 1
+                end.other.host.receive(end.other, data)
 
-        def give_up() -> None:
-            if end.outbox and end.outbox[0] is first:
-                self.break_link(end.link, 2.0)
-
-        self.clock.after(self.rng.uniform(4.0, 15.0), give_up)
+    def _give_up(self, end: End, held: deque[bytes]) -> None:
+        if end.link.alive and end.held is held:
+            self.break_link(end.link, 2.0)

@@ -5,23 +5,18 @@ that fails once fails always, and its story can be read.
 """
 
 import argparse
-import random
+import json
+import multiprocessing
+import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from tests.sim.checks import Checks
-from tests.sim.clock import Clock
-from tests.sim.faults import TROUBLE_UNTIL_S, Faults
-from tests.sim.host import Host
-from tests.sim.network import Network
-from tests.sim.workload import Workload
+from tests.sim.world import World
 
-VIRTUAL_S = 60.0
-#: From here to the end nothing may change its mind.
-QUIET_SINCE_S = 54.0
 STORY_LINES_SHOWN = 120
 
 
@@ -33,11 +28,12 @@ class SimResult:
     nodes: int = 0
     live: int = 0
     events: int = 0
+    faults: int = 0
+    messages: int = 0
     facts: int = 0
     leader_changes: int = 0
-    settled_at_s: float = 0.0  # the last change of a leader anywhere, in virtual seconds
-    virtual_s: float = VIRTUAL_S
-    wall_s: float = 0.0
+    virtual_s: float = 0.0
+    cpu_s: float = 0.0
     problems: list[str] = field(default_factory=list)
     story: list[str] = field(default_factory=list)
 
@@ -52,119 +48,113 @@ class SimResult:
             lines.append(f"… {len(self.story) - STORY_LINES_SHOWN} earlier lines: add --story")
         lines += self.story[-STORY_LINES_SHOWN:]
         lines += [f"PROBLEM: {problem}" for problem in self.problems]
-        lines.append(f"replay: python -m tests.sim.run --seed {self.seed} --story")
+        lines.append(f"replay: scripts/test --seed {self.seed}")
         return "\n".join(lines)
 
 
-def run_seed(seed: int) -> SimResult:
-    """Simulate `VIRTUAL_S` seconds of a mesh of 3 to 7 nodes. Never raises for a broken invariant: it reports it."""
+def run_seed(seed: int, nodes: int | None = None) -> SimResult:
+    """Live through the world of `seed`. Never raises for a broken invariant: it reports it."""
     result = SimResult(seed)
-    wall = time.perf_counter()
-    clock = Clock()
-    checks = Checks(clock)
-    result.story = checks.story
+    began = time.process_time()
+    world = World(seed, nodes)
     try:
-        hosts = _simulate(seed, clock, checks)
-        live = [host for host in hosts if host.replica is not None]
-        result.problems = checks.quiet_problems(live, QUIET_SINCE_S)
-        result.nodes, result.live = len(hosts), len(live)
-        result.facts = len(live[0].disk.order)
+        result.problems = world.run()
     except Exception:
-        result.problems = [f"at {clock.now:.3f}: {traceback.format_exc()}"]
-    result.events = checks.events
-    result.leader_changes = checks.leader_changes
-    result.settled_at_s = checks.last_change_at
-    result.wall_s = time.perf_counter() - wall
+        result.problems = [f"at {world.clock.now:.3f}: {traceback.format_exc()}"]
+    live = world.live
+    result.nodes, result.live = len(world.hosts), len(live)
+    result.facts = len(live[0].disk.content.order) if live else 0
+    result.events = world.checks.events
+    result.faults = world.checks.faults
+    result.messages = world.network.messages
+    result.leader_changes = world.checks.leader_changes
+    result.story = world.checks.story
+    result.virtual_s = world.clock.now
+    result.cpu_s = time.process_time() - began
     return result
 
 
-def _simulate(seed: int, clock: Clock, checks: Checks) -> list[Host]:
-    rng = random.Random(seed)
-
-    def part() -> random.Random:
-        return random.Random(rng.getrandbits(64))
-
-    network = Network(clock, part())
-    network.hosts = [Host(index, clock, network, checks, part()) for index in range(rng.randint(3, 7))]
-    if rng.random() < 0.5:
-        _seed_addresses(network.hosts, rng)
-    else:
-        _advertise(network, clock, part())
-    faults = Faults(clock, network, checks, part())
-    faults.schedule()
-    workload = Workload(clock, network, part(), until_s=TROUBLE_UNTIL_S + 15.0)
-    workload.start()
-    clock.run_until(VIRTUAL_S)
-    return network.hosts
+def run_seeds(seeds: Sequence[int], processes: int) -> Iterator[SimResult]:
+    """All of them, in any order. Stories of seeds that held are left out."""
+    if processes <= 1:
+        yield from map(_run_one, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=200) as pool:
+        yield from pool.imap_unordered(_run_one, seeds)
 
 
-def _seed_addresses(hosts: Sequence[Host], rng: random.Random) -> None:
-    """Static seeds: everyone knows n0, and some also others or an address where nobody lives."""
-    for host in hosts[1:]:
-        host.seeds = [hosts[0].address]
-        if rng.random() < 0.3:
-            host.seeds.append(rng.choice(hosts).address)
-        if rng.random() < 0.2:
-            host.seeds.append(("10.9.9.9", 9))
-
-
-def _advertise(network: Network, clock: Clock, rng: random.Random) -> None:
-    """mDNS: a started node's advert reaches the others within two seconds, where no partition is between them."""
-    from mesh import events
-
-    seen: dict[tuple[int, int], tuple[int, int]] = {}  # (advertiser, listener) → the lives that met
-
-    def browse() -> None:
-        for advertiser in network.hosts:
-            for listener in network.hosts:
-                pair = (advertiser.index, listener.index)
-                lives = (advertiser.life, listener.life)
-                if (
-                    advertiser.replica is not None
-                    and listener.replica is not None
-                    and not listener.paused
-                    and seen.get(pair) != lives
-                    and rng.random() < 0.3
-                    and not network.is_blocked(advertiser, listener)
-                ):
-                    seen[pair] = lives
-                    listener.handle(events.AddressFound(*advertiser.address, "mdns"))
-        clock.after(0.3, browse)
-
-    browse()
+def _run_one(seed: int) -> SimResult:
+    result = run_seed(seed)
+    result.story = [] if result.ok else result.story[-STORY_LINES_SHOWN:]
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.sim.run", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, help="run one seed")
     parser.add_argument("--seeds", metavar="A-B", help="run a range of seeds")
-    parser.add_argument("--story", action="store_true", help="print all that happened")
+    parser.add_argument("--nodes", type=int, help="with --seed: so many nodes instead of what the seed says")
+    parser.add_argument("--processes", type=int, default=1, help="run so many seeds at a time; 0: one a core")
+    parser.add_argument("--story", action="store_true", help="with --seed: print all that happened")
     parser.add_argument("--no-rate", action="store_true", help="leave out what differs from run to run: the speed")
-    parser.add_argument("--stop", action="store_true", help="stop at the first failure")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write figures and failures there")
     options = parser.parse_args(arguments)
-    if options.seeds:
-        first, last = (int(part) for part in options.seeds.split("-"))
-    else:
-        first = last = options.seed if options.seed is not None else 1
-    started = time.process_time()
-    failed: list[int] = []
-    events = 0
-    for seed in range(first, last + 1):
-        result = run_seed(seed)
-        events += result.events
-        if options.story:
-            print("\n".join(result.story))
+    if options.seeds is None:
+        return _main_one(options)
+    first, last = (int(part) for part in options.seeds.split("-"))
+    wall = time.perf_counter()
+    results: list[SimResult] = []
+    for result in run_seeds(range(first, last + 1), options.processes or os.cpu_count() or 1):
+        results.append(result)
         if not result.ok:
-            failed.append(seed)
-            print(result.describe(), flush=True)
-            if options.stop:
-                break
-    cpu_s = max(time.process_time() - started, 1e-9)
-    ran = seed - first + 1
-    print(f"{ran} seeds, {len(failed)} failed {failed[:50]}")
+            print(
+                f"seed {result.seed} ({result.nodes} nodes): {result.problems[0].strip().splitlines()[-1]}", flush=True
+            )
+    results.sort(key=lambda result: result.seed)
+    figures = figures_of(results)
+    failed = [result.seed for result in results if not result.ok]
+    print(f"{len(results)} seeds, {len(failed)} failed {failed[:50]}")
+    print(", ".join(f"{name} {value:g}" for name, value in figures.items()))
     if not options.no_rate:
-        print(f"{events} events, {cpu_s:.1f} s of CPU, {ran * VIRTUAL_S / cpu_s:.0f} virtual s a second of CPU")
+        print(f"{time.perf_counter() - wall:.0f} s of wall time")
+    if options.json:
+        failures = [
+            {"seed": result.seed, "nodes": result.nodes, "problems": result.problems, "story": result.story[-40:]}
+            for result in results
+            if not result.ok
+        ]
+        options.json.write_text(json.dumps({"figures": figures, "failures": failures}, indent=1))
     return 1 if failed else 0
+
+
+def figures_of(results: Sequence[SimResult]) -> dict[str, float]:
+    """What a range of seeds came to; the same names as `scripts/bench sim` gives."""
+    virtual_s = sum(result.virtual_s for result in results)
+    return {
+        "seeds": len(results),
+        "violations": sum(1 for result in results if not result.ok),
+        "virtual_hours": round(virtual_s / 3600.0, 2),
+        "faults": sum(result.faults for result in results),
+        "events": sum(result.events for result in results),
+        "nodes_max": max((result.nodes for result in results), default=0),
+        "virtual_s_per_cpu_s": round(virtual_s / max(1e-9, sum(result.cpu_s for result in results)), 1),
+    }
+
+
+def _main_one(options: argparse.Namespace) -> int:
+    result = run_seed(options.seed if options.seed is not None else 1, options.nodes)
+    if options.story:
+        print("\n".join(result.story))
+    if not result.ok:
+        print(result.describe())
+    print(
+        f"seed {result.seed}: {result.nodes} nodes, {result.live} live at the end, {result.faults} faults, "
+        f"{result.events} events, {result.messages} messages, {result.facts} facts, "
+        f"{len(result.problems)} problems in {result.virtual_s:.0f} virtual s"
+    )
+    if not options.no_rate:
+        print(f"{result.cpu_s:.1f} s of CPU, {result.virtual_s / result.cpu_s:.0f} virtual s a second of CPU")
+    return 0 if result.ok else 1
 
 
 if __name__ == "__main__":

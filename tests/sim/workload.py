@@ -1,6 +1,7 @@
-"""What the nodes say meanwhile: job, knowledge and profile facts at random moments, about a few things only.
+"""What the nodes say meanwhile beside their work: knowledge, profiles and odd job facts, about a few things only.
 
 Several nodes speak of the same jobs, so folds meet everything: two plans, two completions, results before their job.
+Those jobs are never submitted, so no leader works on them (work is what jobs.py is about).
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ class Workload:
         self.network = network
         self.rng = rng
         self.until_s = until_s
-        self.mean_gap_s = rng.choice([0.1, 0.3, 1.0])
-        self.authored = 0
+        self.mean_gap_s = rng.choice([0.3, 1.0, 3.0])
 
     def start(self) -> None:
         if self.clock.now < self.until_s:
@@ -34,9 +34,8 @@ class Workload:
             self.clock.after(self.rng.expovariate(1.0 / self.mean_gap_s), self.start)
 
     def _author(self, host: Host) -> None:
-        if host.replica is None or host.paused:
+        if host.replica is None or host.paused or host.replica.stopping:
             return
-        self.authored += 1
         kind, content = self._content(host)
         host.handle(events.FactAuthored(kind, content, host.wall_clock_ms()))
 
@@ -49,7 +48,6 @@ class Workload:
         known = sorted(host.replica.knowledge.added)
         item = rng.choice(known) if known else b"?" * 32
         contents: list[tuple[str, Message]] = [
-            ("job_submitted", facts_pb2.JobSubmitted(job_id=job_id, client_key=job_id)),
             ("job_planned", facts_pb2.JobPlanned(
                 job_id=job_id, plan=common_pb2.BlobRef(sha256=plan), revision=rng.randrange(2), task_count=3)),
             ("job_assigned", facts_pb2.JobAssigned(job_id=job_id, round=rng.randrange(4), token=host.leader)),
@@ -60,7 +58,6 @@ class Workload:
             ("knowledge_added", facts_pb2.KnowledgeAdded(title=f"note {rng.randrange(99)}", text="words " * 20)),
             ("knowledge_superseded", facts_pb2.KnowledgeSuperseded(item_id=item)),
             ("knowledge_retracted", facts_pb2.KnowledgeRetracted(item_id=item)),
-            ("node_profile", facts_pb2.NodeProfile(name=host.name, cores=rng.randrange(1, 99))),
         ]  # fmt: skip
         if rng.random() < 0.05:
             contents = [

@@ -1,0 +1,109 @@
+"""One simulated world, made from a seed: how many nodes, which network, what is said, what breaks and when."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from mesh import events
+from tests.sim.checks import Checks
+from tests.sim.clock import Clock
+from tests.sim.faults import TROUBLE_UNTIL_S, Faults
+from tests.sim.host import Host
+from tests.sim.network import Network
+from tests.sim.quiet import quiet_problems
+from tests.sim.workload import Workload
+
+#: Every seed runs at least so long.
+VIRTUAL_S = 120.0
+#: From here to the end nothing may change its mind.
+QUIET_SINCE_S = 112.0
+#: Meshes from this size on start with all links made: how they are made is what the smaller ones show.
+LARGE = 100
+
+
+def size_of(rng: random.Random) -> int:
+    """3 to 9 nodes in 90 of 100 seeds, 10 to 50 in 9, 100 to 1,000 in one; the larger ones evenly by logarithm."""
+    kind = rng.random()
+    if kind < 0.90:
+        return rng.randint(3, 9)
+    low, high = (10, 50) if kind < 0.99 else (LARGE, 1000)
+    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+class World:
+    def __init__(self, seed: int, nodes: int | None = None) -> None:
+        rng = random.Random(seed)
+
+        def part() -> random.Random:
+            return random.Random(rng.getrandbits(64))
+
+        self.clock = Clock()
+        self.checks = Checks(self.clock)
+        self.network = Network(self.clock, part())
+        size = size_of(part())
+        self.hosts = [
+            Host(index, self.clock, self.network, self.checks, part()) for index in range(nodes if nodes else size)
+        ]
+        self.network.hosts = self.hosts
+        self.checks.nodes = len(self.hosts)
+        self.faults = Faults(self.clock, self.network, self.checks, part())
+        self.workload = Workload(self.clock, self.network, part(), until_s=TROUBLE_UNTIL_S + 20.0)
+        if rng.random() < 0.5 or len(self.hosts) >= LARGE:
+            _seed_addresses(self.hosts, rng)
+        else:
+            Adverts(self.network, self.clock, part()).browse()
+
+    @property
+    def live(self) -> list[Host]:
+        return [host for host in self.hosts if host.replica is not None]
+
+    def run(self) -> list[str]:
+        """Live through it all. Returns what is wrong in the end; raises where an invariant broke on the way."""
+        large = len(self.hosts) >= LARGE
+        self.faults.schedule(together=large)
+        if large:
+            self.network.link_all()
+        self.workload.start()
+        self.clock.run_until(VIRTUAL_S)
+        return quiet_problems(self.checks, self.live, QUIET_SINCE_S)
+
+
+def _seed_addresses(hosts: Sequence[Host], rng: random.Random) -> None:
+    """Static seeds: everyone knows n0, and some also others or an address where nobody lives."""
+    for host in hosts[1:]:
+        host.seeds = [hosts[0].address]
+        if rng.random() < 0.3:
+            host.seeds.append(rng.choice(hosts).address)
+        if rng.random() < 0.2:
+            host.seeds.append(("10.8.9.9", 9))
+
+
+class Adverts:
+    """mDNS: a started node's advert reaches the others within seconds, where no partition is between them."""
+
+    def __init__(self, network: Network, clock: Clock, rng: random.Random) -> None:
+        self._network = network
+        self._clock = clock
+        self._rng = rng
+        self._seen: dict[tuple[int, int], tuple[int, int, tuple[str, int]]] = {}  # pair → the lives that met, where
+
+    def browse(self) -> None:
+        hosts = self._network.hosts
+        for advertiser in hosts:
+            if advertiser.replica is None or advertiser.replica.stopping:
+                continue
+            for listener in hosts:
+                pair = (advertiser.index, listener.index)
+                met = (advertiser.life, listener.life, advertiser.address)
+                if (
+                    self._seen.get(pair) != met
+                    and listener.replica is not None
+                    and not listener.paused
+                    and self._rng.random() < 0.3
+                    and not self._network.is_blocked(advertiser, listener)
+                ):
+                    self._seen[pair] = met
+                    listener.handle(events.AddressFound(*advertiser.address, "mdns"))
+        self._clock.after(0.3, self.browse)
