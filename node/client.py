@@ -217,9 +217,11 @@ class NodeClient:
         """The job as it stands, then every change; ends when the job ends."""
         return self._stream(self._connect().Watch(local_pb2.WatchRequest(job_id=job_id)))
 
-    async def result(self, job_id: bytes) -> local_pb2.ResultReply:
+    async def result(self, job_id: bytes, *, alternatives: bool = False) -> local_pb2.ResultReply:
+        """The answer; with `alternatives` also those of groups of nodes that were cut off."""
         timeout_s = 60.0  # the document may have to come from another node
-        call = self._connect().Result(local_pb2.ResultRequest(job_id=job_id), timeout=timeout_s)
+        request = local_pb2.ResultRequest(job_id=job_id, alternatives=alternatives)
+        call = self._connect().Result(request, timeout=timeout_s)
         return await self._call(call, timeout_s)
 
     async def cancel(self, job_id: bytes, reason: str = "") -> str:
@@ -230,6 +232,11 @@ class NodeClient:
 
     async def explain(self, job_id: bytes) -> local_pb2.ExplainReply:
         call = self._connect().Explain(local_pb2.ExplainRequest(job_id=job_id), timeout=DEADLINE_S)
+        return await self._call(call, DEADLINE_S)
+
+    async def story(self, job_id: bytes) -> local_pb2.StoryReply:
+        """Everything known that touched the job, on all nodes, causes before effects."""
+        call = self._connect().Story(local_pb2.StoryRequest(job_id=job_id), timeout=DEADLINE_S)
         return await self._call(call, DEADLINE_S)
 
     # Dialogue and knowledge

@@ -15,6 +15,8 @@ class NodeConfig:
     seeds: tuple[str, ...] = ()  # HOST:PORT of nodes to dial at start and whenever no peer is in sight
     interfaces: tuple[str, ...] = ()  # names or addresses for mDNS; empty: all but bridges and tunnels
     mdns: bool = True
+    network: str = "lan"  # how patient the mesh is with silence: lan, wan, or local (one machine, tests)
+    disk_budget_mb: int = 0  # MiB that journal and blobs may take; 0: a tenth of the disk, 1 to 10 GiB
     engine: str = "llama"  # llama, openai or echo
     model: str = ""  # path of a GGUF file; openai: the model's name there; empty: the default model
     engine_url: str = ""  # openai: base URL, with /v1

@@ -58,6 +58,7 @@ def load(message: membership_pb2.NodeLoad) -> dict[str, Any]:
         "queued_prompt_tokens": message.queued_prompt_tokens,
         "queued_output_tokens": message.queued_output_tokens,
         "draining": message.draining,
+        "engine_stalled": message.engine_stalled,
     }
 
 
@@ -103,6 +104,10 @@ def status(message: local_pb2.StatusReply) -> dict[str, Any]:
         "http_address": message.http_address,
         "mdns": message.mdns,
         "solver_state": message.solver_state,
+        "network": message.network,
+        "disk_used_bytes": message.disk_used_bytes,
+        "disk_budget_bytes": message.disk_budget_bytes,
+        "forked_node_ids": list(message.forked),
     }
 
 
@@ -121,6 +126,7 @@ def node(message: local_pb2.NodeInfo) -> dict[str, Any]:
         "load": load(message.load),
         "found_by": message.found_by,
         "last_heard_s": message.last_heard_s,
+        "forked": message.forked,
     }
 
 
@@ -212,12 +218,42 @@ def ballot(message: work_pb2.Ballot) -> dict[str, Any]:
 
 
 def result(reply: local_pb2.ResultReply) -> dict[str, Any]:
-    value: dict[str, Any] = {"job": job(reply.job)}
-    if reply.result.HasField("summary"):
-        value["summary"] = summary(reply.result.summary, reply.document.decode(errors="replace"))
-    if reply.result.HasField("panel"):
-        value["panel"] = panel(reply.result.panel)
-    return value
+    return {"job": job(reply.job), **_answer(reply.result, reply.document)}
+
+
+def alternatives(reply: local_pb2.ResultReply) -> list[dict[str, Any]]:
+    return [
+        {
+            "fact_hash": one.fact_hash.hex(),
+            "completed_by": one.completed_by,
+            "completed_by_name": one.completed_by_name,
+            "time_ms": one.time_ms,
+            **_answer(one.result, reply.document),
+        }
+        for one in reply.alternatives
+    ]
+
+
+def _answer(message: work_pb2.JobResult, document: bytes) -> dict[str, Any]:
+    if message.HasField("summary"):
+        return {"summary": summary(message.summary, document.decode(errors="replace"))}
+    return {"panel": panel(message.panel)} if message.HasField("panel") else {}
+
+
+def story(reply: local_pb2.StoryReply) -> dict[str, Any]:
+    return {
+        "events": [
+            {
+                "time_ms": one.time_ms,
+                "node_id": one.node_id,
+                "node_name": one.node_name,
+                "kind": one.kind,
+                "text": one.text,
+                "fact_hash": one.fact_hash.hex(),
+            }
+            for one in reply.events
+        ]
+    }
 
 
 def explanation(reply: local_pb2.ExplainReply) -> dict[str, Any]:

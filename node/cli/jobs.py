@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 QUESTION_CHARACTERS_MAX = 8000
 JOB_COLUMNS = ("job", "state", "kind", "title", "tasks", "submitted")
+STORY_COLUMNS = (
+    output.Column("seconds", number=True),
+    output.Column("node", "crop"),
+    output.Column("fact"),
+    output.Column("what", "fold"),
+)
 
 submit = typer.Typer(help="Hand in a job.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -30,7 +36,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Same se
 def register(app: typer.Typer) -> None:
     app.command("ask")(ask)
     app.add_typer(submit, name="submit")
-    for command in (jobs, watch, result, cancel, explain):
+    for command in (jobs, watch, result, cancel, explain, story):
         app.command(command.__name__)(command)
 
 
@@ -182,6 +188,25 @@ def _left(job_id: bytes) -> KithError:
     )
 
 
+def story(ctx: typer.Context, job: JobArgument, as_json: session.Json = False) -> None:
+    """Print everything that happened to a job, on all nodes, in order."""
+    from node.cli import as_json as shapes
+
+    async def work(node: NodeClient) -> local_pb2.StoryReply:
+        return await node.story(await resolve(node, job))
+
+    reply = session.ask_node(ctx, work)
+    if as_json:
+        output.emit(shapes.story(reply))
+        return
+    began = min((event.time_ms for event in reply.events), default=0)
+    rows = [
+        [f"+{(event.time_ms - began) / 1000:.2f}", event.node_name or event.node_id[:12], event.kind, event.text]
+        for event in reply.events
+    ]
+    output.table(STORY_COLUMNS, rows)
+
+
 def _print_result(reply: local_pb2.ResultReply, as_json: bool, more: dict[str, Any] | None = None) -> int:
     from node.cli import as_json as shapes
     from node.cli.progress import check_ended_well
@@ -266,13 +291,26 @@ def watch(ctx: typer.Context, job: JobArgument, as_json: session.Json = False) -
     return _print_result(reply, as_json)
 
 
-def result(ctx: typer.Context, job: JobArgument, as_json: session.Json = False) -> int:
+def result(
+    ctx: typer.Context,
+    job: JobArgument,
+    alternatives: Annotated[
+        bool, typer.Option("--alternatives", help="Also the answers of nodes that were cut off and finished it too.")
+    ] = False,
+    as_json: session.Json = False,
+) -> int:
     """Print the result of a job that has ended."""
+    from node.cli import as_json as shapes
+    from node.cli.verdict import print_alternatives
 
     async def work(node: NodeClient) -> local_pb2.ResultReply:
-        return await node.result(await resolve(node, job))
+        return await node.result(await resolve(node, job), alternatives=alternatives)
 
-    return _print_result(session.ask_node(ctx, work), as_json)
+    reply = session.ask_node(ctx, work)
+    code = _print_result(reply, as_json, {"alternatives": shapes.alternatives(reply)} if alternatives else None)
+    if alternatives and not as_json:
+        print_alternatives(reply)
+    return code
 
 
 def cancel(

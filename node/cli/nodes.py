@@ -96,7 +96,11 @@ def _row(member: local_pb2.NodeInfo) -> list[str]:
         state += f" ({output.seconds(member.last_heard_s)})"
     if member.leader:
         state += ", leader"
+    if member.forked:
+        state += ", two histories"
     load = f"{member.load.slots_busy}/{member.load.slots_total}" + (" draining" if member.load.draining else "")
+    if member.load.engine_stalled:
+        load += " stalled"
     return [
         member.name,
         member.node_id[:12],

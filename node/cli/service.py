@@ -45,6 +45,12 @@ def up(
         list[str] | None, typer.Option("--interface", help="Network interface for mDNS; may be repeated.")
     ] = None,
     no_mdns: Annotated[bool, typer.Option("--no-mdns", help="Neither announce nor look for nodes by mDNS.")] = False,
+    network: Annotated[
+        str | None, typer.Option("--network", metavar="lan|wan|local", help="How patient to be with silent nodes.")
+    ] = None,
+    disk_budget: Annotated[
+        int | None, typer.Option("--disk-budget", metavar="MIB", help="Most that jobs and copies may take on disk.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="A GGUF file; with --engine openai the model's name there.")
     ] = None,
@@ -76,6 +82,8 @@ def up(
             "seeds": tuple(seed) if seed else None,
             "interfaces": tuple(interface) if interface else None,
             "mdns": False if no_mdns else None,
+            "network": network,
+            "disk_budget_mb": disk_budget,
             "engine": engine,
             "model": model,
             "engine_url": engine_url,
@@ -242,18 +250,28 @@ def status(ctx: typer.Context, as_json: session.Json = False) -> None:
         "up for": output.seconds(now.uptime_s),
         "address": ", ".join(shapes.address_text(address) for address in now.addresses) or "–",
         "role": f"{now.role}, term {now.term}; leader: {leader}",
-        "members": f"{now.members_alive} alive; discovery by {'mDNS and ' if now.mdns else ''}seeds",
+        "members": f"{now.members_alive} alive; discovery by {'mDNS and ' if now.mdns else ''}seeds"
+        + (f"; {now.network} timing" if now.network else ""),
         "engine": now.engine_state + (f": {now.engine_problem}" if now.engine_problem else ""),
         "model": f"{agent.model or '–'} ({agent.backend or '–'}), {agent.context_tokens} tokens a slot",
         "speed": f"reads {output.rate(agent.prefill_tokens_per_s)}, writes "
         f"{output.rate(agent.decode_tokens_per_s)} tokens/s",
         "load": f"{load.slots_busy} of {load.slots_total} slots busy, {load.queued_prompt_tokens} prompt tokens queued"
-        + (", draining" if load.draining else ""),
+        + (", draining" if load.draining else "")
+        + (", the engine stands still" if load.engine_stalled else ""),
         "jobs": f"{now.jobs_open} open; {now.facts} facts in the journal",
         "solver": now.solver_state or "–",
         "http": now.http_address or "closed",
-        "data": now.data_dir,
+        "data": now.data_dir
+        + (
+            f", {output.size(now.disk_used_bytes)} of {output.size(now.disk_budget_bytes)}"
+            if now.disk_used_bytes
+            else ""
+        ),
     }
+    if now.forked:
+        names = ", ".join(node_id[:12] for node_id in now.forked)
+        lines["forked"] = f"{names} wrote two histories (a copied data directory?): what came after counts nowhere"
     for key, text in lines.items():
         print(f"{output.dim(f'{key:<9}')}{output.one_line(text)}")
 

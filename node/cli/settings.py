@@ -118,6 +118,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("seeds", tuple, _addresses, "--seed"),
     Setting("interfaces", tuple, _any, "--interface"),
     Setting("mdns", bool, _any, "--no-mdns"),
+    Setting("network", str, _one_of("lan", "wan", "local"), "--network"),
+    Setting("disk_budget_mb", int, _between(64, 1 << 30, or_zero=True), "--disk-budget"),
     Setting("engine", str, _one_of("llama", "openai", "echo"), "--engine"),
     Setting("model", str, _any, "--model"),
     Setting("engine_url", str, _url, "--engine-url"),

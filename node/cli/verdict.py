@@ -39,8 +39,25 @@ def print_result(reply: local_pb2.ResultReply) -> ExitCode:
         print()
         output.table(TOTALS, totals)
     if reply.job.superseded:
-        print("\nTwo groups of nodes had finished this job; when they met, this result replaced an earlier one.")
+        short = reply.job.job_id.hex()[:12]
+        print("\nNodes that were cut off from each other finished this job twice; when they met, this answer was kept.")
+        print(f"The others: kith result {short} --alternatives")
     return code
+
+
+def print_alternatives(reply: local_pb2.ResultReply) -> None:
+    """The answers that were not kept, each with who gave it."""
+    if not reply.alternatives:
+        print("\nThere is no other answer.")
+    for number, other in enumerate(reply.alternatives, 1):
+        by = output.one_line(other.completed_by_name or other.completed_by[:12])
+        print(f"\n{output.bold(f'alternative {number}')}, completed by {by}")
+        if other.result.HasField("summary"):
+            _print_summary(other.result.summary, reply.document.decode(errors="replace"))
+        elif other.result.HasField("panel"):
+            _print_panel(other.result.panel)
+        else:
+            print("No copy of it can be read now.")
 
 
 def verdict_code(reply: local_pb2.ResultReply) -> ExitCode:

@@ -153,6 +153,22 @@ def results() -> dict[bytes, work_pb2.JobResult]:
     }
 
 
+def with_alternatives() -> local_pb2.ResultReply:
+    """A job that was finished twice: by ben with another answer, and by clara with one that nobody holds any more."""
+    superseded = finished_jobs()[PANEL]
+    superseded.superseded = True
+    reply = local_pb2.ResultReply(job=superseded, result=results()[PANEL])
+    for node, result in ((1, results()[ALONE]), (2, None)):
+        reply.alternatives.add(
+            fact_hash=bytes([node]) * 32,
+            completed_by=IDS[node],
+            completed_by_name=NODES[IDS[node]],
+            time_ms=1_700_000_000_000,
+            result=result,
+        )
+    return reply
+
+
 class LocalNode(local_pb2_grpc.LocalServicer):
     """Serves the world above; `submitted`, `asked`, `cancelled` and `added` hold what clients sent."""
 
@@ -261,6 +277,8 @@ class LocalNode(local_pb2_grpc.LocalServicer):
         one = self._job(request.job_id, context)
         if one.state == local_pb2.JOB_STATE_OPEN:
             self._fail(context, KithError("job-not-finished", "the job has not ended", "kith watch follows it"))
+        if request.alternatives and one.superseded:
+            return with_alternatives()
         document = DOCUMENT.encode() if one.kind == "summarize" else b""
         return local_pb2.ResultReply(job=one, result=results().get(request.job_id), document=document)
 
@@ -300,6 +318,24 @@ class LocalNode(local_pb2_grpc.LocalServicer):
             job=self._job(request.job_id, context),
             rounds=[local_pb2.ExplainedRound(assigned=one, leader_name="anna", time_ms=1) for one in rounds],
         )
+
+    def Story(self, request: local_pb2.StoryRequest, context: grpc.ServicerContext) -> local_pb2.StoryReply:
+        self._job(request.job_id, context)
+        told = [
+            ("job_submitted", 0, 0, "accepted"),
+            ("job_planned", 40, 0, "5 tasks"),
+            ("task_finished", 6540, 1, "task 0.0 has a result"),
+            ("job_completed", 9000, 0, "completed\x1b[2J"),
+        ]
+        return local_pb2.StoryReply(
+            events=[
+                local_pb2.StoryEvent(
+                    time_ms=1_700_000_000_000 + after, node_id=IDS[node], node_name=NODES[IDS[node]], kind=kind,
+                    text=text, fact_hash=bytes([after % 251]) * 32,
+                )
+                for kind, after, node, text in told
+            ]
+        )  # fmt: skip
 
     def Chat(self, request: local_pb2.ChatRequest, context: grpc.ServicerContext) -> Iterator[local_pb2.ChatEvent]:
         self.asked.append(request)

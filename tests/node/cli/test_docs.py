@@ -12,7 +12,7 @@ from mesh.wire import facts_pb2, local_pb2, work_pb2
 from node.cli import as_json, settings
 from node.cli.main import app, command_names
 from node.errors import ExitCode
-from tests.node.cli.local_node import PANEL, SUMMARY, finished_jobs, results
+from tests.node.cli.local_node import PANEL, SUMMARY, finished_jobs, results, with_alternatives
 
 TEXT = (Path(__file__).resolve().parents[3] / "docs" / "cli.md").read_text(encoding="utf-8")
 
@@ -91,6 +91,8 @@ def test_every_json_key_is_documented() -> None:
         as_json.node(local_pb2.NodeInfo(profile=facts_pb2.NodeProfile(agents=[facts_pb2.AgentProfile()]))),
         as_json.result(local_pb2.ResultReply(job=jobs[SUMMARY], result=results()[SUMMARY], document=b"text")),
         as_json.result(local_pb2.ResultReply(job=jobs[PANEL], result=results()[PANEL])),
+        {"alternatives": as_json.alternatives(with_alternatives())},
+        as_json.story(local_pb2.StoryReply(events=[local_pb2.StoryEvent()])),
         as_json.explanation(local_pb2.ExplainReply(job=jobs[PANEL], rounds=rounds)),
         as_json.hit(local_pb2.KnowledgeHit()),
         as_json.model(local_pb2.ShowModelReply()),

@@ -200,7 +200,40 @@ def test_explain_gives_cost_terms_runner_up_method_and_reason(kith: Kith, local_
 
 def test_superseded_result_is_marked(kith: Kith, local_node: LocalNode) -> None:
     local_node.jobs[PANEL].superseded = True
-    assert "replaced an earlier one" in kith("result", "a2").out
+    assert "kith result a2a2a2a2a2a2 --alternatives" in kith("result", "a2").out
+
+
+def test_alternatives_are_shown_after_the_answer_that_was_kept(kith: Kith, local_node: LocalNode) -> None:
+    local_node.jobs[PANEL].superseded = True
+    out = kith("result", "a2", "--alternatives").out
+    assert out.startswith("Jupiter")
+    kept, first, second = out.split("alternative ")
+    assert "votes:    Jupiter 2, Saturn 1" in kept
+    assert first.startswith("1, completed by ben")
+    assert "Ada Lovelace." in first
+    assert second.startswith("2, completed by clara")
+    assert "No copy of it can be read now" in second
+    shown = kith("result", "a2", "--alternatives", "--json").json
+    assert shown["panel"]["answer"] == "Jupiter"
+    assert [one.get("panel", {}).get("answer") for one in shown["alternatives"]] == ["Ada Lovelace.", None]
+    assert "There is no other answer" in kith("result", "a1", "--alternatives").out
+    assert kith("result", "a1", "--alternatives", "--json").json["alternatives"] == []
+    assert "alternatives" not in kith("result", "a1", "--json").json
+
+
+def test_story_tells_who_did_what_and_when(kith: Kith, local_node: LocalNode) -> None:
+    done = kith("story", "a1")
+    rows = [line.split() for line in done.out.splitlines()[1:]]
+    assert [row[:3] for row in rows[:3]] == [
+        ["+0.00", "anna", "job_submitted"],
+        ["+0.04", "anna", "job_planned"],
+        ["+6.54", "ben", "task_finished"],
+    ]
+    assert "\x1b" not in done.out
+    events = kith("story", "a1", "--json").json["events"]
+    assert [event["kind"] for event in events] == ["job_submitted", "job_planned", "task_finished", "job_completed"]
+    assert events[2]["node_id"] == "b" * 32
+    assert kith("story", "99").code == ExitCode.NOT_FOUND
 
 
 def test_result_without_document_says_so(kith: Kith, local_node: LocalNode, monkeypatch: pytest.MonkeyPatch) -> None:
