@@ -92,6 +92,7 @@ class Hello(_message.Message):
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
     MESH_ID_FIELD_NUMBER: _builtins.int
     ANSWERS_TO_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     incarnation: _builtins.int
     """drawn at random at every start of the daemon"""
@@ -107,6 +108,8 @@ class Hello(_message.Message):
     """of the mesh, the same on both sides or there is no link; until meshes have keys, of its name"""
     answers_to: _builtins.str
     """node id the dialler expected to find; empty where it did not know"""
+    life: _builtins.int
+    """as in MemberRecord; protocol 1 does not say it"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.NodeAddress]:
         """where the sender accepts links"""
@@ -124,10 +127,11 @@ class Hello(_message.Message):
         software_version: _builtins.str = ...,
         mesh_id: _builtins.str = ...,
         answers_to: _builtins.str = ...,
+        life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "answers_to", b"answers_to", "incarnation", b"incarnation", "mesh_id", b"mesh_id", "name", b"name", "node_id", b"node_id", "protocol_version", b"protocol_version", "protocol_version_min", b"protocol_version_min", "public_key", b"public_key", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "answers_to", b"answers_to", "incarnation", b"incarnation", "life", b"life", "mesh_id", b"mesh_id", "name", b"name", "node_id", b"node_id", "protocol_version", b"protocol_version", "protocol_version_min", b"protocol_version_min", "public_key", b"public_key", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -346,6 +350,34 @@ class ProbeReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProbeReply: _TypeAlias = ProbeReply  # noqa: Y015
+
+@_typing.final
+class MemberNews(_message.Message):
+    """What the sender believes of members: only what is news, or, when two compare, all of it. To a suspect: what is said of
+    it, so that it can deny it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    REPLY_WANTED_FIELD_NUMBER: _builtins.int
+    reply_wanted: _builtins.bool
+    """"tell me all that you believe" """
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberRecord]: ...
+    def __init__(
+        self,
+        *,
+        members: _abc.Iterable[Global___MemberRecord] | None = ...,
+        reply_wanted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "reply_wanted", b"reply_wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberNews: _TypeAlias = MemberNews  # noqa: Y015
 
 @_typing.final
 class Leave(_message.Message):

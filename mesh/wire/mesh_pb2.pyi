@@ -50,6 +50,7 @@ class LinkMessage(_message.Message):
     JOB_PROGRESS_FIELD_NUMBER: _builtins.int
     VECTOR_DIGEST_FIELD_NUMBER: _builtins.int
     FORK_PROOF_FIELD_NUMBER: _builtins.int
+    MEMBER_NEWS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> _membership_pb2.Hello: ...
     @_builtins.property
@@ -94,6 +95,8 @@ class LinkMessage(_message.Message):
     def vector_digest(self) -> _facts_pb2.VectorDigest: ...
     @_builtins.property
     def fork_proof(self) -> _facts_pb2.ForkProof: ...
+    @_builtins.property
+    def member_news(self) -> _membership_pb2.MemberNews: ...
     def __init__(
         self,
         *,
@@ -119,12 +122,13 @@ class LinkMessage(_message.Message):
         job_progress: _work_pb2.JobProgress | None = ...,
         vector_digest: _facts_pb2.VectorDigest | None = ...,
         fork_proof: _facts_pb2.ForkProof | None = ...,
+        member_news: _membership_pb2.MemberNews | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "blob_offer", b"blob_offer", "blob_receipt", b"blob_receipt", "cancel_task", b"cancel_task", "fact_push", b"fact_push", "fact_receipt", b"fact_receipt", "fork_proof", b"fork_proof", "heartbeat", b"heartbeat", "hello", b"hello", "job_progress", b"job_progress", "leader_beat", b"leader_beat", "leader_beat_reply", b"leader_beat_reply", "leader_transfer", b"leader_transfer", "leave", b"leave", "message", b"message", "probe", b"probe", "probe_reply", b"probe_reply", "task_event", b"task_event", "vector_digest", b"vector_digest", "version_vector", b"version_vector", "vote_reply", b"vote_reply", "vote_request", b"vote_request", "work_report", b"work_report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "blob_offer", b"blob_offer", "blob_receipt", b"blob_receipt", "cancel_task", b"cancel_task", "fact_push", b"fact_push", "fact_receipt", b"fact_receipt", "fork_proof", b"fork_proof", "heartbeat", b"heartbeat", "hello", b"hello", "job_progress", b"job_progress", "leader_beat", b"leader_beat", "leader_beat_reply", b"leader_beat_reply", "leader_transfer", b"leader_transfer", "leave", b"leave", "member_news", b"member_news", "message", b"message", "probe", b"probe", "probe_reply", b"probe_reply", "task_event", b"task_event", "vector_digest", b"vector_digest", "version_vector", b"version_vector", "vote_reply", b"vote_reply", "vote_request", b"vote_request", "work_report", b"work_report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "blob_offer", b"blob_offer", "blob_receipt", b"blob_receipt", "cancel_task", b"cancel_task", "fact_push", b"fact_push", "fact_receipt", b"fact_receipt", "fork_proof", b"fork_proof", "heartbeat", b"heartbeat", "hello", b"hello", "job_progress", b"job_progress", "leader_beat", b"leader_beat", "leader_beat_reply", b"leader_beat_reply", "leader_transfer", b"leader_transfer", "leave", b"leave", "message", b"message", "probe", b"probe", "probe_reply", b"probe_reply", "task_event", b"task_event", "vector_digest", b"vector_digest", "version_vector", b"version_vector", "vote_reply", b"vote_reply", "vote_request", b"vote_request", "work_report", b"work_report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "blob_offer", b"blob_offer", "blob_receipt", b"blob_receipt", "cancel_task", b"cancel_task", "fact_push", b"fact_push", "fact_receipt", b"fact_receipt", "fork_proof", b"fork_proof", "heartbeat", b"heartbeat", "hello", b"hello", "job_progress", b"job_progress", "leader_beat", b"leader_beat", "leader_beat_reply", b"leader_beat_reply", "leader_transfer", b"leader_transfer", "leave", b"leave", "member_news", b"member_news", "message", b"message", "probe", b"probe", "probe_reply", b"probe_reply", "task_event", b"task_event", "vector_digest", b"vector_digest", "version_vector", b"version_vector", "vote_reply", b"vote_reply", "vote_request", b"vote_request", "work_report", b"work_report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "probe", "probe_reply", "leave", "vote_request", "vote_reply", "leader_beat", "leader_beat_reply", "leader_transfer", "version_vector", "fact_push", "fact_receipt", "blob_offer", "blob_receipt", "assign", "task_event", "work_report", "cancel_task", "job_progress", "vector_digest", "fork_proof"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "probe", "probe_reply", "leave", "vote_request", "vote_reply", "leader_beat", "leader_beat_reply", "leader_transfer", "version_vector", "fact_push", "fact_receipt", "blob_offer", "blob_receipt", "assign", "task_event", "work_report", "cancel_task", "job_progress", "vector_digest", "fork_proof", "member_news"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
