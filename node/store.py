@@ -22,7 +22,7 @@ import apsw
 from mesh.facts import Fact, FactError, StreamId, parse
 from mesh.gossip import FactRange
 from mesh.identity import NodeId
-from mesh.wire import facts_pb2
+from mesh.wire import common_pb2, facts_pb2
 from node.errors import ExitCode, KithError
 
 #: Bytes of facts in one push: stays well below gRPC's message limit, and a slow peer is not flooded.
@@ -135,6 +135,16 @@ class Store:
         return await self._do(
             lambda: bool(self._db.execute("SELECT 1 FROM blobs WHERE sha256 = ?", (sha256,)).fetchall())
         )
+
+    async def drop_blobs(self, sha256: Sequence[bytes]) -> None:
+        """Delete these; those that are not here are no error."""
+        rows = [(one,) for one in sha256]
+        await self._do(lambda: self._db.executemany("DELETE FROM blobs WHERE sha256 = ?", rows))
+
+    def blob_refs(self) -> list[common_pb2.BlobRef]:
+        """All blobs, for the start; called between `open` and the first use of the thread."""
+        rows = self._db.execute("SELECT sha256, length(content) FROM blobs")
+        return [common_pb2.BlobRef(sha256=sha256, size_bytes=size) for sha256, size in rows]
 
     async def _do(self, job: Callable[[], T]) -> T:
         assert self._loop is not None
