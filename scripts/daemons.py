@@ -30,6 +30,8 @@ POLL_S = 0.03
 #: From SIGTERM to the end of a daemon that drains, and from SIGKILL to the end of its children, seconds.
 END_WITHIN_S = 20.0
 CHILDREN_GONE_WITHIN_S = 5.0
+#: Modules of the children.
+ENGINE, SOLVER = "node.engine.child", "node.solver_child"
 #: Lines of output shown when a daemon did not do what it should.
 TAIL_LINES = 25
 #: Environment variable that marks a daemon and its children; its value is the data directory.
@@ -92,6 +94,7 @@ class Daemon:
     name: str = ""
     prefix: Sequence[str] = ()  # before the interpreter: `ip netns exec NAME`
     environment: Mapping[str, str] = field(default_factory=dict)  # beside our own
+    entry: Sequence[str] = ("-m", "node.cli.main")  # what the interpreter runs as `kith`
     process: subprocess.Popen[bytes] | None = None
     adopted: int = 0  # pid of a daemon that another run started
     started_at: float = 0.0  # time.monotonic()
@@ -114,7 +117,7 @@ class Daemon:
 
     def command(self) -> list[str]:
         named = ["--name", self.name] if self.name else []
-        base = [sys.executable, "-P", "-m", "node.cli.main", "--data-dir", str(self.data_dir), "up"]
+        base = [sys.executable, "-P", *self.entry, "--data-dir", str(self.data_dir), "up"]
         return [*self.prefix, *base, *named, *self.arguments]
 
     def start(self) -> None:
@@ -185,6 +188,18 @@ class Daemon:
         """A signal to the daemon alone."""
         if self.running:
             os.kill(self.pid, signal_number)
+
+    def children(self, module: str) -> list[int]:
+        """Pids of the living children that run this module: `node.engine.child`, `node.solver_child`."""
+        words = f"-m {module} "
+        return [pid for pid, command in processes_of(self.data_dir).items() if words in f"{command} "]
+
+    def send_children(self, module: str, signal_number: int) -> int:
+        """A signal to these children; to how many."""
+        pids = self.children(module)
+        for pid in pids:
+            os.kill(pid, signal_number)
+        return len(pids)
 
     def send_all(self, signal_number: int) -> None:
         """A signal to the daemon and its children: freezing and thawing a whole host."""

@@ -1,15 +1,17 @@
-"""Daemons on the hosts of a `lan_network.Network`, and what can happen to a host: killed, frozen, cut off.
+"""Daemons on the hosts of a `lan_network.Network`, and what can happen to a host: killed, frozen, cut off, out of disk.
 
 A run keeps all it makes in one folder, /tmp/kith-lan-RUN: a state file (hosts, pids, options), data directories and
 outputs. So another process can take the run over, freeze a host of it, and take everything down, also after the process
 that started it was killed. `Lan` is both: `Lan.create` makes a run, `Lan.find` takes one over.
 """
 
+import errno
 import json
 import os
 import secrets
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,16 +23,24 @@ from scripts.lan_network import HOSTS_MAX, Network, require
 #: Port of every daemon's mesh service: each host has addresses of its own.
 PORT = 7450
 PREFIX = "kith-lan-"
+#: In a data directory: what fills its disk.
+FILLER = "filler"
 
 
 class Lan:
     """One run: a network, a folder, a daemon a host."""
 
     def __init__(
-        self, run: str, count: int, options: Sequence[str], environment: Mapping[str, str] | None = None
+        self,
+        run: str,
+        count: int,
+        options: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        addresses: Mapping[str, str] | None = None,
     ) -> None:
         self.run = run
         self.network = Network(run, count)
+        self.network.addresses.update(addresses or {})
         self.options = list(options)
         self._environment = dict(environment or {})
         self.folder = Path(tempfile.gettempdir()) / f"{PREFIX}{run}"
@@ -39,11 +49,14 @@ class Lan:
     def _daemon(self, host: str) -> Daemon:
         return Daemon(
             self.folder / host,
-            ["--listen", f"{self.network.ipv4(host)}:{PORT}", *self.options],
+            self._arguments(host),
             name=host,
             prefix=self.network.inside(host),
             environment=self._environment,
         )
+
+    def _arguments(self, host: str) -> list[str]:
+        return ["--listen", f"{self.network.ipv4(host)}:{PORT}", *self.options]
 
     @classmethod
     def create(
@@ -76,7 +89,7 @@ class Lan:
             raise KithError("usage", f"several are up: {', '.join(runs)}", "name one: --run NAME", ExitCode.USAGE)
         run = run or runs[0]
         state = json.loads((Path(tempfile.gettempdir()) / f"{PREFIX}{run}" / "state.json").read_text())
-        lan = cls(run, state["count"], state["options"])
+        lan = cls(run, state["count"], state["options"], addresses=state["addresses"])
         for host, pid in state["pids"].items():
             lan.daemons[host].adopted = pid
         return lan
@@ -89,7 +102,8 @@ class Lan:
 
     def save(self) -> None:
         pids = {host: one.pid for host, one in self.daemons.items() if one.process is not None or one.adopted}
-        state = {"count": len(self.network.hosts), "options": self.options, "pids": pids}
+        addresses = self.network.addresses
+        state = {"count": len(self.network.hosts), "options": self.options, "addresses": addresses, "pids": pids}
         beside = self.folder / "state.new"
         beside.write_text(json.dumps(state))
         beside.replace(self.folder / "state.json")
@@ -128,8 +142,40 @@ class Lan:
                 if other not in hosts:
                     self.cut(one, other)
 
+    def lose(self, percent: float) -> None:
+        self.network.lose(percent)
+
     def heal(self) -> None:
         self.network.heal()
+
+    def readdress(self, host: str, ipv4: str) -> None:
+        """A new address for a host; its daemon listens there from its next start on."""
+        daemon = self.daemon(host)
+        self.network.readdress(host, ipv4)
+        daemon.arguments = self._arguments(host)
+        self.save()
+
+    def small_disk(self, host: str, megabytes: int) -> None:
+        """Give a host a disk of its own of this size. Before the first start of its daemon."""
+        folder = self.daemon(host).data_dir
+        folder.mkdir(mode=0o700)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "kith", folder], check=True)
+
+    def fill_disk(self, host: str) -> None:
+        """Leave no room on a small disk."""
+        folder = self.daemon(host).data_dir
+        assert folder.is_mount(), "not a disk of its own"
+        block = bytes(1 << 12)
+        try:
+            with (folder / FILLER).open("ab", buffering=0) as filler:
+                while filler.write(block):
+                    pass
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+
+    def free_disk(self, host: str) -> None:
+        (self.daemon(host).data_dir / FILLER).unlink(missing_ok=True)
 
     def down(self) -> None:
         """End every daemon, remove the namespaces and the folder. Raises `NotInTime` for one that had to be killed."""
@@ -137,6 +183,9 @@ class Lan:
             wrong = end_all(list(self.daemons.values()))
         finally:
             self.network.destroy()
+            for daemon in self.daemons.values():
+                if daemon.data_dir.is_mount():
+                    subprocess.run(["umount", "--lazy", daemon.data_dir], check=False)
             shutil.rmtree(self.folder, ignore_errors=True)
         if wrong:
             raise NotInTime("\n".join(wrong))

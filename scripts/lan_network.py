@@ -3,9 +3,11 @@
 Idea: the bridge lives in a namespace of its own and hosts hang on it by veth pairs whose host end is called eth0, so
 nothing of the machine's own network is touched and several runs live side by side with the same addresses. Multicast
 snooping is off: every host hears every group, as on a cheap switch. A cut drops frames in the bridge's forward path,
-multicast and ARP included, one way or both.
+multicast and ARP included, one way or both; loss drops a random share of all frames there. A host's address can change
+under its daemon, as by a new DHCP lease.
 
-Not guaranteed: delay and loss (the kernels of many test machines lack netem). Needs root, `ip` (iproute2), `nft`.
+Not guaranteed: delay and reordering (the kernels of many test machines lack netem); loss that comes in bursts. Needs
+root, `ip` (iproute2), `nft`.
 Source: ip-netns(8), nft(8), bridge family.
 """
 
@@ -65,6 +67,7 @@ class Network:
         assert 1 <= count <= HOSTS_MAX
         self.run = run
         self.hosts = [f"h{number}" for number in range(1, count + 1)]
+        self.addresses = {host: f"10.77.0.{host[1:]}" for host in self.hosts}  # IPv4, as they are now
 
     def namespace(self, host: str) -> str:
         return f"kith{self.run}-{host}"
@@ -74,7 +77,7 @@ class Network:
         return f"kith{self.run}-net"
 
     def ipv4(self, host: str) -> str:
-        return f"10.77.0.{int(host[1:])}"
+        return self.addresses[host]
 
     def ipv6(self, host: str) -> str:
         """The host's unique local address; a link-local one is there too."""
@@ -113,8 +116,8 @@ class Network:
                 "route add 224.0.0.0/4 dev eth0",  # IPv6 has its multicast route by itself
             ]
             _run(["ip", "-n", name, "-batch", "-"], "\n".join(settings))
-        chain = f"table bridge {TABLE} {{ chain forward {{ type filter hook forward priority 0; policy accept; }}; }}"
-        self._nft(chain)
+        hook = "type filter hook forward priority {}; policy accept;".format
+        self._nft(f"table bridge {TABLE} {{ chain forward {{ {hook(0)} }}; chain loss {{ {hook(1)} }}; }}")
 
     def _nft(self, rules: str) -> None:
         _run(["ip", "netns", "exec", self._switch, "nft", "-f", "-"], rules)
@@ -124,9 +127,24 @@ class Network:
         for source, target in [(a, b)] if one_way else [(a, b), (b, a)]:
             self._nft(f'add rule bridge {TABLE} forward iifname "{source}" oifname "{target}" drop')
 
+    def lose(self, percent: float) -> None:
+        """From now on lose this share of all frames, drawn for each one, between every two hosts and each way."""
+        assert 0 <= percent < 100
+        rules = f"flush chain bridge {TABLE} loss\n"
+        if percent:
+            rules += f"add rule bridge {TABLE} loss numgen random mod 10000 < {round(100 * percent)} drop\n"
+        self._nft(rules)
+
     def heal(self) -> None:
-        """Undo all cuts."""
-        self._nft(f"flush chain bridge {TABLE} forward")
+        """Undo all cuts and lose nothing."""
+        self._nft(f"flush chain bridge {TABLE} forward\nflush chain bridge {TABLE} loss")
+
+    def readdress(self, host: str, ipv4: str) -> None:
+        """Take a host's IPv4 address away and give it this one; connections of the old one stall without a reset."""
+        device = ["ip", "-n", self.namespace(host), "addr"]
+        _run([*device, "del", f"{self.ipv4(host)}/24", "dev", "eth0"])
+        _run([*device, "add", f"{ipv4}/24", "brd", "+", "dev", "eth0"])
+        self.addresses[host] = ipv4
 
     def cuts(self) -> list[tuple[str, str]]:
         """What is cut now, as (from, to)."""

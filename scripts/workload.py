@@ -1,0 +1,197 @@
+"""Jobs for daemons under test: documents that make a wished number of tasks, and what became of a job on every node.
+
+With the echo engine a task takes the same time everywhere: a piece has about 240 tokens to read and 30 to write, so at
+`KITH_ECHO_TOKENS_PER_S=p` it takes about 62/p seconds.
+
+Nodes agree when each of them holds equally many facts, knows the same jobs in the same states, has none open, and gives
+the same result for each that completed. A node that can not be asked does not agree.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mesh.wire import local_pb2, work_pb2
+from node.errors import KithError
+from scripts.daemons import POLL_S, Daemon, NotInTime, formed, until
+
+OPEN = local_pb2.JOB_STATE_OPEN
+COMPLETED = local_pb2.JOB_STATE_COMPLETED
+#: A piece of a document has one section of so many sentences.
+SENTENCES = 16
+#: Longest look at one node while many are asked, seconds: one that is frozen must not hold up the others.
+ASK_S = 5.0
+
+Job = bytes
+View = dict[str, tuple[object, ...]]
+
+
+def document(pieces: int, subject: str = "street") -> str:
+    """Sections of about 240 words, each a piece of its own. Sentences name their place, so none is like another."""
+    sections = []
+    for chapter in range(1, pieces + 1):
+        sentences = [
+            f"House {number} of {subject} {chapter} keeps {number * chapter} lamps, {number + chapter} doors "
+            f"and one {'grey' if number % 2 else 'green'} gate."
+            for number in range(1, SENTENCES + 1)
+        ]
+        sections.append(f"# {subject.capitalize()} {chapter}\n\n" + " ".join(sentences))
+    return "\n\n".join(sections)
+
+
+def summary(title: str = "Streets", seed: int = 7) -> work_pb2.JobRequest:
+    request = work_pb2.SummarizeRequest(title=title, media_type="text/markdown", sentences=4)
+    return work_pb2.JobRequest(summarize=request, seed=seed)
+
+
+async def up(daemons: Sequence[Daemon], within_s: float = 40.0) -> Daemon:
+    """Wait until their engines are ready and they form one mesh; the leader."""
+    await asyncio.gather(*(one.ready(within_s) for one in daemons))
+    return await formed(daemons, within_s)
+
+
+async def submit(daemon: Daemon, pieces: int, subject: str = "street") -> Job:
+    """Hand in a summary of so many pieces. Raises `KithError`."""
+    async with daemon.client() as client:
+        accepted = await client.submit(summary(), document(pieces, subject).encode())
+    return bytes(accepted.job_id)
+
+
+async def submit_somewhere(daemons: Sequence[Daemon], pieces: int, subject: str, within_s: float = 30.0) -> Job:
+    """The same, to the first that takes it; the same key everywhere, so that it is one job. Raises `NotInTime`."""
+    key = secrets.token_bytes(16)
+    text = document(pieces, subject).encode()
+
+    async def attempt() -> Job | None:
+        for daemon in daemons:
+            try:
+                async with asyncio.timeout(ASK_S * 2), daemon.client() as client:
+                    return bytes((await client.submit(summary(), text, client_key=key)).job_id)
+            except (KithError, TimeoutError):
+                continue
+        return None
+
+    return await until(attempt, within_s, f"a job about {subject} accepted")
+
+
+async def snapshot(daemon: Daemon, job_id: Job) -> local_pb2.JobSnapshot:
+    """The job as this node sees it, with its tasks. Raises `KithError`, `TimeoutError`."""
+    async with asyncio.timeout(ASK_S), daemon.client() as client:
+        async for now in client.watch(job_id):
+            return now
+    raise KithError("job-unknown", "the watch said nothing", "")
+
+
+async def under_way(daemon: Daemon, job_id: Job, done: int = 2, on: str = "", within_s: float = 60.0) -> None:
+    """Wait until so many tasks are done and one runs, on the node of that name where one is given."""
+
+    async def probe() -> bool:
+        now = await snapshot(daemon, job_id)
+        assert now.state == OPEN, f"it ended before anything could happen to it: {now}"
+        running = [task.node_name for task in now.tasks if task.state == "running"]
+        return now.tasks_done >= done and (on in running if on else bool(running))
+
+    await until(probe, within_s, f"{done} tasks done and one running" + (f" on {on}" if on else ""))
+
+
+async def ended(daemon: Daemon, job_id: Job, within_s: float = 90.0) -> local_pb2.JobSnapshot:
+    """The job at its end, as this node sees it. Raises `NotInTime` with where it stands."""
+    last = local_pb2.JobSnapshot()
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            async with asyncio.timeout(max(0.1, deadline - time.monotonic())), daemon.client() as client:
+                async for last in client.watch(job_id):
+                    if last.state != OPEN:
+                        return last
+        except (KithError, TimeoutError) as error:
+            if time.monotonic() > deadline:
+                raise NotInTime(f"{daemon.label}: not ended within {within_s:g} s ({error!r}): {last}") from None
+        await asyncio.sleep(POLL_S)
+
+
+async def completed(daemon: Daemon, job_id: Job, within_s: float = 90.0) -> local_pb2.JobSnapshot:
+    """The same; raises `AssertionError` where it ended in another way."""
+    last = await ended(daemon, job_id, within_s)
+    assert last.state == COMPLETED, f"{last}\n{daemon.tail()}"
+    return last
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What one node says of everything it holds."""
+
+    facts: int
+    jobs: View
+    results: dict[str, bytes]
+
+
+async def standing(daemon: Daemon, jobs: Iterable[Job] | None = None) -> Standing:
+    """What this node says of its jobs, with the results of these of them (None: all). Raises `KithError`."""
+    async with asyncio.timeout(ASK_S), daemon.client() as client:
+        status = await client.status()
+        said = await client.jobs()
+        views: View = {
+            one.job_id.hex(): (
+                one.state,
+                one.kind,
+                one.title,
+                one.submitted_by,
+                one.submitted_ms,
+                one.tasks_total,
+                one.tasks_done,
+                one.superseded,
+            )
+            for one in said
+        }
+        wanted = None if jobs is None else set(jobs)
+        results = {}
+        for one in said:
+            if one.state == COMPLETED and (wanted is None or one.job_id in wanted):
+                reply = await client.result(one.job_id)
+                content = reply.result.SerializeToString(deterministic=True) + reply.document
+                results[one.job_id.hex()] = hashlib.sha256(content).digest()
+        return Standing(status.facts, views, results)
+
+
+async def agreed(daemons: Sequence[Daemon], jobs: Iterable[Job] | None = None, within_s: float = 30.0) -> Standing:
+    """Wait until these nodes agree; what they agree on. Raises `NotInTime` with how they differ.
+
+    Args:
+        jobs: their results are compared and must be known everywhere; None: the results of all that are known.
+    """
+    jobs = None if jobs is None else list(jobs)
+    differences = ""
+
+    async def probe() -> Standing | None:
+        nonlocal differences
+        try:
+            first, *others = [await standing(daemon, jobs) for daemon in daemons]
+        except TimeoutError as error:
+            differences = repr(error)
+            return None
+        differences = "; ".join(difference(first, other) for other in others if other != first)
+        still_open = [job for job, view in first.jobs.items() if view[0] == OPEN]
+        missing = [job.hex() for job in jobs or () if job.hex() not in first.jobs]
+        differences = differences or (f"open: {still_open}" if still_open else "")
+        differences = differences or (f"unknown: {missing}" if missing else "")
+        return None if differences else first
+
+    try:
+        return await until(probe, within_s, f"{len(daemons)} nodes agree")
+    except NotInTime as late:
+        raise NotInTime(f"{late}: {differences}") from None
+
+
+def difference(one: Standing, other: Standing) -> str:
+    """How two nodes differ, in words; empty where they do not."""
+    words = [] if one.facts == other.facts else [f"{one.facts} facts and {other.facts}"]
+    for job in sorted(one.jobs.keys() | other.jobs.keys()):
+        if one.jobs.get(job) != other.jobs.get(job):
+            words.append(f"job {job[:12]}: {one.jobs.get(job)} and {other.jobs.get(job)}")
+        elif one.results.get(job) != other.results.get(job):
+            words.append(f"job {job[:12]}: another result")
+    return ", ".join(words)
