@@ -1,0 +1,61 @@
+"""Nodes that come back: all at once after a power cut, and under another address."""
+
+import pytest
+
+from scripts.daemons import formed
+from scripts.lan_hosts import PORT
+from scripts.workload import agreed, completed, submit, under_way, up
+from tests.lan.conftest import LanFactory
+
+pytestmark = [pytest.mark.lan, pytest.mark.slow, pytest.mark.timeout(150)]
+
+NEW_ADDRESS = "10.77.0.99"
+
+
+async def test_a_job_outlives_all_of_its_nodes(lan_of: LanFactory) -> None:
+    """The power goes: every daemon is killed in the middle of a job, and started again."""
+    lan = lan_of(3)
+    everyone = list(lan.daemons.values())
+    await up(everyone)
+    job = await submit(everyone[0], pieces=9)
+    await under_way(everyone[0], job, done=3)
+    for one in everyone:
+        one.kill()
+    lan.start()
+    await up(everyone)
+    after = await completed(everyone[0], job)
+    assert after.tasks_done == after.tasks_total
+    await agreed(everyone, [job])
+
+
+async def test_a_node_returns_under_another_address(lan_of: LanFactory) -> None:
+    """Killed in the middle of a job, it comes back elsewhere, without mDNS: its cache leads it to its peers."""
+    lan = lan_of(3)
+    everyone = list(lan.daemons.values())
+    leader = await up(everyone)
+    victim = next(one for one in everyone if one is not leader)
+    job = await submit(leader, pieces=9)
+    await under_way(leader, job, on=victim.name)
+    victim.kill()
+    lan.readdress(victim.name, NEW_ADDRESS)
+    victim.arguments = [*victim.arguments, "--no-mdns"]
+    victim.start()
+    await up(everyone)
+    await completed(victim, job)
+    seen = {node.name: node for node in await leader.nodes()}
+    assert [(a.host, a.port) for a in seen[victim.name].addresses] == [(NEW_ADDRESS, PORT)]
+    await agreed(everyone, [job])
+
+
+async def test_an_address_changes_under_a_running_node(lan_of: LanFactory) -> None:
+    """A new lease in the middle of a job: connections of the old address stall without a reset."""
+    lan = lan_of(3, "--listen", f"0.0.0.0:{PORT}")
+    everyone = list(lan.daemons.values())
+    leader = await up(everyone)
+    victim = next(one for one in everyone if one is not leader)
+    job = await submit(leader, pieces=9)
+    await under_way(leader, job, on=victim.name)
+    lan.network.readdress(victim.name, NEW_ADDRESS)
+    await completed(leader, job)
+    await formed(everyone)
+    await agreed(everyone, [job])
