@@ -1,13 +1,19 @@
 """The leader's side of commanding work: which task runs where, since when, and whether it still moves.
 
-Idea: a task in flight holds a lease that every sign of progress renews. A task ends for the leader when its `finished`
-fact is folded in, when its agent declines, when its node leaves the live view, or when the lease runs out: in the last
-three cases it may be assigned again, and a duplicate result is harmless. Nothing here is durable: a new leader starts
-empty and first hears, from the workers' reports, what still runs.
+Idea: an attempt in flight holds a lease that every sign of progress renews. It ends for the leader when its `finished`
+fact is folded in, when its agent declines, when its node is dead or left, or when the lease runs out; then the task may
+be assigned again, and a duplicate result is harmless. Frozen is worse than dead, so an attempt that is merely *late* is
+not waited for either: the task gets one second copy elsewhere (a hedge), and its node gets nothing new until it moves.
+What counts as late follows the node's own pace: the gaps between its last words.
 
-Does not: choose agents (solver/), send anything (node/leader.py), or decide what is a result (the ledger).
+Nothing here is durable: a new leader starts empty and first hears, from the workers' reports, what still runs.
+
+Source for hedging: Dean and Barroso, "The tail at scale" (2013).
+
+Does not: choose agents (solver/), send anything (coordinator.py), or decide what is a result (the ledger).
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,14 +21,22 @@ from mesh.identity import NodeId
 from mesh.ledger import TaskRef
 from mesh.wire import common_pb2, work_pb2
 
-#: Without any word of progress for so long a task counts as lost. Longer than the slowest prefill chunk by far.
+#: Without any word of progress for so long an attempt counts as lost. Longer than the slowest prefill chunk by far.
 LEASE_S = 30.0
-#: An assignment that was not even accepted by then did not arrive.
-ACCEPT_S = 5.0
+#: An assignment that was not even accepted by then did not arrive; after the first of the two it is late.
+ACCEPT_S, ACCEPT_LATE_S = 5.0, 1.0
+#: No progress for so long is late, or for so many times the longest of the node's last gaps, if that is more.
+LATE_S, LATE_GAPS = 1.5, 4.0
+#: Gaps remembered of a node, and the longest that one may count: one stall must not excuse the next.
+GAPS_KEPT, GAP_MAX_S = 32, 5.0
 #: A node that declined is not asked again for so long: it said no for a reason that a moment may mend.
 REST_S = 0.5
+#: A node that work was taken from because it did not move rests, doubled each time up to the second, until it moves.
+STUCK_REST_S, STUCK_REST_MAX_S = 2.0, 60.0
 #: How long a new leader waits for workers to report what they still run.
 REPORT_WAIT_S = 0.3
+#: Attempts of one task in flight at a time: the first and its hedge.
+ATTEMPTS_AT_ONCE = 2
 
 
 class TaskKey(NamedTuple):
@@ -38,6 +52,7 @@ class TaskKey(NamedTuple):
 @dataclass
 class InFlight:
     key: TaskKey
+    plan_sha256: bytes
     agent: common_pb2.AgentRef
     attempt: int
     assigned_at: float
@@ -53,90 +68,196 @@ class InFlight:
 
 
 @dataclass
-class Dispatch:
-    """Invariant: at most one attempt of a task is in flight by this leader."""
+class _Pace:
+    """How a node moves: the gaps between its words of progress, seconds."""
 
-    in_flight: dict[TaskKey, InFlight] = field(default_factory=dict)
+    gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS_KEPT))
+    moved_at: float = 0.0
+    strikes: int = 0  # how often work was taken from it since it last moved
+
+    @property
+    def late_after_s(self) -> float:
+        return max(LATE_S, LATE_GAPS * max(self.gaps, default=0.0))
+
+
+@dataclass
+class Dispatch:
+    """Invariant: of a task at most `ATTEMPTS_AT_ONCE` attempts are in flight, each on another node."""
+
+    in_flight: dict[TaskKey, list[InFlight]] = field(default_factory=dict)
     attempts: dict[TaskKey, int] = field(default_factory=dict)
-    resting: dict[NodeId, float] = field(default_factory=dict)  # who declined, until when it is left alone
+    resting: dict[NodeId, float] = field(default_factory=dict)  # who is left alone, until when
+    _paces: dict[NodeId, _Pace] = field(default_factory=dict)
 
     def reset(self) -> None:
         """A new leadership begins, or an old one ended."""
         self.in_flight.clear()
         self.attempts.clear()
         self.resting.clear()
+        self._paces.clear()
+
+    # What happens to attempts
 
     def assigned(
-        self, key: TaskKey, agent: common_pb2.AgentRef, now: float, prompt_tokens: int, output_tokens: int
+        self,
+        key: TaskKey,
+        plan_sha256: bytes,
+        agent: common_pb2.AgentRef,
+        now: float,
+        prompt_tokens: int,
+        output_tokens: int,
     ) -> int:
         """Note an assignment. Returns the attempt's number, from 1."""
-        assert key not in self.in_flight
+        assert self.may_start(key, NodeId(agent.node_id))
         attempt = self.attempts.get(key, 0) + 1
         self.attempts[key] = attempt
-        self.in_flight[key] = InFlight(key, agent, attempt, now, now, prompt_tokens, output_tokens)
+        flight = InFlight(key, plan_sha256, agent, attempt, now, now, prompt_tokens, output_tokens)
+        self.in_flight.setdefault(key, []).append(flight)
         return attempt
+
+    def may_start(self, key: TaskKey, node_id: NodeId) -> bool:
+        """Whether another attempt may start, on this node."""
+        flights = self.in_flight.get(key, ())
+        return len(flights) < ATTEMPTS_AT_ONCE and all(flight.node_id != node_id for flight in flights)
 
     def event_received(self, peer: NodeId, event: work_pb2.TaskEvent, now: float) -> InFlight | None:
         """Renew or end a lease. Returns the attempt where it ended without a result (it was declined)."""
-        key = key_of_event(event)
-        flight = self.in_flight.get(key)
-        if flight is None or flight.node_id != peer or event.agent.node_id != peer:
+        flight = self.find(peer, event)
+        if flight is None:
             return None
         match event.WhichOneof("event"):
             case "accepted":
                 flight.accepted = True
                 flight.progressed_at = now
             case "progress":
+                self._moved(flight, now)
                 flight.accepted = True
                 flight.progressed_at = now
                 flight.progress = event.progress
-            case "declined":
-                self.resting[peer] = now + REST_S
-                return self.in_flight.pop(key)
+            case "declined" if event.attempt == flight.attempt:
+                self._rest(peer, now + REST_S)
+                self._remove(flight)
+                return flight
             case "ended":
+                self._moved(flight, now)
                 flight.progressed_at = now
         return None
 
-    def reported(self, peer: NodeId, report: work_pb2.WorkReport, now: float) -> None:
-        """A worker tells what it already runs: adopt it, unless another attempt is under way here."""
-        for event in report.running:
-            key = key_of_event(event)
-            if key not in self.in_flight and event.agent.node_id == peer:
-                self.attempts[key] = max(self.attempts.get(key, 0), event.attempt)
-                self.in_flight[key] = InFlight(
-                    key, event.agent, event.attempt, now, now, 0, 0, accepted=True, progress=event.progress
-                )
+    def find(self, peer: NodeId, event: work_pb2.TaskEvent) -> InFlight | None:
+        """The attempt that a word of `peer` is about."""
+        if event.agent.node_id != peer:
+            return None
+        return next((one for one in self.in_flight.get(key_of_event(event), ()) if one.node_id == peer), None)
 
-    def done(self, key: TaskKey) -> InFlight | None:
-        """A result or a failure of this task is in the ledger."""
-        return self.in_flight.pop(key, None)
+    def adopt(self, peer: NodeId, plan_sha256: bytes, event: work_pb2.TaskEvent, now: float) -> bool:
+        """Take over what a worker says it runs, unless enough attempts are under way. Returns whether it counts now."""
+        key = key_of_event(event)
+        if event.agent.node_id != peer or not self.may_start(key, peer):
+            return False
+        self.attempts[key] = max(self.attempts.get(key, 0), event.attempt)
+        flight = InFlight(key, plan_sha256, event.agent, event.attempt, now, now, 0, 0, True, event.progress)
+        self.in_flight.setdefault(key, []).append(flight)
+        return True
+
+    def done(self, key: TaskKey) -> list[InFlight]:
+        """A result of this task is in the ledger: all attempts end."""
+        return self.in_flight.pop(key, [])
+
+    def failed(self, key: TaskKey, node_id: NodeId) -> None:
+        """A failure on this node is in the ledger; another attempt goes on."""
+        for flight in list(self.in_flight.get(key, ())):
+            if flight.node_id == node_id:
+                self._remove(flight)
+
+    def taken_from(self, flight: InFlight, now: float) -> None:
+        """An attempt ended because its node did not move: the node rests, longer each time, until it moves."""
+        pace = self._paces.setdefault(flight.node_id, _Pace())
+        self._rest(flight.node_id, now + min(STUCK_REST_MAX_S, STUCK_REST_S * 2**pace.strikes))
+        pace.strikes = min(pace.strikes + 1, 10)
+
+    def job_ended(self, job_id: bytes) -> list[InFlight]:
+        """What still runs for a job that ended is of no use."""
+        flights = self.of_job(job_id)
+        for flight in flights:
+            self._remove(flight)
+        for key in [key for key in self.attempts if key.job_id == job_id]:
+            del self.attempts[key]
+        return flights
 
     def member_lost(self, node_id: NodeId) -> list[InFlight]:
-        """A node left the live view: what ran there may be assigned again."""
-        lost = [flight for flight in self.in_flight.values() if flight.node_id == node_id]
+        """A node is dead or left: what ran there may be assigned again."""
+        lost = self.on_node(node_id)
         for flight in lost:
-            del self.in_flight[flight.key]
+            self._remove(flight)
+        self._paces.pop(node_id, None)
+        self.resting.pop(node_id, None)
         return lost
 
     def tick(self, now: float) -> list[InFlight]:
-        """Leases that ran out."""
+        """Leases that ran out. Their nodes rest."""
         expired = [
             flight
-            for flight in self.in_flight.values()
+            for flights in self.in_flight.values()
+            for flight in flights
             if now - flight.progressed_at > (LEASE_S if flight.accepted else ACCEPT_S)
         ]
         for flight in expired:
-            del self.in_flight[flight.key]
+            self._remove(flight)
+            self.taken_from(flight, now)
         return expired
+
+    # What is known of nodes
+
+    def why_late(self, flight: InFlight, now: float) -> str:
+        """Why an attempt is late by its own words, as a phrase; empty while it is not."""
+        silent = now - flight.progressed_at
+        if not flight.accepted:
+            return f"it was not accepted for {silent:.1f} s" if silent > ACCEPT_LATE_S else ""
+        pace = self._paces.get(flight.node_id)
+        late_after = pace.late_after_s if pace else LATE_S
+        return f"it made no progress for {silent:.1f} s" if silent > late_after else ""
+
+    def is_stuck(self, node_id: NodeId, now: float) -> bool:
+        """Whether something is late on this node and nothing else moves there."""
+        flights = self.on_node(node_id)
+        pace = self._paces.get(node_id) or _Pace()
+        moving = flights and now - pace.moved_at <= pace.late_after_s
+        return not moving and any(self.why_late(flight, now) for flight in flights)
 
     def rests(self, node_id: NodeId, now: float) -> bool:
         return now < self.resting.get(node_id, now)
 
+    def of_task(self, key: TaskKey) -> list[InFlight]:
+        return self.in_flight.get(key, [])
+
     def on_node(self, node_id: NodeId) -> list[InFlight]:
-        return [flight for flight in self.in_flight.values() if flight.node_id == node_id]
+        return [flight for flights in self.in_flight.values() for flight in flights if flight.node_id == node_id]
 
     def of_job(self, job_id: bytes) -> list[InFlight]:
-        return [flight for flight in self.in_flight.values() if flight.key.job_id == job_id]
+        return [flight for key, flights in self.in_flight.items() if key.job_id == job_id for flight in flights]
+
+    def validate(self) -> None:
+        for key, flights in self.in_flight.items():
+            assert 1 <= len(flights) <= ATTEMPTS_AT_ONCE
+            assert len({flight.node_id for flight in flights}) == len(flights)
+            assert all(flight.key == key for flight in flights)
+
+    def _moved(self, flight: InFlight, now: float) -> None:
+        pace = self._paces.setdefault(flight.node_id, _Pace())
+        pace.gaps.append(min(GAP_MAX_S, now - flight.progressed_at))
+        pace.moved_at = now
+        if pace.strikes:
+            pace.strikes = 0
+            self.resting.pop(flight.node_id, None)
+
+    def _rest(self, node_id: NodeId, until: float) -> None:
+        self.resting[node_id] = max(until, self.resting.get(node_id, until))
+
+    def _remove(self, flight: InFlight) -> None:
+        flights = self.in_flight[flight.key]
+        flights.remove(flight)
+        if not flights:
+            del self.in_flight[flight.key]
 
 
 def key_of_event(event: work_pb2.TaskEvent) -> TaskKey:

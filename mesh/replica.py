@@ -5,18 +5,32 @@ shell (node/daemon.py) and the simulator (tests/sim) drive the same object, so w
 
     event ──▶ addressbook ─ dial        FactsVerified ─▶ journal ─ Persist ─▶ Persisted ─▶ folds, receipts, push
               membership  ─ heartbeats
-              election    ─ votes, beats
+              election    ─ votes, beats     work ─ Author ─▶ staged, persisted; Send to this node itself ─▶ work
+
+What the other machines find out (members, leader, facts) reaches the work of the node on its way out to the shell.
 
 Does not: know time but as `now` (seconds on a clock that also runs while the machine sleeps), or do anything itself.
 """
 
+from collections import deque
 from collections.abc import Iterable
 
 from google.protobuf.message import Message
 
 from mesh import events
 from mesh.addressbook import AddressBook
-from mesh.effects import Deliver, Effect, FactsApplied, Log, MemberChanged, Persist, Send
+from mesh.effects import (
+    Author,
+    Deliver,
+    DropBlobs,
+    Effect,
+    FactsApplied,
+    LeaderChanged,
+    Log,
+    MemberChanged,
+    Persist,
+    Send,
+)
 from mesh.election import Election
 from mesh.facts import STREAM_OF_KIND, Fact, StreamId, make
 from mesh.gossip import PUSH_PEERS, Gossip, Rng
@@ -27,7 +41,8 @@ from mesh.ledger import Ledger
 from mesh.membership import Membership
 from mesh.profiles import Profiles
 from mesh.rendezvous import holders
-from mesh.wire import facts_pb2, membership_pb2, mesh_pb2
+from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
+from mesh.work import MESSAGES, Work
 
 #: Against a clock from far ahead, which would drag everybody's along, in the end out of 64 bits: one that is further
 #: ahead of our wall clock than this is not followed. It orders nothing, so nothing is lost.
@@ -35,9 +50,10 @@ CLOCK_AHEAD_MAX_MS = 86_400_000
 
 
 class Replica:
-    """Args: `incarnation` is random at every start; `life` exceeds that of every earlier start (seconds since 1970)."""
+    """Args: `incarnation` is random at every start; `life` exceeds that of every earlier start (seconds since 1970);
+    `slots`: tasks that this node's engine runs at a time."""
 
-    def __init__(self, key: NodeKey, incarnation: int, life: int, rng: Rng) -> None:
+    def __init__(self, key: NodeKey, incarnation: int, life: int, rng: Rng, *, slots: int = 1) -> None:
         self.key = key
         self.me = key.node_id
         self.incarnation = incarnation
@@ -51,27 +67,36 @@ class Replica:
         self.addresses = AddressBook(self.me, rng)
         self.own_hybrid_clock = 0
         self.seen_hybrid_clock = 0
+        self.work = Work(self, slots)
+        self.wall_clock_ms = 0
         self.stopping = False
 
-    def restore(self, facts: Iterable[Fact], term: int, voted_for: str) -> None:
+    def restore(
+        self, facts: Iterable[Fact], term: int, voted_for: str, *, blobs: Iterable[common_pb2.BlobRef] = ()
+    ) -> None:
         """Take over what the store holds, at start. Raises `ValueError` where it has a hole."""
         for fact in facts:
             self.journal.restore(fact)
             self._fold(fact)
+            self.work.fact_seen(fact)
+        self.work.restored(blobs)
         self.election.term = term
         self.election.voted_for = voted_for
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Advance. `now` never goes back."""
+        if isinstance(event, events.Ticked | events.FactAuthored):
+            self.wall_clock_ms = event.wall_clock_ms or self.wall_clock_ms
+        effects: list[Effect] = []
         if self.membership.slept(now) and not isinstance(event, events.Ticked):
             # What lay in the sockets while this node was paused is read before its timers fire; the pause comes first.
-            return [*self._tick(now), *self._handle(event, now)]
-        return self._handle(event, now)
+            effects = self._advance(now)
+        if isinstance(event, events.Ticked):
+            return self._advance(now)
+        return effects + self._settle(self._handle(event, now), now)
 
     def _handle(self, event: events.Event, now: float) -> list[Effect]:
         match event:
-            case events.Ticked():
-                return self._tick(now)
             case events.Received(peer, message):
                 return self._received(peer, message, now)
             case events.FactsVerified(peer, facts):
@@ -102,6 +127,8 @@ class Replica:
                 self.stopping = True
                 resigned = self.election.resign(now, self.membership.view())
                 return resigned + self.membership.goodbye(reason)
+            case _:
+                return self.work.handle(event, now)
         return []
 
     def validate(self) -> None:
@@ -109,6 +136,7 @@ class Replica:
         self.journal.validate()
         self.membership.validate()
         self.election.validate()
+        self.work.validate()
 
     def copies_of(self, fact: Fact) -> set[NodeId]:
         """Peers known to hold `fact` durably."""
@@ -117,14 +145,49 @@ class Replica:
     # Time and membership
 
     def _tick(self, now: float) -> list[Effect]:
-        if self.stopping:
-            return []
         effects, paused = self.membership.tick(now)
         view = self.membership.view()
         effects += self.election.tick(now, view, paused=paused)
         effects += self.gossip.tick(now, self.membership.live_peers())
         effects += self.addresses.tick(now, frozenset(self.membership.linked_peers()))
+        if paused:
+            self.work.paused(now)
         return effects
+
+    # Work
+
+    def _advance(self, now: float) -> list[Effect]:
+        """Time goes on: first for the other machines, so that the work sees what they found out."""
+        if self.stopping:
+            return []
+        effects = self._settle(self._tick(now), now)
+        return effects + self._settle(self.work.tick(now), now)
+
+    def _settle(self, effects: list[Effect], now: float) -> list[Effect]:
+        """Carry out `Author` and messages to this node itself; let the work see what the other machines found out."""
+        waiting = deque(effects)
+        settled: list[Effect] = []
+        while waiting:
+            effect = waiting.popleft()
+            caused: list[Effect] = []
+            match effect:
+                case Author(kind, content):
+                    waiting.extendleft(reversed(self._author(kind, content, self.wall_clock_ms)))
+                    continue
+                case Send(peer, message) if peer == self.me:
+                    waiting.extendleft(reversed(self.work.received(peer, message, now)))
+                    continue
+                case MemberChanged(node_id, state):
+                    caused = self.work.member_changed(node_id, state, now)
+                case LeaderChanged(token):
+                    caused = self.work.leader_changed(token, now)
+                case FactsApplied(facts):
+                    caused = self.work.facts_applied(facts, now)
+                case DropBlobs(sha256):
+                    self.work.blobs_dropped(sha256)
+            settled.append(effect)
+            waiting.extendleft(reversed(caused))
+        return settled
 
     def _watch_view(self, effects: list[Effect], now: float) -> list[Effect]:
         """Let the election see at once that a member came or went."""
@@ -161,15 +224,17 @@ class Replica:
                 effects += self.election.transfer_received(peer, message.leader_transfer, now, view)
             case "version_vector":
                 effects += self.gossip.vector_received(peer, message.version_vector)
-                effects.append(Deliver(peer, message))
+                effects += [Deliver(peer, message), *self.work.positions_told(peer, now)]
             case "fact_receipt":
                 self.gossip.note_positions(peer, message.fact_receipt.positions)
-                effects.append(Deliver(peer, message))
+                effects += [Deliver(peer, message), *self.work.positions_told(peer, now)]
             case "probe":
                 reply = membership_pb2.ProbeReply(
                     probe_id=message.probe.probe_id, target_id=self.me, life=self.membership.life, reached=True
                 )
                 effects.append(Send(peer, mesh_pb2.LinkMessage(probe_reply=reply)))
+            case _ if kind in MESSAGES:
+                effects += self.work.received(peer, message, now)
             case _:
                 effects.append(Deliver(peer, message))
         return effects

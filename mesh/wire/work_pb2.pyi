@@ -719,6 +719,7 @@ class TaskEvent(_message.Message):
     REPLICA_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
+    PLAN_SHA256_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
@@ -727,6 +728,8 @@ class TaskEvent(_message.Message):
     task_index: _builtins.int
     replica: _builtins.int
     attempt: _builtins.int
+    plan_sha256: _builtins.bytes
+    """of the plan that the task is of"""
     @_builtins.property
     def token(self) -> _common_pb2.FencingToken:
         """the one it was assigned under, or the highest known when declined"""
@@ -752,6 +755,7 @@ class TaskEvent(_message.Message):
         replica: _builtins.int = ...,
         attempt: _builtins.int = ...,
         agent: _common_pb2.AgentRef | None = ...,
+        plan_sha256: _builtins.bytes = ...,
         accepted: Global___TaskEvent.Accepted | None = ...,
         progress: Global___TaskProgress | None = ...,
         ended: Global___TaskEvent.Ended | None = ...,
@@ -759,7 +763,7 @@ class TaskEvent(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent", b"agent", "declined", b"declined", "ended", b"ended", "event", b"event", "progress", b"progress", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent", b"agent", "attempt", b"attempt", "declined", b"declined", "ended", b"ended", "event", b"event", "job_id", b"job_id", "progress", b"progress", "replica", b"replica", "task_index", b"task_index", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent", b"agent", "attempt", b"attempt", "declined", b"declined", "ended", b"ended", "event", b"event", "job_id", b"job_id", "plan_sha256", b"plan_sha256", "progress", b"progress", "replica", b"replica", "task_index", b"task_index", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "progress", "ended", "declined"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
@@ -868,9 +872,12 @@ class JobProgress(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     TASKS_DONE_FIELD_NUMBER: _builtins.int
     TASKS_TOTAL_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
     job_id: _builtins.bytes
     tasks_done: _builtins.int
     tasks_total: _builtins.int
+    waiting_for: _builtins.str
+    """why nothing of it runs, in words; empty while something does"""
     @_builtins.property
     def token(self) -> _common_pb2.FencingToken: ...
     @_builtins.property
@@ -883,10 +890,11 @@ class JobProgress(_message.Message):
         running: _abc.Iterable[Global___TaskEvent] | None = ...,
         tasks_done: _builtins.int = ...,
         tasks_total: _builtins.int = ...,
+        waiting_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "running", b"running", "tasks_done", b"tasks_done", "tasks_total", b"tasks_total", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "running", b"running", "tasks_done", b"tasks_done", "tasks_total", b"tasks_total", "token", b"token", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,458 @@
+"""What the leader does: take open jobs from what was asked to what came out.
+
+Idea: a turn looks at every open job whenever something changed: facts folded in, an answer, a member lost, a timer.
+Everything it decides becomes a fact first or at the same time; nothing in here must survive, because the next leader
+finds plans and results in the ledger and running work in the workers' reports.
+
+    open job ─ no plan ──▶ MakePlan ─ its copies ─▶ Author job_planned
+             ─ ready or late tasks ──▶ placement: Allocate ─▶ Assign on the link, Author job_assigned
+             ─ all done ──▶ Assemble ─ its copies ─▶ Author job_completed
+             ─ a task failed on enough nodes ──▶ Author job_failed with the reasons
+
+Does not: decide anything that another node's decision could contradict dangerously: two leaders at a time waste work
+and nothing else (docs/promises.md).
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from google.protobuf.message import Message
+
+from mesh import events
+from mesh.copies import Copies
+from mesh.dispatch import REPORT_WAIT_S, Dispatch, InFlight, TaskKey
+from mesh.effects import Assemble, Author, Deliver, Effect, Log, MakePlan, ReadPlan, Send
+from mesh.facts import Fact
+from mesh.identity import NodeId
+from mesh.ledger import TERMINAL_KINDS, Job, TaskRef
+from mesh.placement import Placement, Ready
+from mesh.surroundings import Surroundings, is_lost
+from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
+
+#: A turn is taken after so long even when nothing happened, and not more often than this however much happens.
+LOOK_AGAIN_S, TURN_EVERY_S = 0.5, 0.02
+#: Jobs looked at in one turn, oldest first: bounds a turn, not the queue.
+JOBS_MAX = 64
+#: Plans that are made, read or results that are assembled at a time.
+REQUESTS_MAX = 8
+#: What could not be done is asked for again after this.
+RETRY_S = 2.0
+#: A plan or a result waits for its copies this long at most.
+REPLICATE_S = 3.0
+#: A task that failed on so many nodes, or on all there are so often, fails its job; so do that many failures anywhere.
+FAILURES_MAX, FAILURES_TOTAL_MAX = 3, 6
+#: Characters of one reason in a `failed` fact.
+REASON_CHARS_MAX = 1_000
+PLANS_KEPT_MAX = 64
+PROGRESS_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class _Saying:
+    """A fact that waits for the copies of what it names."""
+
+    kind: str
+    content: Message
+    blob: common_pb2.BlobRef
+    by: float
+
+
+@dataclass
+class Coordinator:
+    """Invariant: idle without `token`. Of a job at most one request (`_asked`) or fact to say (`_saying`) is open."""
+
+    around: Surroundings
+    copies: Copies
+    token: common_pb2.FencingToken | None = None
+    dispatch: Dispatch = field(default_factory=Dispatch)
+    #: Why an open job does not move, in words; for `watch` and `jobs`.
+    waiting_for: dict[bytes, str] = field(default_factory=dict)
+    placement: Placement = field(init=False)
+    _plans: OrderedDict[bytes, work_pb2.Plan] = field(default_factory=OrderedDict)
+    _asked: set[bytes] = field(default_factory=set)  # jobs and plans that the shell works on: answered, whoever leads
+    _retry_at: dict[bytes, float] = field(default_factory=dict)
+    _saying: dict[bytes, _Saying] = field(default_factory=dict)
+    _said: set[tuple[bytes, str]] = field(default_factory=set)  # authored, not folded in yet
+    _reports_due: set[NodeId] = field(default_factory=set)
+    _reports_by: float = 0.0
+    _dirty: bool = False
+    _turn_at: float = 0.0
+    _told_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.placement = Placement(self.around, self.dispatch, self.waiting_for)
+
+    # Leading
+
+    def lead(self, token: common_pb2.FencingToken, now: float) -> None:
+        """This node was elected."""
+        self._forget()
+        self.token = token
+        self._reports_due = set(self.around.membership.live_peers())
+        self._reports_by = now + REPORT_WAIT_S
+        self._dirty = True
+
+    def concede(self) -> None:
+        """This node leads no more."""
+        self._forget()
+        self.token = None
+
+    def _forget(self) -> None:
+        self.dispatch.reset()
+        self.placement.reset()
+        self.waiting_for.clear()
+        self._saying.clear()
+        self._retry_at.clear()
+
+    # Events
+
+    def task_event(self, peer: NodeId, event: work_pb2.TaskEvent, now: float) -> list[Effect]:
+        if self.token is None:
+            return []
+        if self.dispatch.find(peer, event) is None:
+            return self._stray(peer, event, now)
+        if event.WhichOneof("event") != "progress":
+            self._dirty = True
+        declined = self.dispatch.event_received(peer, event, now)
+        if declined is None:
+            return []
+        return [Log("info", f"{declined.key.label} was declined by {peer[:8]}: {event.declined.code}")]
+
+    def work_report(self, peer: NodeId, report: work_pb2.WorkReport, now: float) -> list[Effect]:
+        if self.token is None or report.token != self.token:
+            return []
+        self._reports_due.discard(peer)
+        self._dirty = True
+        return [effect for event in report.running for effect in self._stray(peer, event, now)]
+
+    def member_changed(self, node_id: NodeId) -> list[Effect]:
+        if self.token is None:
+            return []
+        self._dirty = True
+        if not is_lost(self.around, node_id):
+            return []
+        self._reports_due.discard(node_id)
+        return [
+            Log("info", f"{flight.key.label} was on {node_id[:8]}, which is gone: it is assigned again")
+            for flight in self.dispatch.member_lost(node_id)
+        ]
+
+    def fact_applied(self, fact: Fact, now: float) -> list[Effect]:
+        self._dirty = True
+        if fact.kind in TERMINAL_KINDS:
+            return self._job_ended(getattr(fact.body, fact.kind).job_id)
+        if fact.kind == "job_planned":
+            self._said.discard((fact.body.job_planned.job_id, fact.kind))
+        if fact.kind == "task_finished":
+            return self._task_finished(fact.body.task_finished, now)
+        return []
+
+    def plan_made(self, event: events.PlanMade, now: float) -> list[Effect]:
+        self._answered(event.job_id)
+        self._keep_plan(event.ref, event.plan)
+        job = self.around.ledger.jobs.get(event.job_id)
+        if self.token is None or job is None or job.closed or job.plan is not None:
+            return []
+        planned = facts_pb2.JobPlanned(
+            job_id=event.job_id, plan=event.ref, revision=event.plan.revision, task_count=len(event.plan.tasks)
+        )
+        return self._say_with_copies(event.job_id, "job_planned", planned, event.ref, now)
+
+    def plan_failed(self, event: events.PlanFailed, now: float) -> list[Effect]:
+        self._answered(event.job_id)
+        job = self.around.ledger.jobs.get(event.job_id)
+        if self.token is None or job is None or job.closed:
+            return []
+        if event.final:
+            return self._fail(job, [event.problem])
+        self._later(job, event.problem.message, now)
+        return []
+
+    def plan_read(self, event: events.PlanRead, now: float) -> None:
+        self._answered(event.ref.sha256)
+        if event.plan is None:
+            self._retry_at[event.ref.sha256] = now + RETRY_S
+        else:
+            self._keep_plan(event.ref, event.plan)
+
+    def allocated(self, event: events.Allocated, now: float) -> list[Effect]:
+        return self.placement.answered(event, self.token, now)
+
+    def assembled(self, event: events.Assembled, now: float) -> list[Effect]:
+        self._answered(event.job_id)
+        job = self.around.ledger.jobs.get(event.job_id)
+        if self.token is None or job is None or job.closed:
+            return []
+        if event.result is None:
+            self._later(job, event.problem.message if event.problem else "the results", now)
+            return []
+        plan = self._plans.get(event.plan_sha256)
+        results = job.results()
+        if plan is None or job.plan is None or job.plan.plan.sha256 != event.plan_sha256:
+            return []  # another plan won meanwhile
+        completed = facts_pb2.JobCompleted(
+            job_id=event.job_id,
+            plan_sha256=event.plan_sha256,
+            result_sha256=[results[TaskRef(task.index, task.replica)].result.sha256 for task in plan.tasks],
+            result=event.result,
+            record=self.around.ledger.record_of(job),
+            token=self.token,
+        )
+        return self._say_with_copies(event.job_id, "job_completed", completed, event.result, now)
+
+    def copies_changed(self, now: float) -> list[Effect]:
+        """A peer holds more than before."""
+        return self._say_what_has_copies(now)
+
+    def look(self, now: float) -> list[Effect]:
+        """Take a turn if something changed, or nothing did for a while."""
+        if self.token is None or now < self._turn_at + (TURN_EVERY_S if self._dirty else LOOK_AGAIN_S):
+            return []
+        self._turn_at = now
+        self._dirty = False
+        return self._turn(self.token, now)
+
+    def validate(self) -> None:
+        self.dispatch.validate()
+        assert self.token is not None or not (self.dispatch.in_flight or self._saying)
+        assert len(self._asked) <= REQUESTS_MAX
+        assert len(self._plans) <= PLANS_KEPT_MAX
+
+    # A turn
+
+    def _turn(self, token: common_pb2.FencingToken, now: float) -> list[Effect]:
+        effects = self._expire(now)
+        if self._reports_due and now < self._reports_by:
+            self._dirty = True
+            return effects
+        effects += self._say_what_has_copies(now)
+        ready: list[Ready] = []
+        for job in self.around.ledger.open_jobs()[:JOBS_MAX]:
+            advanced, tasks = self._advance(job, now)
+            effects += advanced
+            ready += tasks
+        effects += self.placement.ask(ready, token, now)
+        return [*effects, *self._tell_progress(token, now)]
+
+    def _expire(self, now: float) -> list[Effect]:
+        """Leases that ran out. Where the node is here all the same, the task failed on it."""
+        effects: list[Effect] = []
+        for flight in self.dispatch.tick(now):
+            effects.append(Log("warning", f"{flight.key.label} on {flight.node_id[:8]} made no progress"))
+            effects.append(self._cancel(flight, "it made no progress"))
+            if flight.accepted and flight.node_id in self.around.membership.view():
+                problem = common_pb2.Problem(code="no-progress", message="the task did not move on this node")
+                failed = facts_pb2.TaskFinished(
+                    job_id=flight.key.job_id,
+                    plan_sha256=flight.plan_sha256,
+                    task_index=flight.key.ref.index,
+                    replica=flight.key.ref.replica,
+                    agent=flight.agent,
+                    failure=problem,
+                    token=self.token,
+                )
+                effects.append(Author("task_finished", failed))
+        return effects
+
+    def _advance(self, job: Job, now: float) -> tuple[list[Effect], list[Ready]]:
+        """Take a job as far as it goes without workers. Returns its tasks that could run now."""
+        if job.job_id in self._saying or any((job.job_id, kind) in self._said for kind in TERMINAL_KINDS):
+            return [], []
+        if job.plan is None:
+            return self._make_plan(job, now), []
+        plan = self._plans.get(job.plan.plan.sha256)
+        if plan is None:
+            return self._read_plan(job, job.plan.plan, now), []
+        results = job.results()
+        failures = job.failures()
+        done = {task.index for task in plan.tasks} - {
+            task.index for task in plan.tasks if TaskRef(task.index, task.replica) not in results
+        }
+        ready = []
+        for task in plan.tasks:
+            ref = TaskRef(task.index, task.replica)
+            if ref in results:
+                continue
+            failed = failures.get(ref, [])
+            if self._failed_for_good(failed):
+                return self._fail(job, [one.failure for one in failed[:FAILURES_MAX]]), []
+            if done.issuperset(task.depends_on):
+                inputs = tuple(results[TaskRef(index, 0)].result for index in task.depends_on)
+                failed_on = frozenset((one.agent.node_id, one.agent.agent) for one in failed)
+                ready.append(Ready(job, job.plan.plan.sha256, task, inputs, failed_on))
+        if len(results) == len(plan.tasks):
+            return self._assemble(job, plan, now), []
+        return [], ready
+
+    def _failed_for_good(self, failed: Sequence[facts_pb2.TaskFinished]) -> bool:
+        nodes = {one.agent.node_id for one in failed}
+        with_agents = {
+            node_id
+            for node_id in self.around.membership.view()
+            if (profile := self.around.profiles.of(node_id)) is not None and profile.agents
+        }
+        everywhere = len(failed) >= FAILURES_MAX and nodes >= with_agents
+        return len(nodes) >= FAILURES_MAX or everywhere or len(failed) >= FAILURES_TOTAL_MAX
+
+    # Requests to the shell
+
+    def _make_plan(self, job: Job, now: float) -> list[Effect]:
+        assert job.submitted is not None
+        if (job.job_id, "job_planned") in self._said or not self._may_ask(job.job_id, now):
+            return []
+        self.waiting_for[job.job_id] = "a plan"
+        return [MakePlan(job.job_id, job.submitted[1].request)]
+
+    def _read_plan(self, job: Job, ref: common_pb2.BlobRef, now: float) -> list[Effect]:
+        if not self._may_ask(ref.sha256, now):
+            return []
+        self.waiting_for[job.job_id] = "a node that holds its plan"
+        return [ReadPlan(ref)]
+
+    def _assemble(self, job: Job, plan: work_pb2.Plan, now: float) -> list[Effect]:
+        assert job.submitted is not None
+        assert job.plan is not None
+        if not self._may_ask(job.job_id, now):
+            return []
+        results = job.results()
+        finished = tuple(results[TaskRef(task.index, task.replica)] for task in plan.tasks)
+        return [Assemble(job.job_id, job.submitted[1].request, job.plan.plan.sha256, plan, finished)]
+
+    def _may_ask(self, what: bytes, now: float) -> bool:
+        """Whether the shell may be asked about this job or plan now; if so, it counts as asked."""
+        if what in self._asked or len(self._asked) >= REQUESTS_MAX or now < self._retry_at.get(what, now):
+            return False
+        self._asked.add(what)
+        self._retry_at.pop(what, None)
+        return True
+
+    def _answered(self, what: bytes) -> None:
+        self._asked.discard(what)
+        self._dirty = True
+
+    def _later(self, job: Job, why: str, now: float) -> None:
+        self.waiting_for[job.job_id] = why
+        self._retry_at[job.job_id] = now + RETRY_S
+
+    def _keep_plan(self, ref: common_pb2.BlobRef, plan: work_pb2.Plan) -> None:
+        self._plans[ref.sha256] = plan
+        self._plans.move_to_end(ref.sha256)
+        if len(self._plans) > PLANS_KEPT_MAX:
+            self._plans.popitem(last=False)
+
+    # Saying
+
+    def _say_with_copies(
+        self, job_id: bytes, kind: str, content: Message, blob: common_pb2.BlobRef, now: float
+    ) -> list[Effect]:
+        saying = _Saying(kind, content, blob, now + REPLICATE_S)
+        self._saying[job_id] = saying
+        self.waiting_for.pop(job_id, None)
+        return [*self.copies.push([blob], saying.by, now), *self._say_what_has_copies(now)]
+
+    def _say_what_has_copies(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for job_id, saying in list(self._saying.items()):
+            if now >= saying.by or self.copies.enough([saying.blob]):
+                del self._saying[job_id]
+                effects += self._say(job_id, saying.kind, saying.content)
+        return effects
+
+    def _say(self, job_id: bytes, kind: str, content: Message) -> list[Effect]:
+        self._said.add((job_id, kind))
+        return [Author(kind, content), Log("info", f"job {job_id.hex()[:12]}: {kind.removeprefix('job_')}")]
+
+    def _fail(self, job: Job, reasons: Sequence[common_pb2.Problem]) -> list[Effect]:
+        failed = facts_pb2.JobFailed(job_id=job.job_id, record=self.around.ledger.record_of(job), token=self.token)
+        for reason in reasons:
+            failed.reasons.add(
+                code=reason.code[:REASON_CHARS_MAX],
+                message=reason.message[:REASON_CHARS_MAX],
+                remedy=reason.remedy[:REASON_CHARS_MAX],
+            )
+        return self._say(job.job_id, "job_failed", failed)
+
+    # What ends
+
+    def _task_finished(self, finished: facts_pb2.TaskFinished, now: float) -> list[Effect]:
+        key = TaskKey(finished.job_id, TaskRef(finished.task_index, finished.replica))
+        if finished.WhichOneof("outcome") != "result":
+            self.dispatch.failed(key, NodeId(finished.agent.node_id))
+            return []
+        losers = [flight for flight in self.dispatch.done(key) if flight.node_id != finished.agent.node_id]
+        for loser in losers:
+            if self.dispatch.why_late(loser, now):
+                self.dispatch.taken_from(loser, now)
+        return [self._cancel(loser, "another copy was faster") for loser in losers]
+
+    def _job_ended(self, job_id: bytes) -> list[Effect]:
+        self._said -= {(job_id, kind) for kind in (*TERMINAL_KINDS, "job_planned")}
+        for part in (self.waiting_for, self._saying, self._retry_at):
+            part.pop(job_id, None)
+        self.placement.job_ended(job_id)
+        return [self._cancel(flight, "the job has ended") for flight in self.dispatch.job_ended(job_id)]
+
+    def _stray(self, peer: NodeId, event: work_pb2.TaskEvent, now: float) -> list[Effect]:
+        """A worker runs what this leader did not give it, or took back: adopt it if it is of use, else stop it."""
+        if event.WhichOneof("event") not in ("accepted", "progress") or event.agent.node_id != peer:
+            return []
+        key = TaskKey(event.job_id, TaskRef(event.task_index, event.replica))
+        job = self.around.ledger.jobs.get(key.job_id)
+        if job is None or job.plan is None:
+            return []  # its facts may be on their way
+        of_use = not job.closed and event.plan_sha256 == job.plan.plan.sha256 and key.ref not in job.results()
+        if of_use and self.dispatch.adopt(peer, event.plan_sha256, event, now):
+            return []
+        cancel = work_pb2.CancelTask(
+            token=self.token,
+            job_id=key.job_id,
+            task_index=key.ref.index,
+            replica=key.ref.replica,
+            reason="its result is of no use",
+        )
+        return [Send(peer, mesh_pb2.LinkMessage(cancel_task=cancel))]
+
+    def _cancel(self, flight: InFlight, reason: str) -> Effect:
+        cancel = work_pb2.CancelTask(
+            token=self.token,
+            job_id=flight.key.job_id,
+            task_index=flight.key.ref.index,
+            replica=flight.key.ref.replica,
+            reason=reason,
+        )
+        return Send(flight.node_id, mesh_pb2.LinkMessage(cancel_task=cancel))
+
+    # Telling
+
+    def _tell_progress(self, token: common_pb2.FencingToken, now: float) -> list[Effect]:
+        """Everyone who watches a job hears what runs, at most twice a second."""
+        if now - self._told_at < PROGRESS_EVERY_S:
+            return []
+        self._told_at = now
+        effects: list[Effect] = []
+        job_ids = {flight.job_id for flight in self.dispatch.in_flight} | set(self.waiting_for)
+        for job_id in sorted(job_ids):
+            message = mesh_pb2.LinkMessage(job_progress=self.progress_of(job_id, token))
+            effects.append(Deliver(self.around.me, message))
+            effects += [Send(peer, message) for peer in self.around.membership.live_peers()]
+        return effects
+
+    def progress_of(self, job_id: bytes, token: common_pb2.FencingToken) -> work_pb2.JobProgress:
+        progress = work_pb2.JobProgress(job_id=job_id, token=token, waiting_for=self.waiting_for.get(job_id, ""))
+        for flight in self.dispatch.of_job(job_id):
+            progress.running.add(
+                token=token,
+                job_id=job_id,
+                task_index=flight.key.ref.index,
+                replica=flight.key.ref.replica,
+                attempt=flight.attempt,
+                agent=flight.agent,
+                plan_sha256=flight.plan_sha256,
+                progress=flight.progress,
+            )
+        job = self.around.ledger.jobs.get(job_id)
+        if job is not None and job.plan is not None:
+            progress.tasks_done = len(job.results())
+            progress.tasks_total = job.plan.task_count
+        return progress

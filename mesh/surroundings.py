@@ -1,0 +1,50 @@
+"""What the machines of work read of the rest of the replica: who is here, what is known, who holds which facts.
+
+Idea: one protocol instead of five references, looked up at every use, because a fold may be rebuilt.
+
+Does not: change anything.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from mesh.gossip import COPIES, Gossip
+from mesh.identity import NodeId
+from mesh.ledger import Ledger
+from mesh.membership import Membership
+from mesh.profiles import Profiles
+from mesh.wire import membership_pb2
+
+_LOST = (membership_pb2.MEMBER_STATE_DEAD, membership_pb2.MEMBER_STATE_LEFT)
+
+
+class Surroundings(Protocol):
+    """The replica, as the machines of work see it."""
+
+    me: NodeId
+    ledger: Ledger
+    profiles: Profiles
+    membership: Membership
+    gossip: Gossip
+
+
+def stores(around: Surroundings, node_id: NodeId) -> bool:
+    """Whether a node holds copies for others. One that has not said so yet is asked."""
+    profile = around.profiles.of(node_id)
+    return profile is None or profile.stores
+
+
+def able_to_store(around: Surroundings, nodes: Iterable[NodeId]) -> set[NodeId]:
+    return {node_id for node_id in nodes if stores(around, node_id)}
+
+
+def copies_wanted(around: Surroundings) -> int:
+    """Nodes that should hold a fact and its blobs now, this one included: as many as there are, three at most."""
+    peers = able_to_store(around, around.membership.view()) - {around.me}
+    return min(COPIES, 1 + len(peers))
+
+
+def is_lost(around: Surroundings, node_id: NodeId) -> bool:
+    """Dead, left, or never seen here: what runs there is not waited for."""
+    member = around.membership.members.get(node_id)
+    return node_id != around.me and (member is None or member.state in _LOST)
