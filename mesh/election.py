@@ -26,6 +26,8 @@ BEAT_S = 0.2
 #: Five beats at least: a leader is not replaced for a hiccup of its machine.
 TIMEOUT_MIN_S = 1.0
 TIMEOUT_MAX_S = 1.6
+#: Who answers no beat for so long, or leads and sends none, is probed out of turn: before a timeout ends.
+UNHEARD_S = 0.9
 #: Longer than membership takes to suspect (2 s): where peers fell silent the view shrinks first, and a leader that is
 #: left alone keeps its term instead of stepping down.
 STEP_DOWN_S = 2.5
@@ -74,12 +76,16 @@ class Election:
     asked_term: int = 0  # of the vote requests under way
     followers: dict[NodeId, float] = field(default_factory=dict)  # who answered our beats, and when
     merging: bool = False
+    beaten: dict[NodeId, float] = field(default_factory=dict)  # since when a follower is sent beats
+    silent: list[NodeId] = field(default_factory=list)  # of those, who did not answer for a while
 
     # Events
 
-    def tick(self, now: float, view: frozenset[NodeId], *, paused: bool = False) -> list[Effect]:
+    def tick(self, now: float, view: frozenset[NodeId], *, paused: bool = False, lag_s: float = 0.0) -> list[Effect]:
+        """`lag_s`: by how much this tick was late. What came meanwhile is still to be read: nobody is late for it."""
         if self.deadline is None:
             self.deadline = now + GRACE_S + self._turn(view)
+        self.deadline += lag_s
         if paused:
             return self._follow_after_pause(now)
         if self.role is Role.LEADER:
@@ -91,6 +97,14 @@ class Election:
             return [LeaderChanged(None)]
         if now >= self.deadline:
             return self._stand(now, view, pre_vote=True)
+        return []
+
+    def unheard(self, now: float) -> list[NodeId]:
+        """Whose silence this election noticed: a leader's followers that answer no beat, a follower's leader."""
+        if self.role is Role.LEADER:
+            return self.silent
+        if self.leader is not None and now - self.leader_heard_at > UNHEARD_S:
+            return [NodeId(self.leader.leader_id)]
         return []
 
     def beat_received(self, peer: NodeId, beat: membership_pb2.LeaderBeat, now: float) -> list[Effect]:
@@ -157,6 +171,9 @@ class Election:
         if not reply.granted:
             if self.term < reply.term <= self.term + TERM_JUMP_MAX:
                 self.highest = max(self.highest, FencingToken(term=reply.term), key=token_order)
+            if reply.pre_vote and reply.refusal == membership_pb2.VOTE_REFUSAL_LEADER_ALIVE and self.deadline:
+                # Others hear a leader that this node does not: asking them often changes nothing.
+                self.deadline = max(self.deadline, now + self._timeout())
             return []
         if reply.term != self.asked_term or peer not in self.electorate:
             return []
@@ -277,6 +294,11 @@ class Election:
         if now < self.next_beat_at:
             return []
         self.next_beat_at = now + BEAT_S
+        self.beaten = {peer: self.beaten.get(peer, now) for peer in view if peer != self.me}
+        since = now - UNHEARD_S
+        self.silent = [
+            peer for peer, first in self.beaten.items() if first < since and self.followers.get(peer, first) < since
+        ]
         beat = membership_pb2.LeaderBeat(token=self._token(), group_size=len(recent | {self.me}))
         return [Send(peer, mesh_pb2.LinkMessage(leader_beat=beat)) for peer in sorted(view - {self.me})]
 
@@ -319,6 +341,8 @@ class Election:
         self.role = Role.FOLLOWER
         self.leader = None
         self.followers = {}
+        self.beaten = {}
+        self.silent = []
         self.deadline = now + self._timeout()
         return [Log("info", f"leads no more: {why}"), LeaderChanged(None)]
 

@@ -46,9 +46,10 @@ class DialSucceeded:
 
 @dataclass(frozen=True)
 class LinkOpened:
-    """The first link to this peer is up."""
+    """The first link to this peer is up. `dialled_from`: the peer dialled, from this host; empty: we dialled."""
 
     hello: membership_pb2.Hello
+    dialled_from: str = ""
 
 
 @dataclass(frozen=True)

@@ -63,19 +63,18 @@ class Probing:
         """Whether a probe of `target` is under way."""
         return target in self._of_target
 
-    def next_target(self, candidates: list[NodeId], probed: set[NodeId]) -> NodeId | None:
-        """The next in this round that is still in `probed`; `candidates` are shuffled for the next round."""
-        for _ in range(2):
-            while self._round:
-                target = self._round.pop()
-                if target in probed and target not in self._of_target:
-                    return target
-            self._round = self.rng.sample(candidates, len(candidates))
-        return None
+    @property
+    def in_round(self) -> bool:
+        """Whether somebody is left to probe in this round; else `next_target` needs candidates."""
+        return bool(self._round)
 
-    def start(
-        self, target: NodeId, now: float, *, timeout_s: float, interval_s: float, regular: bool
-    ) -> Run | None:
+    def next_target(self, candidates: list[NodeId]) -> NodeId | None:
+        """The next in this round; where it is over, the first of a new one of `candidates`."""
+        if not self._round:
+            self._round = self.rng.sample(candidates, len(candidates))
+        return self._round.pop() if self._round else None
+
+    def start(self, target: NodeId, now: float, *, timeout_s: float, interval_s: float, regular: bool) -> Run | None:
         """None where one is under way already."""
         if target in self._of_target or len(self.runs) >= RUNS_MAX:
             return None
@@ -83,6 +82,12 @@ class Probing:
         self.runs[run.probe_id] = run
         self._of_target[target] = run
         return run
+
+    def due(self, now: float) -> list[Run]:
+        """Runs whose timeout or end has come."""
+        if not self.runs:
+            return []
+        return [run for run in self.runs.values() if now >= (run.ends_at if run.indirect else run.timeout_at)]
 
     def end(self, run: Run) -> None:
         self.runs.pop(run.probe_id, None)

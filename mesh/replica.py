@@ -38,10 +38,12 @@ from mesh.identity import NodeId, NodeKey
 from mesh.journal import Journal, Verdict, wire_position
 from mesh.knowledge import Knowledge
 from mesh.ledger import Ledger
+from mesh.member import LEFT
 from mesh.membership import Membership
 from mesh.profiles import Profiles
 from mesh.rendezvous import holders
-from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
+from mesh.timing import LAN, Timing
+from mesh.wire import common_pb2, facts_pb2, mesh_pb2
 from mesh.work import MESSAGES, Work
 
 #: Against a clock from far ahead, which would drag everybody's along, in the end out of 64 bits: one that is further
@@ -53,7 +55,9 @@ class Replica:
     """Args: `incarnation` is random at every start; `life` exceeds that of every earlier start (seconds since 1970);
     `slots`: tasks that this node's engine runs at a time."""
 
-    def __init__(self, key: NodeKey, incarnation: int, life: int, rng: Rng, *, slots: int = 1) -> None:
+    def __init__(
+        self, key: NodeKey, incarnation: int, life: int, rng: Rng, *, slots: int = 1, timing: Timing = LAN
+    ) -> None:
         self.key = key
         self.me = key.node_id
         self.incarnation = incarnation
@@ -61,7 +65,7 @@ class Replica:
         self.ledger = Ledger()
         self.knowledge = Knowledge()
         self.profiles = Profiles()
-        self.membership = Membership(self.me, life)
+        self.membership = Membership(self.me, life, rng, timing, incarnation)
         self.election = Election(self.me, rng)
         self.gossip = Gossip(self.journal, rng)
         self.addresses = AddressBook(self.me, rng)
@@ -107,22 +111,30 @@ class Replica:
                 return self._persisted(facts, source)
             case events.VoteSaved(term, voted_for):
                 return self.election.vote_saved(term, voted_for, now, self.membership.view())
-            case events.LinkOpened(hello):
+            case events.LinkOpened(hello, dialled_from):
                 peer = NodeId(hello.node_id)
-                opened = self.membership.link_opened(hello, now)
+                listens = [(address.host, address.port) for address in hello.addresses]
+                self.addresses.link_opened(peer, listens, dialled_from, now)
+                opened = self.membership.link_opened(hello, now, self.addresses.answered(peer))
                 if peer not in self.membership.members:
                     return opened
                 return self._watch_view(opened + self.gossip.peer_linked(peer), now)
             case events.LinkClosed(peer):
                 self.gossip.peer_gone(peer)
                 self.addresses.link_closed(peer, now)
-                return self._watch_view(self.membership.link_closed(peer, now), now)
+                closed = self.membership.link_closed(peer, now)
+                if (member := self.membership.members.get(peer)) and member.belief == LEFT:
+                    self.addresses.left(peer)
+                return self._watch_view(closed, now)
             case events.AddressFound(host, port, found_by):
                 self.addresses.add(host, port, found_by, now)
-            case events.DialFailed(host, port):
-                self.addresses.dial_failed(host, port, now)
+            case events.DialFailed(host, port, refused):
+                lived_there = self.addresses.dial_failed(host, port, now)
+                if refused and lived_there is not None:
+                    return self._watch_view(self.membership.dial_refused(lived_there, now), now)
             case events.DialSucceeded(host, port, node_id):
                 self.addresses.dial_succeeded(host, port, node_id)
+                return self.membership.address_proved(node_id, host, port, now)
             case events.Stopping(reason):
                 self.stopping = True
                 resigned = self.election.resign(now, self.membership.view())
@@ -147,9 +159,11 @@ class Replica:
     def _tick(self, now: float) -> list[Effect]:
         effects, paused = self.membership.tick(now)
         view = self.membership.view()
-        effects += self.election.tick(now, view, paused=paused)
+        effects += self.election.tick(now, view, paused=paused, lag_s=self.membership.lag_s)
+        for peer in self.election.unheard(now):
+            effects += self.membership.doubt(peer, now)
         effects += self.gossip.tick(now, self.membership.live_peers())
-        effects += self.addresses.tick(now, frozenset(self.membership.linked_peers()))
+        effects += self._dials(now)
         if paused:
             self.work.paused(now)
         return effects
@@ -189,10 +203,27 @@ class Replica:
             waiting.extendleft(reversed(caused))
         return settled
 
+    def _dials(self, now: float) -> list[Effect]:
+        hints, returned = self.membership.take_hints()
+        for host, port, node_id in hints:
+            self.addresses.add(host, port, "peer", now, node_id)
+        for node_id in returned:
+            self.addresses.returned(node_id, now)
+        for node_id in self.membership.stuck():
+            self.addresses.link_stuck(node_id, now)
+        return self.addresses.tick(now, self.membership.reached())
+
     def _watch_view(self, effects: list[Effect], now: float) -> list[Effect]:
         """Let the election see at once that a member came or went."""
         if any(isinstance(effect, MemberChanged) for effect in effects) and not self.stopping:
             effects += self.election.tick(now, self.membership.view())
+        return effects
+
+    def _loaded(self, effects: list[Effect]) -> list[Effect]:
+        """Let the leader know with each answer to its beat what this node is doing."""
+        for effect in effects:
+            if isinstance(effect, Send) and effect.message.WhichOneof("message") == "leader_beat_reply":
+                effect.message.leader_beat_reply.load.CopyFrom(self.membership.load)
         return effects
 
     def _received(self, peer: NodeId, message: mesh_pb2.LinkMessage, now: float) -> list[Effect]:
@@ -201,20 +232,16 @@ class Replica:
         kind = message.WhichOneof("message")
         effects: list[Effect] = []
         if kind != "leave":
-            effects += self.membership.word_received(peer, now)
+            effects += self._watch_view(self.membership.word_received(peer, now), now)
         view = self.membership.view()
         match kind:
-            case "heartbeat":
-                heard, unlinked = self.membership.heartbeat_received(peer, message.heartbeat, now)
-                effects += heard
-                for record in unlinked:
-                    for address in record.addresses:
-                        self.addresses.add(address.host, address.port, "peer", now, NodeId(record.node_id))
-            case "leave":
-                effects += self._watch_view(self.membership.leave_received(peer, message.leave, now), now)
+            case "probe" | "probe_reply" | "member_news" | "heartbeat" | "leave":
+                effects += self._watch_view(self.membership.received(peer, message, now), now)
             case "leader_beat":
-                effects += self.election.beat_received(peer, message.leader_beat, now)
+                effects += self._loaded(self.election.beat_received(peer, message.leader_beat, now))
             case "leader_beat_reply":
+                if message.leader_beat_reply.HasField("load"):
+                    self.membership.load_told(peer, message.leader_beat_reply.load)
                 effects += self.election.beat_reply_received(peer, message.leader_beat_reply, now)
             case "vote_request":
                 effects += self.election.vote_requested(peer, message.vote_request, now, view)
@@ -228,11 +255,6 @@ class Replica:
             case "fact_receipt":
                 self.gossip.note_positions(peer, message.fact_receipt.positions)
                 effects += [Deliver(peer, message), *self.work.positions_told(peer, now)]
-            case "probe":
-                reply = membership_pb2.ProbeReply(
-                    probe_id=message.probe.probe_id, target_id=self.me, life=self.membership.life, reached=True
-                )
-                effects.append(Send(peer, mesh_pb2.LinkMessage(probe_reply=reply)))
             case _ if kind in MESSAGES:
                 effects += self.work.received(peer, message, now)
             case _:

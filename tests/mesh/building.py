@@ -42,9 +42,18 @@ class Author:
         return [self.note(f"note {number}") for number in range(count)]
 
 
-def hello(node_id: NodeId, name: str = "", port: int = 4000, incarnation: int = 1) -> membership_pb2.Hello:
+def hello(
+    node_id: NodeId, name: str = "", port: int = 4000, incarnation: int = 1, life: int = 1, version: int = 2
+) -> membership_pb2.Hello:
     address = common_pb2.NodeAddress(host="10.0.0.9", port=port)
-    return membership_pb2.Hello(node_id=node_id, incarnation=incarnation, name=name, addresses=[address])
+    return membership_pb2.Hello(
+        node_id=node_id,
+        incarnation=incarnation,
+        name=name,
+        addresses=[address],
+        protocol_version=version,
+        life=life,
+    )
 
 
 def sent(effects: Sequence[Effect], kind: str) -> list[tuple[NodeId, mesh_pb2.LinkMessage]]:

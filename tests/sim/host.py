@@ -147,7 +147,7 @@ class Host:
             ends = self.links.setdefault(peer, [])
             ends.append(end)
             if len(ends) == 1:
-                self.handle(events.LinkOpened(hello))
+                self.handle(events.LinkOpened(hello, "" if end.dialled else end.other.host.address[0]))
             self._drop_twin(peer)
 
         self.run(up, end.life)
@@ -171,6 +171,7 @@ class Host:
             public_key=self.key.public_key,
             protocol_version=2,
             protocol_version_min=1,
+            life=self.replica.membership.life,
             name=self.name,
             addresses=[common_pb2.NodeAddress(host=self.address[0], port=self.address[1])],
         )

@@ -1,0 +1,89 @@
+"""One member as this node knows it, and what it may say of it to others.
+
+Two states, on purpose. `belief` is the mesh's common knowledge, merged from everybody's records. `state` is what this
+node acts on: a member that the mesh believes alive but that this node can not reach itself is suspect here.
+"""
+
+from dataclasses import dataclass, field
+
+from mesh.identity import NodeId
+from mesh.suspicion import Suspicion
+from mesh.wire import membership_pb2
+
+ALIVE = membership_pb2.MEMBER_STATE_ALIVE
+SUSPECT = membership_pb2.MEMBER_STATE_SUSPECT
+DEAD = membership_pb2.MEMBER_STATE_DEAD
+LEFT = membership_pb2.MEMBER_STATE_LEFT
+
+#: Probes in a row that the member itself did not answer, though others may have reached it: from then on it counts as
+#: out of this node's reach. One may be a TCP stream that stalls for a second; two are three seconds.
+MISSES_MAX = 2
+#: Lives start at the wall clock in seconds. A record further ahead of what is known than this (136 years) is nonsense
+#: and would leave no number to deny it with.
+LIFE_JUMP_MAX = 1 << 32
+#: The release before knew only heartbeats: no probes of its own, no records but addresses.
+OLD_PROTOCOL = 1
+
+
+@dataclass
+class Member:
+    """Invariants: state is ALIVE only if belief is, and it is linked and answers; suspicion is there iff SUSPECT."""
+
+    node_id: NodeId
+    incarnation: int = 0
+    life: int = 0
+    name: str = ""
+    addresses: tuple[tuple[str, int], ...] = ()  # as its newest Hello says; a hint
+    proved: tuple[tuple[str, int], ...] = ()  # where it answered; only these are told to others
+    belief: int = ALIVE
+    state: int = SUSPECT
+    state_since: float = 0.0
+    absent_since: float | None = None  # dead or left since then
+    linked: bool = False
+    protocol_version: int = 0  # of its Hello; 0 before any
+    last_heard: float = float("-inf")  # any word on the link
+    misses: int = 0  # probes in a row without an answer of its own
+    link_broke_at: float | None = None  # a link that ended, and no word of the member itself since
+    told_at: float = float("-inf")  # that it is suspected
+    suspicion: Suspicion | None = None
+    load: membership_pb2.NodeLoad = field(default_factory=membership_pb2.NodeLoad)
+
+    @property
+    def old(self) -> bool:
+        """Speaks the previous release's protocol: judged by this node's own ears only."""
+        return self.protocol_version == OLD_PROTOCOL
+
+    @property
+    def departed(self) -> bool:
+        return self.belief in (DEAD, LEFT)
+
+    @property
+    def answers(self) -> bool:
+        """Linked, and answered one of the last probes itself."""
+        return self.linked and self.misses < MISSES_MAX
+
+    def outranks(self, life: int, state: int) -> bool:
+        """Whether what is believed is at least as new as (life, state).
+
+        Records of one node merge by the greater (life, state), states in the order ALIVE < SUSPECT < DEAD < LEFT. That
+        is a total order, so any order and repetition of the same records ends the same (SWIM, section 4.2).
+        """
+        return (self.life, self.belief) >= (life, state)
+
+    def record(self, said_by: str = "") -> membership_pb2.MemberRecord:
+        record = membership_pb2.MemberRecord(
+            node_id=self.node_id,
+            incarnation=self.incarnation,
+            life=self.life,
+            state=membership_pb2.MemberState.ValueType(self.belief),
+            name=self.name,
+            said_by=said_by,
+        )
+        for host, port in self.proved:
+            record.addresses.add(host=host, port=port)
+        return record
+
+
+def readable(record: membership_pb2.MemberRecord) -> bool:
+    """Whether a record says something: of a node, in a state that this release knows."""
+    return len(record.node_id) == 32 and ALIVE <= record.state <= LEFT
