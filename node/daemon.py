@@ -21,12 +21,12 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 import grpc.aio
-from google.protobuf.message import Message
 
-from mesh import events
+from mesh import effects, events
 from mesh.facts import Fact
 from mesh.identity import NodeId
 from mesh.replica import Replica
+from mesh.timing import PRESETS
 from mesh.wire import (
     common_pb2,
     facts_pb2,
@@ -60,13 +60,15 @@ from node.store import Store
 from node.submissions import Submissions
 from node.worker import Worker
 
-#: How often the load that heartbeats carry is brought up to date.
+#: How often the load that probes carry is brought up to date.
 LOAD_EVERY_S = 0.25
+#: How often a stopping node looks whether its tasks have ended.
+DRAIN_LOOK_S = 0.02
 AGENT = "default"
 
 
 class Daemon:
-    """Implements `shell.Listener`, `worker.Mesh` and `leader.Mesh`."""
+    """Implements `shell.Listener`."""
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
@@ -112,24 +114,31 @@ class Daemon:
         stack.callback(logs.tear_down)
         key = load_or_make_key(self.paths.key)
         incarnation = secrets.randbits(64)
-        self.replica = Replica(key, incarnation, int(time.time()), random.Random(secrets.randbits(64)))
+        self.replica = Replica(
+            key,
+            incarnation,
+            int(time.time()),
+            random.Random(secrets.randbits(64)),
+            slots=config.slots,
+            timing=PRESETS[config.network],
+        )
         self.store = Store(self.paths.journal, self._disk_failed)
         stack.push_async_callback(self.store.close)
         facts, term, voted_for = self.store.open(key.node_id)
-        self.replica.restore(facts, term, voted_for)
+        self.replica.restore(facts, term, voted_for, blobs=self.store.blob_refs())
         logs.log("info", f"node {key.node_id} ({self.name}), kithmesh {__version__}, {len(facts)} facts")
 
         self.engine = EngineProcess(config, self.model_path, lambda line: logs.log("info", line), self._engine_changed)
         self.shell = Shell(self.replica, self.store, self.hello, self)
         links = self.shell.links
-        self.blobs = Blobs(self.store, links.send, links.stub, self.shell.live_peers)
+        self.blobs = Blobs(self.store, self.shell.post, links.stub, self.shell.live_peers)
         self.plans = Plans(self.blobs)
         self.snapshots = Snapshots(self.replica, self.plans)
         self.solver = SolverProcess(logs.logger)
-        self.worker = Worker(self, self.engine, self.blobs, config.slots, self._load_changed)
-        self.leader = Leader(self, self.replica, self.engine, self.blobs, self.plans, self.solver)
+        self.worker = Worker(self.engine, self.blobs, self.shell.post)
+        self.leader = Leader(self.shell.post, self.engine, self.blobs, self.plans, self.solver, self.snapshots.name_of)
         self.router = Router(self.replica, self.engine, links)
-        self.submissions = Submissions(self, self.replica, self.blobs, self._agents_live)
+        self.submissions = Submissions(self.shell.post, self.replica, self.blobs, self._agents_live)
 
         if config.engine == "llama" and config.model:
             # What the owner named is checked before anything is served; a bad file ends the start.
@@ -153,6 +162,7 @@ class Daemon:
         self._spawn(self._discover(), "discover")
         self._spawn(self._bring_up_engine(), "engine")
         self._spawn(self._keep_load(), "load")
+        self._spawn(self.worker.watch_steps(), "steps")
         if config.http:
             from node.http import serve
 
@@ -162,16 +172,20 @@ class Daemon:
     async def _stop_parts(self) -> None:
         """Everything above the doors, which are still open: peers hear the end of what runs, then the goodbye."""
         self.submissions.draining = True
-        self.replica.membership.load.draining = True
-        await self.worker.drain(self._drain_s)
-        if (leading := self.leader.concede()) is not None:
-            await asyncio.gather(leading, return_exceptions=True)
+        self.shell.post(events.Draining())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_s):
+                while self.replica.work.intake.running:  # noqa: ASYNC110 - a machine tells nobody
+                    await asyncio.sleep(DRAIN_LOOK_S)
+        await self.worker.stop_all()
+        await self.leader.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.discovery is not None:
             await self.discovery.stop()
         await asyncio.gather(self.solver.stop(), self.engine.stop())
+        self.submissions.close()
         await self.shell.stop()
         await self.blobs.close()
 
@@ -220,22 +234,16 @@ class Daemon:
         logs.log("info", text)
 
     async def _keep_load(self) -> None:
-        while True:
-            await self._refresh_load()
-            await asyncio.sleep(LOAD_EVERY_S)
-
-    async def _refresh_load(self) -> None:
+        """What peers hear of this node beside what the machines know themselves."""
         load = self.replica.membership.load
         load.slots_total = self.config.slots
-        load.queued_prompt_tokens, load.queued_output_tokens = self.worker.load()
-        load.slots_busy = len(self.worker.intake.running)
-        if self.engine.state == "ready":
-            with contextlib.suppress(KithError):
-                stats = await self.engine.stats()
-                load.slots_busy = max(load.slots_busy, stats.slots_busy)
+        while True:
+            load.slots_busy = max(len(self.replica.work.intake.running), self.engine.figures.slots_busy)
+            await asyncio.sleep(LOAD_EVERY_S)
 
     def _engine_changed(self) -> None:
         logs.log("info", f"engine: {self.engine.state} {self.engine.problem}".rstrip())
+        self.shell.post(events.EngineChanged(self.engine.state == "ready", self.engine.stalled))
         if self.engine.state in ("ready", "failed", "restarting"):
             self._spawn(self._publish_profile(), "profile")
 
@@ -267,7 +275,7 @@ class Daemon:
             )
         if profile != self._profile:
             self._profile = profile
-            await self.author("node_profile", profile)
+            await self.shell.author("node_profile", profile)
 
     # What parts ask of the node
 
@@ -286,18 +294,6 @@ class Daemon:
             hello.addresses.add(host=host, port=port)
         return hello
 
-    def current_leader(self) -> common_pb2.FencingToken | None:
-        return self.replica.election.leader
-
-    def live_peers(self) -> list[NodeId]:
-        return self.shell.live_peers()
-
-    def send_or_deliver(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
-        self.shell.send_or_deliver(peer, message)
-
-    async def author(self, kind: str, content: Message) -> Fact:
-        return await self.shell.author(kind, content)
-
     def change(self) -> asyncio.Event:
         """An event that is set at the next change of any job."""
         return self._changed
@@ -309,58 +305,49 @@ class Daemon:
     # shell.Listener
 
     def delivered(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
-        match message.WhichOneof("message"):
-            case "assign":
-                self.worker.assigned(peer, message.assign)
-            case "cancel_task":
-                self.worker.cancel_received(peer, message.cancel_task)
-            case "task_event":
-                self.leader.task_event(peer, message.task_event)
-            case "work_report":
-                self.leader.work_report(peer, message.work_report)
-            case "job_progress":
-                self.snapshots.progress_received(message.job_progress)
-                self._job_changed()
-            case "blob_offer":
-                self.blobs.offer_received(peer, message.blob_offer)
-            case "blob_receipt":
-                self.blobs.receipt_received(peer, message.blob_receipt)
-                self.submissions.receipt_received()
-            case "fact_receipt" | "version_vector":
-                self.submissions.receipt_received()
+        if message.WhichOneof("message") == "job_progress":
+            self.snapshots.progress_received(message.job_progress)
+            self._job_changed()
+
+    def carry_out(self, effect: effects.Effect) -> None:
+        match effect:
+            case effects.FetchBlob():
+                self.blobs.fetch(effect)
+            case effects.DropBlobs(sha256):
+                self.blobs.drop(sha256)
+            case effects.AnswerSubmit():
+                self.submissions.answered(effect)
+            case effects.StartTask():
+                self.worker.start(effect)
+            case effects.StopTask():
+                self.worker.stop(effect)
+            case effects.MakePlan():
+                self.leader.make_plan(effect)
+            case effects.ReadPlan():
+                self.leader.read_plan(effect)
+            case effects.Allocate():
+                self.leader.allocate(effect)
+            case effects.Assemble():
+                self.leader.assemble(effect)
+            case _:
+                raise AssertionError(f"nobody carries out {type(effect).__name__}")
 
     def member_changed(self, node_id: NodeId, state: int) -> None:
         if state == membership_pb2.MEMBER_STATE_ALIVE:
             save_peers(self.paths.peers, self.replica)
-            self.leader.wake()
-        else:
-            self.leader.member_gone(node_id)
 
     def leader_changed(self, token: common_pb2.FencingToken | None) -> None:
-        if token is not None:
-            self.worker.leader_changed(token)
         if token is not None and token.leader_id == self.replica.me:
-            self.leader.lead(token)
+            # Warm before the first round; it stops by itself when it was idle for long enough.
             self._spawn(self.solver.start(), "solver")
-        else:
-            self.leader.concede()  # the solver process stops by itself when it was idle for long enough
         self._job_changed()
 
     def facts_applied(self, facts: Sequence[Fact]) -> None:
-        for fact in facts:
-            self.leader.fact_applied(fact)
-            if fact.kind in ("job_completed", "job_cancelled", "job_failed"):
-                self.worker.job_ended(getattr(fact.body, fact.kind).job_id)
         self._job_changed()
 
     def _job_changed(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    def _load_changed(self) -> None:
-        load = self.replica.membership.load
-        load.queued_prompt_tokens, load.queued_output_tokens = self.worker.load()
-        self.leader.wake()
 
     # For the local door
 

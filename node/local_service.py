@@ -22,8 +22,14 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 #: Snapshots of one watched job a second at most.
 WATCH_EVERY_S = 0.2
+#: How often an answer that may not be shown yet is looked at.
+DISCLOSED_EVERY_S = 0.03
+#: A result that may not be shown yet is waited for so long: this node may learn later than others who holds it.
+DISCLOSED_WITHIN_S = 5.0
+REASON_CHARS_MAX = 500
 KNOWLEDGE_TEXT_BYTES_MAX = 12 * 1024
 SEARCH_LIMIT_MAX = 100
+ALTERNATIVES_MAX = 20
 DRAIN_S = 10.0
 
 
@@ -31,6 +37,7 @@ class LocalService(local_pb2_grpc.LocalServicer):
     def __init__(self, daemon: "Daemon") -> None:
         self._daemon = daemon
         self._replica = daemon.replica
+        self._snapshots = daemon.snapshots
 
     # The node
 
@@ -51,7 +58,7 @@ class LocalService(local_pb2_grpc.LocalServicer):
         )
 
     async def Shutdown(self, request: local_pb2.ShutdownRequest, context: Context) -> local_pb2.ShutdownReply:
-        running = len(self._daemon.worker.intake.running)
+        running = self._daemon.worker.running
         self._daemon.request_stop(request.drain_s or DRAIN_S)
         return local_pb2.ShutdownReply(running_tasks=running)
 
@@ -75,22 +82,26 @@ class LocalService(local_pb2_grpc.LocalServicer):
             await abort(context, error)
 
     async def Jobs(self, request: local_pb2.JobsRequest, context: Context) -> local_pb2.JobsReply:
-        jobs = [job for job in self._replica.ledger.jobs.values() if job.submitted is not None]
-        jobs.sort(key=lambda job: job.submitted[0].hybrid_clock if job.submitted else 0)
-        shown = [job for job in jobs if not request.open_only or job.state == OPEN]
-        return local_pb2.JobsReply(jobs=[self._daemon.snapshots.summary_of(job, self._waiting(job)) for job in shown])
+        known = [job for job in self._replica.ledger.jobs.values() if job.request is not None]
+        snapshots = [self._snapshots.summary_of(job) for job in known]
+        snapshots.sort(key=lambda snapshot: (snapshot.submitted_ms, snapshot.job_id))
+        shown = [one for one in snapshots if one.state == OPEN or not request.open_only]
+        return local_pb2.JobsReply(jobs=shown)
 
     async def Watch(self, request: local_pb2.WatchRequest, context: Context) -> AsyncIterator[local_pb2.JobSnapshot]:
         job = await self._job(request.job_id, context)
         last: local_pb2.JobSnapshot | None = None
-        while True:
+        while (job := self._replica.ledger.jobs.get(job.job_id, job)).request is not None:
             changed = self._daemon.change()
-            snapshot = await self._daemon.snapshots.of(job, self._waiting(job))
+            snapshot = await self._snapshots.of(job)
             if snapshot != last:
                 yield snapshot
                 last = snapshot
-            if job.state != OPEN:
+            if snapshot.state != OPEN:
                 return
+            if job.closed:  # its end is still being copied, which is no change of the job
+                await asyncio.sleep(DISCLOSED_EVERY_S)
+                continue
             await asyncio.sleep(WATCH_EVERY_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2.0):
@@ -98,26 +109,40 @@ class LocalService(local_pb2_grpc.LocalServicer):
 
     async def Result(self, request: local_pb2.ResultRequest, context: Context) -> local_pb2.ResultReply:
         job = await self._job(request.job_id, context)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCLOSED_WITHIN_S):
+                while job.closed and self._snapshots.state_of(job) == OPEN:  # noqa: ASYNC110 - gossip tells nobody
+                    await asyncio.sleep(DISCLOSED_EVERY_S)
         try:
-            return await self._result(job)
+            reply = await self._result(job)
+            if request.alternatives:
+                reply.alternatives.extend(await self._alternatives(job))
+            return reply
         except KithError as error:
             await abort(context, error)
 
     async def Cancel(self, request: local_pb2.CancelJobRequest, context: Context) -> local_pb2.CancelJobReply:
         job = await self._job(request.job_id, context)
-        if job.state != OPEN:
+        if job.closed:
             return local_pb2.CancelJobReply(outcome="already-ended")
-        cancelled = facts_pb2.JobCancelled(job_id=job.job_id, reason=request.reason or "asked for by the owner")
+        cancelled = facts_pb2.JobCancelled(
+            job_id=job.job_id,
+            reason=request.reason[:REASON_CHARS_MAX] or "asked for by the owner",
+            record=self._replica.ledger.record_of(job),
+        )
         await self._daemon.shell.author("job_cancelled", cancelled)
         return local_pb2.CancelJobReply(outcome="requested")
 
     async def Explain(self, request: local_pb2.ExplainRequest, context: Context) -> local_pb2.ExplainReply:
         job = await self._job(request.job_id, context)
-        reply = local_pb2.ExplainReply(job=await self._daemon.snapshots.of(job, self._waiting(job)))
+        reply = local_pb2.ExplainReply(job=await self._snapshots.of(job))
         for said, assigned in job.rounds():
-            name = self._daemon.snapshots.name_of(assigned.token.leader_id)
+            name = self._snapshots.name_of(assigned.token.leader_id)
             reply.rounds.add(assigned=assigned, leader_name=name, time_ms=said.time_ms)
         return reply
+
+    async def Story(self, request: local_pb2.StoryRequest, context: Context) -> local_pb2.StoryReply:
+        return local_pb2.StoryReply()
 
     # Dialogue and knowledge
 
@@ -161,7 +186,7 @@ class LocalService(local_pb2_grpc.LocalServicer):
                 source=item.content.source,
                 tags=item.content.tags,
                 author_id=item.author,
-                author_name=self._daemon.snapshots.name_of(item.author),
+                author_name=self._snapshots.name_of(item.author),
                 score=score,
                 added_ms=item.hybrid_clock >> 16,
             )
@@ -169,39 +194,48 @@ class LocalService(local_pb2_grpc.LocalServicer):
 
     # Inside
 
-    def _waiting(self, job: Job) -> str:
-        if job.state != OPEN:
-            return ""
-        if self._replica.election.leader is None:
-            return "a leader"
-        return self._daemon.leader.waiting_for.get(job.job_id, "") if self._daemon.leader.token else ""
-
     async def _job(self, job_id: bytes, context: Context) -> Job:
         job = self._replica.ledger.jobs.get(job_id)
-        if job is None or job.submitted is None:
+        if job is None or job.request is None:
             text = f"no job {job_id.hex()[:12]} is known here"
             await abort(context, KithError("job-unknown", text, "`kith jobs` lists them.", ExitCode.NOT_FOUND))
         return job
 
     async def _result(self, job: Job) -> local_pb2.ResultReply:
-        snapshot = await self._daemon.snapshots.of(job, self._waiting(job))
+        snapshot = await self._snapshots.of(job)
         short = job.job_id.hex()[:12]
-        if job.state == FAILED:
+        if snapshot.state == FAILED:
             why = snapshot.reasons[0].message if snapshot.reasons else "no reason was given"
             remedy = snapshot.reasons[0].remedy if snapshot.reasons else ""
             raise KithError("job-failed", f"job {short} failed: {why}", remedy or f"See `kith explain {short}`.")
-        if job.state == CANCELLED:
+        if snapshot.state == CANCELLED:
             raise KithError("job-cancelled", f"job {short} was cancelled", "Submit it again.", ExitCode.CANCELLED)
-        if job.state != COMPLETED or job.completion is None or job.submitted is None:
+        if snapshot.state != COMPLETED or job.completion is None or job.request is None:
             text = f"job {short} still runs: {snapshot.tasks_done} of {snapshot.tasks_total or '?'} tasks are done"
+            if job.closed:
+                text = f"job {short} is done, and waits for copies of its result"
             raise KithError("job-not-finished", text, f"Watch it: kith watch {short}", ExitCode.UNAVAILABLE)
         reply = local_pb2.ResultReply(job=snapshot)
         reply.result.CopyFrom(work_pb2.JobResult.FromString(await self._daemon.blobs.get(job.completion.result)))
-        request = job.submitted[1].request
-        if request.WhichOneof("kind") == "summarize":
+        if job.request.WhichOneof("kind") == "summarize":
             with contextlib.suppress(KithError):
-                reply.document = await self._daemon.blobs.get(request.summarize.document)
+                reply.document = await self._daemon.blobs.get(job.request.summarize.document)
         return reply
+
+    async def _alternatives(self, job: Job) -> list[local_pb2.AlternativeResult]:
+        """The answers of groups that were cut off, as far as their copies can be read."""
+        found = []
+        for said, completed in self._replica.ledger.alternatives(job)[:ALTERNATIVES_MAX]:
+            other = local_pb2.AlternativeResult(
+                fact_hash=said.hash,
+                completed_by=said.author,
+                completed_by_name=self._snapshots.name_of(said.author),
+                time_ms=said.time_ms,
+            )
+            with contextlib.suppress(KithError):
+                other.result.CopyFrom(work_pb2.JobResult.FromString(await self._daemon.blobs.get(completed.result)))
+            found.append(other)
+        return found
 
 
 def node_infos(daemon: "Daemon") -> list[local_pb2.NodeInfo]:

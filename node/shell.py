@@ -1,8 +1,8 @@
 """Drives the replica: feeds it events, carries out its effects on the disk and the network.
 
 Idea: the replica is pure, so all that is left here is duty: persist before telling, vote after the sync, drop what can
-not be sent. What the machines hand upwards (messages for the leader, the worker and the blobs; changes of members,
-leader and facts) goes to `Listener`.
+not be sent. What takes other parts of the node (engine, solver, blobs, clients), and what they want to hear of, goes to
+`Listener`.
 
 Does not: take decisions.
 """
@@ -30,6 +30,9 @@ TICK_S = 0.05
 
 class Listener(Protocol):
     """What happens above the machines. All calls come on the event loop and must not block."""
+
+    def carry_out(self, effect: effects.Effect) -> None:
+        """An effect of effects.py's sections on blobs and work."""
 
     def delivered(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None: ...
 
@@ -74,21 +77,15 @@ class Shell:
 
     async def author(self, kind: str, content: Message) -> Fact:
         """Say something once and for all. Returns when it is durable here."""
-        staged: list[Fact] = []
-        # The fact is made inside `handle`, and its Persist effect is the first to name it.
+        own: Fact | None = None
+        # The fact is made inside `handle`; a pause may have made the machines say things of their own before it.
         for effect in self.replica.handle(events.FactAuthored(kind, content, clock.wall_clock_ms()), clock.now()):
-            if isinstance(effect, effects.Persist):
-                staged += effect.facts
-                self._authoring[effect.facts[0].hash] = asyncio.get_running_loop().create_future()
+            if isinstance(effect, effects.Persist) and effect.source is None and effect.facts[-1].kind == kind:
+                own = effect.facts[-1]
+                self._authoring[own.hash] = asyncio.get_running_loop().create_future()
             self._carry_out(effect)
-        return await self._authoring[staged[0].hash]
-
-    def send_or_deliver(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
-        """Send to a peer; a message to this node itself is delivered in the next turn of the loop."""
-        if peer == self.replica.me:
-            asyncio.get_running_loop().call_soon(self._listener.delivered, peer, message)
-        else:
-            self.links.send(peer, message)
+        assert own is not None, "what is authored is persisted"
+        return await self._authoring[own.hash]
 
     def live_peers(self) -> list[NodeId]:
         return self.replica.membership.live_peers()
@@ -131,7 +128,7 @@ class Shell:
 
     def _tick(self) -> None:
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
-        self.post(events.Ticked())
+        self.post(events.Ticked(clock.wall_clock_ms()))
 
     def _carry_out(self, effect: effects.Effect) -> None:
         match effect:
@@ -155,6 +152,8 @@ class Shell:
                 self._listener.facts_applied(facts)
             case effects.Log(level, text):
                 log(level, text)
+            case _:
+                self._listener.carry_out(effect)
 
     async def _persist(self, facts: tuple[Fact, ...], source: NodeId | None) -> None:
         await self._store.append(facts)

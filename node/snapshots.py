@@ -1,9 +1,10 @@
 """Jobs as people see them: the ledger's fold, the plan, and what the leader last said of running tasks."""
 
+from mesh.disclosure import Disclosure
 from mesh.identity import NodeId
-from mesh.ledger import FAILED, Job, TaskRef
+from mesh.ledger import COMPLETED, FAILED, OPEN, Job, TaskRef
 from mesh.replica import Replica
-from mesh.wire import local_pb2, work_pb2
+from mesh.wire import facts_pb2, local_pb2, work_pb2
 from node.errors import KithError
 from node.plans import Plans
 from solver.assemble import task_label
@@ -18,6 +19,21 @@ class Snapshots:
         self._replica = replica
         self._plans = plans
         self._progress: dict[bytes, work_pb2.JobProgress] = {}
+        self._disclosure = Disclosure(replica)
+
+    def state_of(self, job: Job) -> "local_pb2.JobState.ValueType":
+        """As clients see it."""
+        return self._disclosure.state_of(job)
+
+    def waiting_for(self, job: Job) -> str:
+        """Why an open job does not move, in words; empty where it does, or where this node does not know."""
+        if self.state_of(job) != OPEN:
+            return ""
+        if job.state == COMPLETED:
+            return "copies of the result"
+        if self._replica.election.leader is None:
+            return "a leader"
+        return self._replica.work.coordinator.waiting_for.get(job.job_id, "")
 
     def progress_received(self, progress: work_pb2.JobProgress) -> None:
         self._progress.pop(progress.job_id, None)
@@ -32,30 +48,37 @@ class Snapshots:
         member = self._replica.membership.members.get(NodeId(node_id))
         return member.name if member and member.name else node_id[:8]
 
-    def summary_of(self, job: Job, waiting_for: str = "") -> local_pb2.JobSnapshot:
+    def summary_of(self, job: Job) -> local_pb2.JobSnapshot:
         """Without tasks."""
         snapshot = local_pb2.JobSnapshot(
-            job_id=job.job_id, state=job.state, leader=self._replica.election.leader, superseded=len(job.completed) > 1
+            job_id=job.job_id,
+            state=self.state_of(job),
+            leader=self._replica.election.leader,
+            superseded=bool(self._replica.ledger.alternatives(job)),
+            waiting_for=self.waiting_for(job),
         )
+        if job.request is not None:
+            snapshot.kind = job.request.WhichOneof("kind") or ""
+            snapshot.title = title_of(job.request)
+        record = job.end[1].record if job.end is not None else facts_pb2.JobRecord()
+        snapshot.submitted_ms, snapshot.submitted_by = record.hybrid_clock >> 16, record.accepted_by
         if job.submitted is not None:
-            said, submitted = job.submitted
-            snapshot.kind = submitted.request.WhichOneof("kind") or ""
-            snapshot.title = title_of(submitted.request)
-            snapshot.submitted_ms = said.time_ms
-            snapshot.submitted_by = said.author
+            snapshot.submitted_ms, snapshot.submitted_by = job.submitted[0].time_ms, job.submitted[0].author
         if job.plan is not None:
             snapshot.tasks_total = job.plan.task_count
             snapshot.tasks_done = len(job.results())
+        elif job.closed:
+            snapshot.tasks_total = record.tasks
+            snapshot.tasks_done = record.tasks if job.state == COMPLETED else 0
         if job.state == FAILED:
             for _, failed in job.failed.values():
                 snapshot.reasons.extend(failed.reasons)
                 break
-        snapshot.waiting_for = waiting_for
         return snapshot
 
-    async def of(self, job: Job, waiting_for: str = "") -> local_pb2.JobSnapshot:
+    async def of(self, job: Job) -> local_pb2.JobSnapshot:
         """With every task, where the plan can be read."""
-        snapshot = self.summary_of(job, waiting_for)
+        snapshot = self.summary_of(job)
         if job.plan is None:
             return snapshot
         try:

@@ -1,21 +1,18 @@
-"""Accepting jobs: check, store, author `submitted`, and answer once enough nodes hold the job and all that it reads.
+"""Taking in a client's job: check it, store what it reads, and say how many nodes hold it.
 
 Idea: the job's id is the hash of the client's random key and the request, so a client that did not hear the answer asks
-again, here or elsewhere, and gets the same job. Submit never hangs: at the deadline it says how many nodes hold it.
+again, here or elsewhere, and gets the same job. When a job counts as accepted is decided by mesh/acceptance.py, which
+answers by the deadline whatever happens.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Callable
 
-from google.protobuf.message import Message
-
-from mesh.facts import FACT_BYTES_MAX, Fact
-from mesh.gossip import COPIES
-from mesh.identity import NodeId
+from mesh import effects, events
+from mesh.facts import FACT_BYTES_MAX
 from mesh.replica import Replica
-from mesh.wire import common_pb2, facts_pb2, local_pb2, work_pb2
+from mesh.wire import facts_pb2, local_pb2, work_pb2
 from node.blobs import Blobs
 from node.errors import ExitCode, KithError
 from solver.decompose import check_options
@@ -27,24 +24,30 @@ CLIENT_KEY_BYTES_MAX = 64
 OPEN_JOBS_MAX = 1000
 
 
-class Mesh(Protocol):
-    def live_peers(self) -> list[NodeId]: ...
-
-    def author(self, kind: str, content: Message) -> Awaitable[Fact]: ...
-
-
 class Submissions:
-    def __init__(self, mesh: Mesh, replica: Replica, blobs: Blobs, agents_live: Callable[[], int]) -> None:
-        self._mesh = mesh
+    def __init__(
+        self,
+        post: Callable[[events.Event], None],
+        replica: Replica,
+        blobs: Blobs,
+        agents_live: Callable[[], int],
+    ) -> None:
+        self._post = post
         self._replica = replica
         self._blobs = blobs
         self._agents_live = agents_live
-        self._receipt = asyncio.Event()
+        self._asked: dict[int, asyncio.Future[effects.AnswerSubmit]] = {}
+        self._tickets = 0
         self.draining = False
 
-    def receipt_received(self) -> None:
-        """A peer told what it holds."""
-        self._receipt.set()
+    def answered(self, effect: effects.AnswerSubmit) -> None:
+        future = self._asked.pop(effect.ticket, None)
+        if future is not None and not future.done():
+            future.set_result(effect)
+
+    def close(self) -> None:
+        for future in self._asked.values():
+            future.cancel()
 
     async def submit(self, header: local_pb2.SubmitHeader, document: bytes) -> local_pb2.SubmitReply:
         """Raises `KithError`: bad request, panel too large, too few copies (names the job, which goes on)."""
@@ -68,25 +71,26 @@ class Submissions:
                 "Shorten the question and its context to about 15,000 bytes.",
                 ExitCode.BAD_INPUT,
             )
-        deadline = header.replica_deadline_s or REPLICA_DEADLINE_S
-        known = self._replica.ledger.jobs.get(job_id)
-        began = asyncio.get_running_loop().time()
-        if known is None or known.submitted is None:
-            await self._blobs.replicate(blobs, COPIES, deadline) if blobs else None
-            fact = await self._mesh.author("job_submitted", submitted)
-            left = max(0.0, deadline - (asyncio.get_running_loop().time() - began))
-            copies = await self._wait_for_copies(fact, blobs, left)
-        else:
-            copies = self._blobs.copies(blobs) if blobs else 1
-        wanted = min(COPIES, 1 + len(self._mesh.live_peers()))
-        if copies < header.min_replicas:
+        answer = await self._ask(submitted, header.replica_deadline_s or REPLICA_DEADLINE_S)
+        if answer.copies < header.min_replicas:
             raise KithError(
                 "too-few-copies",
-                f"job {job_id.hex()[:12]} is accepted, but on {copies} of {header.min_replicas} nodes only",
+                f"job {job_id.hex()[:12]} is accepted, but on {answer.copies} of {header.min_replicas} nodes only",
                 "It goes on and more copies are made as nodes appear; `kith cancel` ends it.",
                 ExitCode.UNAVAILABLE,
             )
-        return local_pb2.SubmitReply(job_id=job_id, replicas=copies, replicas_wanted=wanted)
+        return local_pb2.SubmitReply(job_id=job_id, replicas=answer.copies, replicas_wanted=answer.wanted)
+
+    async def _ask(self, submitted: facts_pb2.JobSubmitted, deadline_s: float) -> effects.AnswerSubmit:
+        self._tickets += 1
+        ticket = self._tickets
+        future: asyncio.Future[effects.AnswerSubmit] = asyncio.get_running_loop().create_future()
+        self._asked[ticket] = future
+        try:
+            self._post(events.SubmitRequested(ticket, submitted, deadline_s))
+            return await future
+        finally:
+            self._asked.pop(ticket, None)
 
     def _checked(self, header: local_pb2.SubmitHeader, document: bytes) -> work_pb2.JobRequest:
         request = work_pb2.JobRequest()
@@ -140,24 +144,6 @@ class Submissions:
                 raise KithError(
                     "bad-options", str(error), "Give at least two different options.", ExitCode.BAD_INPUT
                 ) from error
-
-    async def _wait_for_copies(self, fact: Fact, blobs: list[common_pb2.BlobRef], deadline_s: float) -> int:
-        """Nodes that hold the fact and all blobs, this one included; waits for enough or for the time to be up."""
-        clock = asyncio.get_running_loop()
-        end = clock.time() + deadline_s
-        while True:
-            self._receipt.clear()
-            holders = self._replica.copies_of(fact)
-            blob_holders = self._blobs.holders_of(blobs)
-            copies = 1 + len(holders if blob_holders is None else holders & blob_holders)
-            left = end - clock.time()
-            if copies >= min(COPIES, 1 + len(self._mesh.live_peers())) or left <= 0:
-                return copies
-            try:
-                async with asyncio.timeout(left):
-                    await self._receipt.wait()
-            except TimeoutError:
-                continue
 
 
 def job_id_of(client_key: bytes, request: work_pb2.JobRequest) -> bytes:

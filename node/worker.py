@@ -1,121 +1,80 @@
-"""Runs tasks that a leader assigned to this node, and reports how they go.
+"""Runs the tasks that this node took: each is one asyncio task around the engine, and ends as an event.
 
-Idea: an assignment that the intake machine takes becomes one asyncio task: read inputs, run it on the engine, store the
-result with copies on other nodes, author the `finished` fact, tell the leader. A failure is a fact too, so that the
-leader can count it. Progress is a stream to whoever leads at the moment, and renews the lease only when the engine
-really moved.
+Idea: what to run, and what becomes of a result, is decided by mesh/intake.py. Here inputs are read, the engine is
+driven, and the result is stored; a failure is an outcome too, so that it can be counted. An engine that reads a long
+prompt says nothing for seconds, so its steps count as progress of all that runs: continuous batching moves all at once.
 
-Does not: choose tasks, or retry them.
+Does not: take, refuse or retry tasks, or tell anybody but the machines.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
-from google.protobuf.message import Message
-
+from mesh import effects, events
 from mesh.dispatch import TaskKey
-from mesh.facts import Fact
-from mesh.gossip import COPIES
-from mesh.identity import NodeId
-from mesh.intake import Intake, Running, event_of, key_of_assign
-from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
+from mesh.wire import common_pb2, facts_pb2, work_pb2
 from node.blobs import Blobs
 from node.engine.api import Engine
 from node.errors import KithError
 from node.logs import log, where
 from node.tasks import run_task
-from solver.assemble import task_key
+from solver.assemble import task_key, to_bytes
 
-#: Progress is told at most this often a task.
-PROGRESS_EVERY_S = 0.25
-#: How long a result waits for its copies before it is announced all the same.
-REPLICATE_S = 3.0
+#: Progress of a task is handed on at most this often: the engine may move a thousand times a second.
+PROGRESS_EVERY_S = 0.1
+#: How often the engine's steps are looked at.
+STEPS_EVERY_S = 0.25
 
 
-class Mesh(Protocol):
-    """What the worker needs of the daemon."""
-
-    def current_leader(self) -> common_pb2.FencingToken | None: ...
-
-    def send_or_deliver(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
-        """Send to a peer, or hand it to this node's own part."""
-
-    def author(self, kind: str, content: Message) -> Awaitable[Fact]: ...
+@dataclass
+class _Running:
+    task: "asyncio.Task[None]"
+    progress: work_pb2.TaskProgress = field(default_factory=work_pb2.TaskProgress)
+    told_at: float = 0.0
 
 
 class Worker:
-    def __init__(self, mesh: Mesh, engine: Engine, blobs: Blobs, slots: int, on_change: Callable[[], None]) -> None:
-        self._mesh = mesh
+    def __init__(self, engine: Engine, blobs: Blobs, post: Callable[[events.Event], None]) -> None:
         self._engine = engine
         self._blobs = blobs
-        self._on_change = on_change
-        self.intake = Intake(slots)
-        self._tasks: dict[TaskKey, asyncio.Task[None]] = {}
-        self._told_at: dict[TaskKey, float] = {}
+        self._post = post
+        self._running: dict[TaskKey, _Running] = {}
 
-    def assigned(self, sender: NodeId, assign: work_pb2.Assign) -> None:
-        key = key_of_assign(assign)
-        if self._engine.state == "ready" or key in self._tasks:
-            problem = self.intake.offered(sender, assign, self._mesh.current_leader())
-        else:
-            problem = common_pb2.Problem(code="engine-not-ready", message=f"the engine is {self._engine.state}")
-        event = work_pb2.TaskEvent(
-            job_id=assign.job_id,
-            task_index=assign.task.index,
-            replica=assign.task.replica,
-            attempt=assign.attempt,
-            agent=assign.agent,
-        )
-        log("debug", f"{key.label} offered by {sender[:8]}: {problem.code if problem else 'taken'}")
-        if problem is not None:
-            event.token.CopyFrom(self.intake.highest)
-            event.declined.CopyFrom(problem)
-        else:
-            event.token.CopyFrom(assign.token)
-            event.accepted.SetInParent()
-            if key not in self._tasks:
-                running = self.intake.running[key]
-                self._tasks[key] = asyncio.create_task(self._run(key, running), name=f"task {key.ref}")
-        self._tell(sender, event)
-        self._on_change()
+    @property
+    def running(self) -> int:
+        return len(self._running)
 
-    def leader_changed(self, token: common_pb2.FencingToken) -> None:
-        report = self.intake.leader_changed(token)
-        self._mesh.send_or_deliver(NodeId(token.leader_id), mesh_pb2.LinkMessage(work_report=report))
+    def start(self, effect: effects.StartTask) -> None:
+        assert effect.key not in self._running, "a task is started once"
+        task = asyncio.create_task(self._run(effect.key, effect.assign), name=f"task {effect.key.ref}")
+        self._running[effect.key] = _Running(task)
+        task.add_done_callback(lambda _: self._stopped(effect.key))
 
-    def cancel_received(self, sender: NodeId, cancel: work_pb2.CancelTask) -> None:
-        if key := self.intake.cancelled(sender, cancel):
-            self._tasks[key].cancel()
+    def stop(self, effect: effects.StopTask) -> None:
+        if running := self._running.get(effect.key):
+            log("info", f"{effect.key.label} is stopped: {effect.reason}")
+            running.task.cancel()
 
-    def job_ended(self, job_id: bytes) -> None:
-        """What still runs for a job that ended is of no use."""
-        for key in self.intake.of_job(job_id):
-            if key in self._tasks:
-                self._tasks[key].cancel()
-
-    async def drain(self, seconds: float) -> None:
-        """Take nothing new; let what runs finish for so long, then cancel it."""
-        self.intake.draining = True
-        if self._tasks:
-            await asyncio.wait(list(self._tasks.values()), timeout=seconds)
-        running = list(self._tasks.values())
-        for task in running:
+    async def stop_all(self) -> None:
+        tasks = [running.task for running in self._running.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def load(self) -> tuple[int, int]:
-        """Upper bounds of the prompt and output tokens still to be worked through here."""
-        prompt = output = 0
-        for running in self.intake.running.values():
-            task, progress = running.assign.task, running.progress
-            prompt += max(0, task.prompt_tokens_estimate - progress.prompt_tokens_done)
-            output += max(0, task.output_tokens_max - progress.output_tokens)
-        return prompt, output
+    async def watch_steps(self) -> None:
+        """Until cancelled: tell that what runs moves, while the engine does."""
+        steps = self._engine.figures.steps
+        while True:
+            await asyncio.sleep(STEPS_EVERY_S)
+            if self._engine.figures.steps != steps:
+                steps = self._engine.figures.steps
+                for key in list(self._running):
+                    self._moved(key, None)
 
-    async def _run(self, key: TaskKey, running: Running) -> None:
-        assign = running.assign
+    async def _run(self, key: TaskKey, assign: work_pb2.Assign) -> None:
         began = time.monotonic()
         finished = facts_pb2.TaskFinished(
             job_id=assign.job_id,
@@ -129,53 +88,33 @@ class Worker:
         try:
             inputs = [work_pb2.TaskResult.FromString(await self._blobs.get(ref)) for ref in assign.inputs]
             result, usage = await run_task(
-                assign.task,
-                inputs,
-                self._blobs.get,
-                self._engine,
-                lambda progress: self._progressed(key, running, progress),
+                assign.task, inputs, self._blobs.get, self._engine, partial(self._moved, key)
             )
-            blob = await self._blobs.put(result.SerializeToString(deterministic=True))
-            await self._blobs.replicate([blob], COPIES, REPLICATE_S)
-            finished.result.CopyFrom(blob)
+            finished.result.CopyFrom(await self._blobs.put(to_bytes(result)))
             finished.usage.CopyFrom(usage)
+            log("info", f"{key.label} has a result after {time.monotonic() - began:.1f} s")
         except KithError as error:
             log("warning", f"{key.label} failed: {error.code}")
             finished.failure.CopyFrom(error.to_wire())
-        except asyncio.CancelledError:
-            log("info", f"{key.label} was cancelled")
-            self._forget(key)
-            raise
         except Exception as error:
             # A programmer's error must not take the node down, nor leave the task without an end.
             log("error", f"{key.label} ended by {where(error)}")
             finished.failure.CopyFrom(
                 common_pb2.Problem(code="task-crashed", message=f"{type(error).__name__} in the node's own code")
             )
-        finished.token.CopyFrom(assign.token)
-        try:
-            fact = await self._mesh.author("task_finished", finished)
-        finally:
-            self._forget(key)
-        event = event_of(running)
-        event.ended.fact_hash = fact.hash
-        event.ended.success = finished.WhichOneof("outcome") == "result"
-        self._tell(NodeId(assign.token.leader_id), event)
-        seconds = time.monotonic() - began
-        log("info", f"{key.label} ended after {seconds:.1f} s")
+        del self._running[key]
+        self._post(events.TaskEnded(key, finished))
 
-    def _forget(self, key: TaskKey) -> None:
-        self.intake.ended(key)
-        self._tasks.pop(key, None)
-        self._told_at.pop(key, None)
-        self._on_change()
+    def _stopped(self, key: TaskKey) -> None:
+        if self._running.pop(key, None):  # it ended without an outcome, perhaps before it began
+            self._post(events.TaskStopped(key))
 
-    def _progressed(self, key: TaskKey, running: Running, progress: work_pb2.TaskProgress) -> None:
-        running.progress.CopyFrom(progress)
+    def _moved(self, key: TaskKey, progress: work_pb2.TaskProgress | None) -> None:
+        """The engine moved; `progress` says how far this task is, where that is known."""
+        running = self._running[key]
+        if progress is not None:
+            running.progress = progress
         now = time.monotonic()
-        if now - self._told_at.get(key, 0.0) >= PROGRESS_EVERY_S:
-            self._told_at[key] = now
-            self._tell(NodeId(running.assign.token.leader_id), event_of(running))
-
-    def _tell(self, leader: NodeId, event: work_pb2.TaskEvent) -> None:
-        self._mesh.send_or_deliver(leader, mesh_pb2.LinkMessage(task_event=event))
+        if now - running.told_at >= PROGRESS_EVERY_S:
+            running.told_at = now
+            self._post(events.TaskProgressed(key, running.progress))

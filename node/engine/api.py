@@ -26,8 +26,8 @@ class Engine(Protocol):
         """It runs and does not move: what is in it may never end."""
 
     @property
-    def slots_busy(self) -> int:
-        """As of its last sign of life."""
+    def figures(self) -> engine_pb2.EngineStats:
+        """As of its last sign of life: a quarter of a second old, or older where it does not answer."""
 
     @property
     def loaded(self) -> engine_pb2.EngineLoaded | None:

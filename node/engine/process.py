@@ -70,7 +70,7 @@ class EngineProcess:
         self._frozen_seconds = frozen_seconds
         self._hang_seconds = hang_seconds
         self._stalled = False
-        self._slots_busy = 0
+        self._figures = engine_pb2.EngineStats()
         self._state = "starting"
         self._problem = ""
         self._loaded: engine_pb2.EngineLoaded | None = None
@@ -93,8 +93,8 @@ class EngineProcess:
         return self._stalled
 
     @property
-    def slots_busy(self) -> int:
-        return self._slots_busy
+    def figures(self) -> engine_pb2.EngineStats:
+        return self._figures
 
     @property
     def loaded(self) -> engine_pb2.EngineLoaded | None:
@@ -247,7 +247,7 @@ class EngineProcess:
             assert self._link is not None
             await self._link.watch(self._watchdog(), self._judged)
             link, self._link = self._link, None
-            self._slots_busy = 0
+            self._figures = engine_pb2.EngineStats()
             error = await link.end()
             self._log(error.message)
             while self._link is None:
@@ -275,7 +275,7 @@ class EngineProcess:
         )
 
     def _judged(self, verdict: Verdict, stats: engine_pb2.EngineStats) -> None:
-        self._slots_busy = stats.slots_busy
+        self._figures = stats
         stalled = verdict is not Verdict.MOVES
         if stalled != self._stalled:
             self._stalled = stalled

@@ -1,0 +1,107 @@
+"""Blobs from a real peer: what is asked for comes checked and durable, and every fetch is answered."""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import grpc.aio
+import pytest
+
+from mesh import effects, events
+from mesh.identity import NodeId
+from mesh.wire import common_pb2, mesh_pb2_grpc
+from node.blobs import CHUNK_BYTES, Blobs
+from node.errors import KithError
+from node.mesh_service import MeshService
+from node.store import Store
+from tests.node.working import KEY, Posted, no_fatal
+
+PEER = NodeId("b" * 32)
+GONE = NodeId("c" * 32)
+LARGE = bytes(range(256)) * 10_000  # more than two chunks
+assert len(LARGE) > 2 * CHUNK_BYTES
+
+
+def ref_of(content: bytes) -> common_pb2.BlobRef:
+    return common_pb2.BlobRef(sha256=hashlib.sha256(content).digest(), size_bytes=len(content))
+
+
+class World:
+    """A node with one peer that serves its own store, and one that is gone."""
+
+    def __init__(self, store: Store, peer: Store, stub: Callable[[NodeId], Any]) -> None:
+        self.posted = Posted()
+        self.store, self.peer = store, peer
+        self.blobs = Blobs(store, self.posted.post, stub, lambda: [GONE, PEER])
+
+    async def fetch(self, peer: NodeId, ref: common_pb2.BlobRef) -> events.BlobStored | events.BlobNotStored:
+        self.posted.heard.clear()
+        self.blobs.fetch(effects.FetchBlob(peer, ref))
+        return cast(
+            "events.BlobStored | events.BlobNotStored",
+            await self.posted.first((events.BlobStored, events.BlobNotStored)),  # type: ignore[arg-type]
+        )
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    stores = [Store(tmp_path / name, no_fatal) for name in ("mine", "theirs")]
+    for store in stores:
+        store.open(KEY.node_id)
+    server = grpc.aio.server()
+    unused = cast(Any, None)
+    mesh_pb2_grpc.add_MeshServicer_to_server(MeshService(unused, unused, stores[1]), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = mesh_pb2_grpc.MeshStub(channel)
+        one = World(stores[0], stores[1], lambda peer: stub if peer == PEER else None)
+        yield one
+        await one.blobs.close()
+    await server.stop(None)
+    for store in stores:
+        await store.close()
+
+
+async def test_what_is_put_is_durable_before_it_is_told(world: World) -> None:
+    ref = await world.blobs.put(b"content")
+    assert ref == ref_of(b"content")
+    assert world.posted.heard == [events.BlobStored(ref)]
+    assert await world.store.get_blob(ref.sha256) == b"content"
+
+
+async def test_a_fetched_blob_is_stored_and_told_with_its_source(world: World) -> None:
+    await world.peer.put_blob(LARGE)
+    assert await world.fetch(PEER, ref_of(LARGE)) == events.BlobStored(ref_of(LARGE), PEER)
+    assert await world.store.get_blob(ref_of(LARGE).sha256) == LARGE
+    assert await world.fetch(GONE, ref_of(LARGE)) == events.BlobStored(ref_of(LARGE), GONE), "it is here already"
+
+
+@pytest.mark.parametrize("peer", [PEER, GONE], ids=["not held there", "no such peer"])
+async def test_a_fetch_that_comes_to_nothing_says_so(world: World, peer: NodeId) -> None:
+    assert await world.fetch(peer, ref_of(b"nowhere")) == events.BlobNotStored(ref_of(b"nowhere"), peer)
+
+
+async def test_false_content_is_not_taken(world: World) -> None:
+    true = ref_of(b"true")
+    await world.peer._do(lambda: world.peer._db.execute("INSERT INTO blobs VALUES (?, ?)", (true.sha256, b"false")))
+    assert await world.fetch(PEER, true) == events.BlobNotStored(true, PEER)
+    assert await world.store.get_blob(true.sha256) is None
+
+
+async def test_a_blob_is_read_from_whoever_holds_it(world: World) -> None:
+    await world.peer.put_blob(b"theirs")
+    assert await world.blobs.get(ref_of(b"theirs")) == b"theirs"
+    with pytest.raises(KithError) as caught:
+        await world.blobs.get(ref_of(b"nowhere"))
+    assert caught.value.code == "blob-missing"
+
+
+async def test_a_dropped_blob_is_gone(world: World) -> None:
+    ref = await world.blobs.put(b"content")
+    world.blobs.drop([ref.sha256, b"\1" * 32])
+    # The store takes one after the other, so this read comes after the deletion.
+    other = await world.blobs.put(b"other")
+    assert await world.store.get_blob(ref.sha256) is None
+    assert await world.store.get_blob(other.sha256) == b"other"

@@ -1,0 +1,59 @@
+"""What the tests of the executors share: a real store and blobs, and the events that come back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from mesh import events
+from mesh.identity import NodeKey
+from node.blobs import Blobs
+from node.store import Store
+
+KEY = NodeKey.from_scalar(7)
+JOB = b"j" * 32
+#: Longest wait for anything that must happen, in seconds.
+PATIENCE = 30.0
+
+E = TypeVar("E")
+
+
+@dataclass
+class Posted:
+    """Collects what is posted to the machines."""
+
+    heard: list[events.Event] = field(default_factory=list)
+    _came: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def post(self, event: events.Event) -> None:
+        self.heard.append(event)
+        self._came.set()
+
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self.heard if isinstance(event, kind)]
+
+    async def first(self, kind: type[E]) -> E:
+        async with asyncio.timeout(PATIENCE):
+            while not (found := self.of(kind)):
+                self._came.clear()
+                await self._came.wait()
+        return found[0]
+
+
+def no_fatal(text: str) -> None:
+    raise AssertionError(text)
+
+
+@asynccontextmanager
+async def blobs_of(folder: Path, posted: Posted) -> AsyncIterator[Blobs]:
+    """Blobs of a node without peers."""
+    store = Store(folder / "journal", no_fatal)
+    store.open(KEY.node_id)
+    blobs = Blobs(store, posted.post, lambda _: None, list)
+    try:
+        yield blobs
+    finally:
+        await blobs.close()
+        await store.close()
