@@ -36,6 +36,7 @@ class _Pending:
     job_id: bytes
     blobs: tuple[common_pb2.BlobRef, ...]
     deadline: float
+    wanted: int
     known: bool
 
 
@@ -60,7 +61,7 @@ class Acceptance:
             effects.append(self._answer(next(iter(self.pending))))
         blobs = tuple(event.submitted.blobs)
         deadline = now + min(max(0.0, event.deadline_s), DEADLINE_MAX_S)
-        self.pending[event.ticket] = _Pending(event.ticket, job_id, blobs, deadline, known)
+        self.pending[event.ticket] = _Pending(event.ticket, job_id, blobs, deadline, copies_wanted(self.around), known)
         if not known:
             self._authored.add(job_id)
             effects.append(Author("job_submitted", event.submitted))
@@ -112,4 +113,6 @@ class Acceptance:
     def _answer(self, ticket: int) -> Effect:
         pending = self.pending.pop(ticket)
         copies = len(self.holders(pending.job_id, pending.blobs))
-        return AnswerSubmit(ticket, pending.job_id, copies, copies_wanted(self.around), pending.known)
+        # Who fell silent meanwhile is not waited for, but was wanted.
+        wanted = max(pending.wanted, copies_wanted(self.around))
+        return AnswerSubmit(ticket, pending.job_id, copies, wanted, pending.known)

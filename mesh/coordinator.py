@@ -10,7 +10,7 @@ finds plans and results in the ledger and running work in the workers' reports.
              ─ a task failed on enough nodes ──▶ Author job_failed with the reasons
 
 Does not: decide anything that another node's decision could contradict dangerously: two leaders at a time waste work
-and nothing else (docs/promises.md).
+and nothing else (docs/guarantees.md).
 """
 
 from collections import OrderedDict
@@ -46,6 +46,8 @@ FAILURES_MAX, FAILURES_TOTAL_MAX = 3, 6
 REASON_CHARS_MAX = 1_000
 PLANS_KEPT_MAX = 64
 PROGRESS_EVERY_S = 0.5
+#: What was said and is not durable here after so long was lost with its stream (a proven fork): said again.
+SAY_AGAIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Coordinator:
     _asked: set[bytes] = field(default_factory=set)  # jobs and plans that the shell works on: answered, whoever leads
     _retry_at: dict[bytes, float] = field(default_factory=dict)
     _saying: dict[bytes, _Saying] = field(default_factory=dict)
-    _said: set[tuple[bytes, str]] = field(default_factory=set)  # authored, not folded in yet
+    _said: dict[tuple[bytes, str], float] = field(default_factory=dict)  # authored, not folded in yet, and when
     _reports_due: set[NodeId] = field(default_factory=set)
     _reports_by: float = 0.0
     _dirty: bool = False
@@ -143,7 +145,7 @@ class Coordinator:
         if fact.kind in TERMINAL_KINDS:
             return self._job_ended(getattr(fact.body, fact.kind).job_id)
         if fact.kind == "job_planned":
-            self._said.discard((fact.body.job_planned.job_id, fact.kind))
+            self._said.pop((fact.body.job_planned.job_id, fact.kind), None)
         if fact.kind == "task_finished":
             return self._task_finished(fact.body.task_finished, now)
         return []
@@ -165,7 +167,7 @@ class Coordinator:
         if self.token is None or job is None or job.closed:
             return []
         if event.final:
-            return self._fail(job, [event.problem])
+            return self._fail(job, [event.problem], now)
         self._later(job, event.problem.message, now)
         return []
 
@@ -257,7 +259,7 @@ class Coordinator:
 
     def _advance(self, job: Job, now: float) -> tuple[list[Effect], list[Ready]]:
         """Take a job as far as it goes without workers. Returns its tasks that could run now."""
-        if job.job_id in self._saying or any((job.job_id, kind) in self._said for kind in TERMINAL_KINDS):
+        if job.job_id in self._saying or any(self._just_said(job.job_id, kind, now) for kind in TERMINAL_KINDS):
             return [], []
         if job.plan is None:
             return self._make_plan(job, now), []
@@ -276,7 +278,7 @@ class Coordinator:
                 continue
             failed = failures.get(ref, [])
             if self._failed_for_good(failed):
-                return self._fail(job, [one.failure for one in failed[:FAILURES_MAX]]), []
+                return self._fail(job, [one.failure for one in failed[:FAILURES_MAX]], now), []
             if done.issuperset(task.depends_on):
                 inputs = tuple(results[TaskRef(index, 0)].result for index in task.depends_on)
                 failed_on = frozenset((one.agent.node_id, one.agent.agent) for one in failed)
@@ -299,7 +301,7 @@ class Coordinator:
 
     def _make_plan(self, job: Job, now: float) -> list[Effect]:
         assert job.submitted is not None
-        if (job.job_id, "job_planned") in self._said or not self._may_ask(job.job_id, now):
+        if self._just_said(job.job_id, "job_planned", now) or not self._may_ask(job.job_id, now):
             return []
         self.waiting_for[job.job_id] = "a plan"
         return [MakePlan(job.job_id, job.submitted[1].request)]
@@ -348,7 +350,7 @@ class Coordinator:
     ) -> list[Effect]:
         saying = _Saying(kind, content, blob, now + REPLICATE_S)
         self._saying[job_id] = saying
-        self.waiting_for.pop(job_id, None)
+        self.waiting_for[job_id] = "copies of " + ("its plan" if kind == "job_planned" else "the result")
         return [*self.copies.push([blob], saying.by, now), *self._say_what_has_copies(now)]
 
     def _say_what_has_copies(self, now: float) -> list[Effect]:
@@ -356,14 +358,19 @@ class Coordinator:
         for job_id, saying in list(self._saying.items()):
             if now >= saying.by or self.copies.enough([saying.blob]):
                 del self._saying[job_id]
-                effects += self._say(job_id, saying.kind, saying.content)
+                effects += self._say(job_id, saying.kind, saying.content, now)
         return effects
 
-    def _say(self, job_id: bytes, kind: str, content: Message) -> list[Effect]:
-        self._said.add((job_id, kind))
+    def _say(self, job_id: bytes, kind: str, content: Message, now: float) -> list[Effect]:
+        self._said[job_id, kind] = now
+        self.waiting_for.pop(job_id, None)
         return [Author(kind, content), Log("info", f"job {job_id.hex()[:12]}: {kind.removeprefix('job_')}")]
 
-    def _fail(self, job: Job, reasons: Sequence[common_pb2.Problem]) -> list[Effect]:
+    def _just_said(self, job_id: bytes, kind: str, now: float) -> bool:
+        said_at = self._said.get((job_id, kind))
+        return said_at is not None and now < said_at + SAY_AGAIN_S
+
+    def _fail(self, job: Job, reasons: Sequence[common_pb2.Problem], now: float) -> list[Effect]:
         failed = facts_pb2.JobFailed(job_id=job.job_id, record=self.around.ledger.record_of(job), token=self.token)
         for reason in reasons:
             failed.reasons.add(
@@ -371,7 +378,7 @@ class Coordinator:
                 message=reason.message[:REASON_CHARS_MAX],
                 remedy=reason.remedy[:REASON_CHARS_MAX],
             )
-        return self._say(job.job_id, "job_failed", failed)
+        return self._say(job.job_id, "job_failed", failed, now)
 
     # What ends
 
@@ -387,7 +394,8 @@ class Coordinator:
         return [self._cancel(loser, "another copy was faster") for loser in losers]
 
     def _job_ended(self, job_id: bytes) -> list[Effect]:
-        self._said -= {(job_id, kind) for kind in (*TERMINAL_KINDS, "job_planned")}
+        for kind in (*TERMINAL_KINDS, "job_planned"):
+            self._said.pop((job_id, kind), None)
         for part in (self.waiting_for, self._saying, self._retry_at):
             part.pop(job_id, None)
         self.placement.job_ended(job_id)

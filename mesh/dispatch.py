@@ -29,10 +29,13 @@ ACCEPT_S, ACCEPT_LATE_S = 5.0, 1.0
 LATE_S, LATE_GAPS = 1.5, 4.0
 #: Gaps remembered of a node, and the longest that one may count: one stall must not excuse the next.
 GAPS_KEPT, GAP_MAX_S = 32, 5.0
-#: A node that declined is not asked again for so long: it said no for a reason that a moment may mend.
-REST_S = 0.5
+#: A node that declined is not asked again for so long, for it said no for a reason that a moment may mend; doubled with
+#: each time in a row up to the second, because every assignment is journaled.
+REST_S, REST_MAX_S = 0.5, 8.0
 #: A node that work was taken from because it did not move rests, doubled each time up to the second, until it moves.
 STUCK_REST_S, STUCK_REST_MAX_S = 2.0, 60.0
+#: The phase of a task whose engine is done and whose result waits for copies; late only when even that is over.
+COPYING, COPYING_LATE_S = "copying", 5.0
 #: How long a new leader waits for workers to report what they still run.
 REPORT_WAIT_S = 0.3
 #: Attempts of one task in flight at a time: the first and its hedge.
@@ -66,6 +69,10 @@ class InFlight:
     def node_id(self) -> NodeId:
         return NodeId(self.agent.node_id)
 
+    @property
+    def uses_engine(self) -> bool:
+        return self.progress is None or self.progress.phase != COPYING
+
 
 @dataclass
 class _Pace:
@@ -74,6 +81,7 @@ class _Pace:
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS_KEPT))
     moved_at: float = 0.0
     strikes: int = 0  # how often work was taken from it since it last moved
+    declines: int = 0  # in a row
 
     @property
     def late_after_s(self) -> float:
@@ -129,13 +137,16 @@ class Dispatch:
             case "accepted":
                 flight.accepted = True
                 flight.progressed_at = now
+                self._paces.setdefault(peer, _Pace()).declines = 0
             case "progress":
                 self._moved(flight, now)
                 flight.accepted = True
                 flight.progressed_at = now
                 flight.progress = event.progress
             case "declined" if event.attempt == flight.attempt:
-                self._rest(peer, now + REST_S)
+                pace = self._paces.setdefault(peer, _Pace())
+                self._rest(peer, now + min(REST_MAX_S, REST_S * 2**pace.declines))
+                pace.declines = min(pace.declines + 1, 10)
                 self._remove(flight)
                 return flight
             case "ended":
@@ -214,7 +225,7 @@ class Dispatch:
         if not flight.accepted:
             return f"it was not accepted for {silent:.1f} s" if silent > ACCEPT_LATE_S else ""
         pace = self._paces.get(flight.node_id)
-        late_after = pace.late_after_s if pace else LATE_S
+        late_after = (pace.late_after_s if pace else LATE_S) if flight.uses_engine else COPYING_LATE_S
         return f"it made no progress for {silent:.1f} s" if silent > late_after else ""
 
     def is_stuck(self, node_id: NodeId, now: float) -> bool:

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from mesh.copies import Copies
-from mesh.dispatch import TaskKey
+from mesh.dispatch import COPYING, TaskKey
 from mesh.effects import Author, Effect, Log, Send, StartTask, StopTask
 from mesh.election import token_order
 from mesh.facts import Fact
@@ -27,6 +27,8 @@ from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
 #: How long a result waits for its copies before it is announced all the same.
 REPLICATE_S = 3.0
+#: An announcement that is not durable here after so long was lost with its stream (a proven fork): said again.
+ANNOUNCE_AGAIN_S = 30.0
 #: Progress of a task is told at most this often.
 PROGRESS_EVERY_S = 0.25
 #: Assignments remembered, so that one that comes twice is not run twice.
@@ -157,7 +159,7 @@ class Intake:
         running = self.running.get(key)
         if running is None:
             return []
-        running.progress = progress
+        running.progress.CopyFrom(progress)
         if now - running.told_at < PROGRESS_EVERY_S:
             return []
         running.told_at = now
@@ -176,9 +178,12 @@ class Intake:
         if finished.WhichOneof("outcome") != "result":
             running.finished.failure.message = finished.failure.message[:MESSAGE_CHARS_MAX]
             running.finished.failure.remedy = finished.failure.remedy[:MESSAGE_CHARS_MAX]
-            return self._announce(key, running)
+            return self._announce(key, running, now)
         running.announce_by = now + REPLICATE_S
-        return [*self.copies.push([finished.result], running.announce_by, now), *self.look(now)]
+        running.progress.phase = COPYING
+        effects = self.copies.push([finished.result], running.announce_by, now)
+        # The leader hears at once that the engine is free.
+        return [*effects, self._tell_leader(running, event_of(running)), *self.look(now)]
 
     def stopped(self, key: TaskKey) -> list[Effect]:
         """A task ended without an outcome. A leader that did not ask for it hears so."""
@@ -196,9 +201,11 @@ class Intake:
         """Announce results that have their copies, or waited for long enough."""
         effects: list[Effect] = []
         for key, running in list(self.running.items()):
-            waits = running.finished is not None and not running.authored
-            if waits and (now >= running.announce_by or self.copies.enough([_result_of(running)])):
-                effects += self._announce(key, running)
+            if running.finished is None:
+                continue
+            held = not running.authored and self.copies.enough([running.finished.result])
+            if held or now >= running.announce_by:
+                effects += self._announce(key, running, now)
         return effects
 
     def fact_applied(self, fact: Fact) -> list[Effect]:
@@ -244,9 +251,10 @@ class Intake:
             return _refuse("task-done", "the task has a result")
         return None
 
-    def _announce(self, key: TaskKey, running: Running) -> list[Effect]:
+    def _announce(self, key: TaskKey, running: Running, now: float) -> list[Effect]:
         assert running.finished is not None
         running.authored = True
+        running.announce_by = now + ANNOUNCE_AGAIN_S
         running.finished.token.CopyFrom(running.assign.token)
         outcome = running.finished.WhichOneof("outcome")
         said = "has a result" if outcome == "result" else f"failed: {running.finished.failure.code}"
@@ -287,11 +295,6 @@ def event_of(running: Running) -> work_pb2.TaskEvent:
         plan_sha256=assign.plan_sha256,
         progress=running.progress,
     )
-
-
-def _result_of(running: Running) -> common_pb2.BlobRef:
-    assert running.finished is not None
-    return running.finished.result
 
 
 def _tell(leader: NodeId, event: work_pb2.TaskEvent) -> Effect:

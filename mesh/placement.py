@@ -110,7 +110,7 @@ class Placement:
             load = self.load_of(node_id)
             shut = load.engine_stalled or self.dispatch.rests(node_id, now) or self.dispatch.is_stuck(node_id, now)
             for agent in profile.agents if profile else ():
-                own = [flight for flight in flights if flight.agent.agent == agent.agent]
+                own = [flight for flight in flights if flight.agent.agent == agent.agent and flight.uses_engine]
                 states.append(
                     AgentState(
                         agent=common_pb2.AgentRef(node_id=node_id, agent=agent.agent),

@@ -5,6 +5,7 @@ Idea: one protocol instead of five references, looked up at every use, because a
 Does not: change anything.
 """
 
+import itertools
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -40,8 +41,8 @@ def able_to_store(around: Surroundings, nodes: Iterable[NodeId]) -> set[NodeId]:
 
 def copies_wanted(around: Surroundings) -> int:
     """Nodes that should hold a fact and its blobs now, this one included: as many as there are, three at most."""
-    peers = able_to_store(around, around.membership.view()) - {around.me}
-    return min(COPIES, 1 + len(peers))
+    peers = (peer for peer in around.membership.live_peers() if stores(around, peer))
+    return 1 + sum(1 for _ in itertools.islice(peers, COPIES - 1))
 
 
 def is_lost(around: Surroundings, node_id: NodeId) -> bool:

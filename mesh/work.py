@@ -94,7 +94,7 @@ class Work:
                 touched[job_id] = None
             effects += self.coordinator.fact_applied(fact, now)
             effects += self.intake.fact_applied(fact)
-        for job_id in touched:
+        for job_id in touched if facts else self.around.ledger.jobs:  # none: the folds were made anew
             job = self.around.ledger.jobs.get(job_id)
             self.copies.want(job_id, self.around.ledger.blobs_wanted(job) if job else (), now)
         self._tell_load()

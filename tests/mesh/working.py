@@ -1,8 +1,8 @@
 """A small mesh in memory that does real jobs: real replicas on a virtual clock, made-up engines, planner and solver.
 
 Idea: each `Desk` is a shell around one replica: its disk syncs after a moment, its engine takes virtual seconds a task
-and tells progress four times a second, its planner makes a plan of as many tasks as the question asks for (a panel, or
-with the context "chain" each task needing the one before). Messages are serialised, as on a wire, and take a millisecond.
+and tells progress four times a second, its planner makes a plan of as many tasks as the question asks for (with the
+context "chain" each task needs the one before). Messages are serialised, as on a wire, and take a millisecond.
 
 Faults: crash and start again, freeze a machine or its engine, cut links with or without the ends hearing of it.
 """
