@@ -45,7 +45,7 @@ from node.errors import KithError
 from node.interfaces import choose
 from node.keys import load_or_make_key
 from node.leader import Leader
-from node.links import GRPC_OPTIONS, PROTOCOL_VERSION
+from node.links import GRPC_OPTIONS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from node.listening import Lock, address_of, bind, prepare_folders
 from node.local_service import LocalService, node_infos
 from node.mesh_service import MeshService
@@ -285,7 +285,8 @@ class Daemon:
             incarnation=self.replica.incarnation,
             public_key=self.replica.key.public_key,
             protocol_version=PROTOCOL_VERSION,
-            protocol_version_min=PROTOCOL_VERSION,
+            protocol_version_min=PROTOCOL_VERSION_MIN,
+            life=self.replica.membership.life,
             name=self.name,
             software_version=__version__,
             mesh_id=mesh_tag(self.config.mesh),

@@ -4,7 +4,7 @@ An advert says "something answers on this address and port". Who it is, only the
 the connection keeps proving. So removed adverts are ignored, and a found address is given away once.
 
 What is advertised: an instance name and a server name that are random at every start, the port, the addresses, and
-`v=<protocol version>`. No host name, node id, model or user: everybody in a café reads it.
+`v=<lowest protocol version>`. No host name, node id, model or user: everybody in a café reads it.
 
 Start-up is as quick as mDNS allows: browsing begins before registering, and the names are not probed for (that takes a
 second), because RFC 6762 section 8.1 asks for probes only where uniqueness is not assured otherwise, and 32 random bits
@@ -33,8 +33,10 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 from node.interfaces import Interface
 
 SERVICE_TYPE = "_kith._tcp.local."
-#: Of the mesh service; adverts of another one are left alone.
+#: The lowest of the mesh service that this node speaks: what it advertises, so that the previous release dials it too.
 PROTOCOL_VERSION = 1
+#: The newest that it speaks; adverts of nodes that speak later ones only are left alone.
+NEWEST_VERSION = 2
 #: Addresses remembered as given away; the oldest is forgotten first. Threat: a host that floods the LAN with adverts.
 CANDIDATES_MAX = 64
 #: Addresses taken from one advert. The same threat.
@@ -203,8 +205,8 @@ class Discovery:
 
     def _report(self, info: AsyncServiceInfo) -> None:
         version = info.decoded_properties.get("v")
-        if version != str(PROTOCOL_VERSION):
-            self._log.info("discovery: %s speaks protocol %s, this node %d", info.name, version, PROTOCOL_VERSION)
+        if not version or not version.isdigit() or not PROTOCOL_VERSION <= int(version) <= NEWEST_VERSION:
+            self._log.info("discovery: %s speaks protocol %s, this node %d", info.name, version, NEWEST_VERSION)
             return
         if not info.port or (info.decoded_properties.get("m") or "") != self._tag:
             return

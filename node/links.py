@@ -5,6 +5,10 @@ once there are two for a moment: a little later, when both sides surely know bot
 the one that it dialled itself, so exactly one side acts and the peer never seems gone. A peer counts as linked while at
 least one link is open, and the owner hears of the first and of the last only.
 
+A TCP stream that lost much backs off for many seconds, where a new one would get through. So a dial of a node that is
+linked already (the machines above ask for one when its link seems stuck) makes a new connection, which takes the place
+of the old one.
+
 Sending is best effort: a message to a peer whose queue is full is dropped, as a network would, and the machines above
 live with that.
 
@@ -14,9 +18,10 @@ node/interfaces.py for what a node may bind until then.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -24,13 +29,19 @@ import grpc.aio
 from mesh.identity import NodeId, node_id_of
 from mesh.wire import membership_pb2, mesh_pb2, mesh_pb2_grpc
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+#: The previous release's, which a mesh may hold while it is upgraded.
+PROTOCOL_VERSION_MIN = 1
 #: Messages waiting for one slow peer.
 QUEUE_MAX = 2000
 #: A dial that has not exchanged Hellos by then failed.
 HELLO_TIMEOUT_S = 3.0
 #: From the second link to a peer until it is dropped.
 TWIN_GRACE_S = 2.0
+#: How long a failed dial may ask whether anybody listens there at all.
+REFUSED_WITHIN_S = 0.5
+#: From the end of a stuck link until the calls beside it are ended too.
+CALLS_GRACE_S = 30.0
 #: Against a peer that sends one huge message: facts come 1 MiB a push, blobs in 1 MiB chunks.
 MESSAGE_BYTES_MAX = 4 << 20
 
@@ -42,8 +53,10 @@ GRPC_OPTIONS: list[tuple[str, int]] = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),
+    # Each dial is a connection of its own, not one more stream on a connection that may be stuck.
+    ("grpc.use_local_subchannel_pool", 1),
     # A peer that lost power or its Wi-Fi answers nothing: its streams end after 15 s at the latest, and it is dialled
-    # anew. (It is suspect after 2 s of silence already; this is about the stream.)
+    # anew. (It is suspect after two probes already; this is about the stream.)
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -59,7 +72,8 @@ class Owner(Protocol):
     def hello(self) -> membership_pb2.Hello:
         """What this node says of itself."""
 
-    def link_opened(self, hello: membership_pb2.Hello) -> None: ...
+    def link_opened(self, hello: membership_pb2.Hello, dialled_from: str) -> None:
+        """`dialled_from`: the host that the peer dialled from; empty where this node dialled."""
 
     def link_closed(self, peer: NodeId) -> None: ...
 
@@ -75,9 +89,21 @@ class Link:
     peer: NodeId
     hello: membership_pb2.Hello
     dialled: bool
+    host: str  # of the peer
+    port: int = 0  # where it was dialled
+    cut: asyncio.Event = field(default_factory=asyncio.Event)
     outbox: "asyncio.Queue[mesh_pb2.LinkMessage | None]" = field(default_factory=lambda: asyncio.Queue(QUEUE_MAX))
 
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Where the peer takes calls: where it was dialled, else what it says, best on the host that it came from."""
+        if self.dialled:
+            return self.host, self.port
+        said = [(address.host, address.port) for address in self.hello.addresses]
+        return next((address for address in said if address[0] == self.host), said[0] if said else None)
+
     def close(self) -> None:
+        """End it once what waits is written."""
         while True:
             try:
                 self.outbox.put_nowait(None)
@@ -126,9 +152,12 @@ class Links:
         host: str,
         port: int,
         expected: NodeId | None,
-        on_end: Callable[[NodeId | None], None],
+        on_end: Callable[[NodeId | None, bool], None],
     ) -> None:
-        """Open a link in the background. `on_end` hears who answered (also where the link is not kept), or None."""
+        """Open a link in the background. Where `expected` is linked already, the new one takes its place.
+
+        `on_end` hears who answered (also where the link is not kept), or None and whether nobody listens there.
+        """
         if (host, port) in self._dialling or self._closing:
             return
         self._dialling.add((host, port))
@@ -139,10 +168,9 @@ class Links:
     def stub(self, peer: NodeId) -> "mesh_pb2_grpc.MeshAsyncStub | None":
         """For calls beside the link. None while the peer is not linked."""
         links = self._links.get(peer)
-        if not links or not links[-1].hello.addresses:
+        if not links or (address := links[-1].address) is None:
             return None
-        address = links[-1].hello.addresses[0]
-        return mesh_pb2_grpc.MeshStub(self._channel(address.host, address.port))
+        return mesh_pb2_grpc.MeshStub(self._channel(*address))
 
     async def accept(
         self,
@@ -160,7 +188,7 @@ class Links:
             await context.write(mesh_pb2.LinkMessage(hello=self._owner.hello()))
         except (TimeoutError, HelloError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error) or "no Hello came in time")
-        await self._run(Link(NodeId(hello.node_id), hello, dialled=False), read, context.write)
+        await self._run(Link(NodeId(hello.node_id), hello, False, host_of(context.peer())), read, context.write)
 
     async def close(self) -> None:
         """End all links, flushing what waits for at most half a second."""
@@ -177,10 +205,12 @@ class Links:
             await channel.close()
 
     async def _dial(
-        self, host: str, port: int, expected: NodeId | None, on_end: Callable[[NodeId | None], None]
+        self, host: str, port: int, expected: NodeId | None, on_end: Callable[[NodeId | None, bool], None]
     ) -> None:
+        stuck = list(self._links.get(expected, ())) if expected is not None else []
         channel = grpc.aio.insecure_channel(target(host, port), options=GRPC_OPTIONS)
         answered: NodeId | None = None
+        failed = False
         try:
             call = mesh_pb2_grpc.MeshStub(channel).Link(timeout=None)
 
@@ -194,9 +224,11 @@ class Links:
                 await call.write(mesh_pb2.LinkMessage(hello=mine))
                 hello = await self._first(read)
             answered = NodeId(hello.node_id)
-            on_end(answered)
+            on_end(answered, False)
             self._dialling.discard((host, port))
-            if answered == self._me or any(link.dialled for link in self._links.get(answered, ())):
+            linked = self._links.get(answered, ())
+            stuck = [link for link in linked if link in stuck]
+            if answered == self._me or any(link.dialled and link not in stuck for link in linked):
                 call.cancel()
                 return
 
@@ -204,17 +236,20 @@ class Links:
                 await call.write(message)
 
             try:
-                await self._run(Link(answered, hello, dialled=True), read, write)
+                await self._run(Link(answered, hello, True, host, port), read, write, instead_of=stuck)
             finally:
                 call.cancel()
         except HelloError as error:
             self._owner.log("warning", f"{target(host, port)} can not be linked with: {error}")
-        except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError):
+        except grpc.aio.AioRpcError:
+            failed = True
+        except (TimeoutError, asyncio.InvalidStateError):
             pass
         finally:
+            refused = failed and answered is None and not self._closing and await is_refused(host, port)
             self._dialling.discard((host, port))
             if answered is None:
-                on_end(None)
+                on_end(None, refused)
             await channel.close()
 
     async def _first(self, read: Read) -> membership_pb2.Hello:
@@ -226,32 +261,36 @@ class Links:
             raise HelloError("its id is not the hash of its key")
         if hello.mesh_id != self._owner.hello().mesh_id:
             raise HelloError("it belongs to another mesh")
-        if not hello.protocol_version_min <= PROTOCOL_VERSION <= hello.protocol_version:
+        if hello.protocol_version_min > PROTOCOL_VERSION or hello.protocol_version < PROTOCOL_VERSION_MIN:
             theirs = f"{hello.protocol_version_min} to {hello.protocol_version}"
-            raise HelloError(f"it speaks protocol {theirs}, this node {PROTOCOL_VERSION}")
+            ours = f"{PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}"
+            raise HelloError(f"it speaks protocol {theirs}, this node {ours}")
         if hello.node_id == self._me and hello.incarnation != self._owner.hello().incarnation:
             self._owner.log("error", "another node runs with a copy of this data directory; give it one of its own")
         return hello
 
-    async def _run(self, link: Link, read: Read, write: Write) -> None:
+    async def _run(self, link: Link, read: Read, write: Write, instead_of: Sequence[Link] = ()) -> None:
         """Carry one link until it ends, from either side."""
         if link.peer == self._me:
             return
         self._end_earlier_life(link)
         first = link.peer not in self._links
         self._links.setdefault(link.peer, []).append(link)
+        for stuck in instead_of:
+            self._replace(stuck)
         if first:
-            self._owner.link_opened(link.hello)
+            self._owner.link_opened(link.hello, "" if link.dialled else link.host)
         elif self._me > link.peer:
             asyncio.get_running_loop().call_later(self._twin_grace_s, self._drop_twin, link.peer)
         writer = asyncio.create_task(self._write(link, write), name=f"link to {link.peer}")
         reader = asyncio.create_task(self._read(link, read), name=f"link from {link.peer}")
+        cut = asyncio.create_task(link.cut.wait(), name=f"end of link to {link.peer}")
         try:
-            await asyncio.wait({writer, reader}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({writer, reader, cut}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (writer, reader):
+            for task in (writer, reader, cut):
                 task.cancel()
-            await asyncio.gather(writer, reader, return_exceptions=True)
+            await asyncio.gather(writer, reader, cut, return_exceptions=True)
             self._remove(link)
 
     def _remove(self, link: Link) -> None:
@@ -261,6 +300,15 @@ class Links:
             if not links:
                 del self._links[link.peer]
                 self._owner.link_closed(link.peer)
+
+    def _replace(self, stuck: Link) -> None:
+        """A newer link to the same peer is in place: end this one as it is, and the connection of the calls beside."""
+        self._remove(stuck)
+        stuck.cut.set()
+        if (address := stuck.address) is not None and (channel := self._channels.pop(address, None)) is not None:
+            task = asyncio.create_task(channel.close(CALLS_GRACE_S), name=f"end of calls to {stuck.peer}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def _end_earlier_life(self, link: Link) -> None:
         """A peer that was started again is a new one: what was linked to its earlier life is over, noticed or not."""
@@ -295,6 +343,27 @@ class Links:
             channel = grpc.aio.insecure_channel(target(host, port), options=GRPC_OPTIONS)
             self._channels[(host, port)] = channel
         return channel
+
+
+async def is_refused(host: str, port: int) -> bool:
+    """Whether that machine answers that nobody listens there; gRPC does not tell this from silence."""
+    try:
+        async with asyncio.timeout(REFUSED_WITHIN_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return False
+
+
+def host_of(peer: str) -> str:
+    """The host in gRPC's name of a peer, `ipv4:10.0.0.1:4000` or `ipv6:%5Bfd77::1%5D:4000`."""
+    _, _, address = unquote(peer).partition(":")
+    return address.rpartition(":")[0].strip("[]")
 
 
 def target(host: str, port: int) -> str:

@@ -106,8 +106,8 @@ class Shell:
     def hello(self) -> membership_pb2.Hello:
         return self._hello()
 
-    def link_opened(self, hello: membership_pb2.Hello) -> None:
-        self.post(events.LinkOpened(hello))
+    def link_opened(self, hello: membership_pb2.Hello, dialled_from: str) -> None:
+        self.post(events.LinkOpened(hello, dialled_from))
 
     def link_closed(self, peer: NodeId) -> None:
         self.post(events.LinkClosed(peer))
@@ -141,7 +141,7 @@ class Shell:
             case effects.PushStored(peer, ranges):
                 self._spawn(self._push_stored(peer, ranges))
             case effects.Dial(host, port, expected):
-                self.links.dial(host, port, expected, lambda answered: self._dial_ended(host, port, answered))
+                self.links.dial(host, port, expected, lambda node, refused: self._dial_ended(host, port, node, refused))
             case effects.Deliver(peer, message):
                 self._listener.delivered(peer, message)
             case effects.MemberChanged(node_id, state):
@@ -173,9 +173,9 @@ class Shell:
         push = facts_pb2.FactPush(facts=await self._store.read_ranges(ranges))
         self.links.send(peer, mesh_pb2.LinkMessage(fact_push=push))
 
-    def _dial_ended(self, host: str, port: int, answered: NodeId | None) -> None:
+    def _dial_ended(self, host: str, port: int, answered: NodeId | None, refused: bool) -> None:
         if answered is None:
-            self.post(events.DialFailed(host, port))
+            self.post(events.DialFailed(host, port, refused))
         else:
             self.post(events.DialSucceeded(host, port, answered))
 
