@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from mesh.dispatch import TaskKey
-    from mesh.facts import Fact
-    from mesh.gossip import FactRange
+    from mesh.facts import Fact, FactRange, Retired
     from mesh.identity import NodeId
+    from mesh.journal import Fork
     from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
 
@@ -41,18 +41,40 @@ class Dial:
 
 @dataclass(frozen=True)
 class Persist:
-    """Store facts, in this order. `source` is who sent them; None: authored here."""
+    """Store facts, in this order. `source` is who sent them; None: authored here. `retired`: in place of what is gone;
+    each is followed in its stream by one of `facts`."""
 
     facts: tuple[Fact, ...]
     source: NodeId | None
+    retired: tuple[Retired, ...] = ()
 
 
 @dataclass(frozen=True)
 class PushStored:
-    """Read these ranges from the store and send them to `peer`, oldest first, as much as one push may carry."""
+    """Read these ranges from the store and send them to `peer`, oldest first, as much as one push may carry.
+
+    A retired range is sent only where the fact after it goes along. `plain`: the peer knows none; a stream's facts are
+    sent up to the first that is gone.
+    """
 
     peer: NodeId
     ranges: tuple[FactRange, ...]
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class CompareStored:
+    """Read what is stored in the places of these facts, which `peer` pushed. Answered by `StoredCompared`."""
+
+    peer: NodeId
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class SaveFork:
+    """Store the proof, and delete the stream's facts from its place on. Then read all facts: answered by `ForkSaved`."""
+
+    fork: Fork
 
 
 @dataclass(frozen=True)
@@ -229,6 +251,8 @@ Effect: TypeAlias = (
     | Dial
     | Persist
     | PushStored
+    | CompareStored
+    | SaveFork
     | SaveVote
     | Deliver
     | MemberChanged

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from mesh.dispatch import TaskKey
-    from mesh.facts import Fact
+    from mesh.facts import Fact, Retired, StreamId
     from mesh.identity import NodeId
     from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 
@@ -69,10 +69,45 @@ class Received:
 
 @dataclass(frozen=True)
 class FactsVerified:
-    """Facts that `peer` pushed, parsed, and with valid signatures."""
+    """Facts that `peer` pushed, parsed, and with valid signatures, and what it pushed in place of retired ones."""
 
     peer: NodeId
     facts: tuple[Fact, ...]
+    retired: tuple[Retired, ...] = ()
+
+
+@dataclass(frozen=True)
+class ForkProven:
+    """A `ForkProof` came from `peer`: two facts, parsed, and with valid signatures."""
+
+    peer: NodeId
+    one: Fact
+    other: Fact
+
+
+@dataclass(frozen=True)
+class StoredCompared:
+    """Answers `effects.CompareStored`: of the offered facts' places, what is stored; retired places are left out."""
+
+    peer: NodeId
+    offered: tuple[Fact, ...]
+    stored: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class ForkSaved:
+    """Answers `effects.SaveFork`: the proof is synced; `facts` are all that is stored now."""
+
+    stream_id: StreamId
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class DiskMeasured:
+    """Sent now and then: what the store takes, and may take (0: no limit)."""
+
+    used_bytes: int
+    budget_bytes: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +125,7 @@ class Persisted:
 
     facts: tuple[Fact, ...]
     source: NodeId | None
+    retired: tuple[Retired, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -238,6 +274,10 @@ Event: TypeAlias = (
     | LinkClosed
     | Received
     | FactsVerified
+    | ForkProven
+    | StoredCompared
+    | ForkSaved
+    | DiskMeasured
     | FactAuthored
     | Persisted
     | VoteSaved

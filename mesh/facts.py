@@ -7,6 +7,7 @@ Does not: decide whether a fact is accepted (journal.py) or what it means (ledge
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from mesh.wire import facts_pb2
 #: Against an author that fills other nodes' disks with one fact; content belongs in blobs.
 FACT_BYTES_MAX = 16 * 1024
 
+_AUTHOR = re.compile("[0-9a-f]{32}")
 _JOBS = facts_pb2.FACT_STREAM_JOBS
 _KNOWLEDGE = facts_pb2.FACT_STREAM_KNOWLEDGE
 _PROFILE = facts_pb2.FACT_STREAM_PROFILE
@@ -66,6 +68,29 @@ class FactRange:
     last: int
 
 
+@dataclass(frozen=True)
+class Retired:
+    """Facts `first` … `last` of a stream whose content is gone; `head` is the hash of the last. Nobody signs it: the
+    fact after it proves it (journal.py)."""
+
+    stream_id: StreamId
+    first: int
+    last: int
+    head: bytes
+
+    def wire(self) -> facts_pb2.SignedFact:
+        return facts_pb2.SignedFact(
+            retired=facts_pb2.RetiredRange(
+                author_id=self.stream_id.author,
+                incarnation=self.stream_id.incarnation,
+                stream=facts_pb2.FactStream.ValueType(self.stream_id.stream),
+                first=self.first,
+                last=self.last,
+                head=self.head,
+            )
+        )
+
+
 class FactError(ValueError):
     """The bytes are no fact. Says why; the fact is refused by every node alike."""
 
@@ -86,6 +111,20 @@ class Fact:
     @property
     def author(self) -> NodeId:
         return self.stream_id.author
+
+    # The words that a retired range has too.
+
+    @property
+    def first(self) -> int:
+        return self.sequence
+
+    @property
+    def last(self) -> int:
+        return self.sequence
+
+    @property
+    def head(self) -> bytes:
+        return self.hash
 
     def is_signed_by_author(self) -> bool:
         """Costs about 80 µs: the shell calls it off the event loop."""
@@ -119,6 +158,17 @@ def parse(signed: facts_pb2.SignedFact) -> Fact:
         body=body,
         signed=signed,
     )
+
+
+def parse_retired(wire: facts_pb2.RetiredRange) -> Retired:
+    """Read a retired range. Raises `FactError`."""
+    if not _AUTHOR.fullmatch(wire.author_id):
+        raise FactError("a retired range of no author")
+    if not 1 <= wire.first <= wire.last:
+        raise FactError("a retired range begins at 1 or later and does not end before it begins")
+    if len(wire.head) != hashlib.sha256().digest_size:
+        raise FactError("the head of a retired range is no hash")
+    return Retired(StreamId(NodeId(wire.author_id), wire.incarnation, wire.stream), wire.first, wire.last, wire.head)
 
 
 def make(

@@ -2,21 +2,35 @@
 
 Idea: for each stream the journal knows how far it reaches and the hash of its last fact. A fact is taken only if it is
 the next one and names the last one; everything else is a duplicate, a gap (anti-entropy brings what is missing) or a
-fork. So one number and one hash a stream say exactly what a node holds, and two nodes compare in one message.
+fork. So one number and one hash a stream say exactly what a node holds, and two nodes compare in one message: streams
+hash into `BUCKETS` buckets, and each bucket's XOR over its streams' (id, sequence, head) is kept up to date.
 
 Two positions a stream: *staged* (accepted, on its way to the disk) and *durable* (synced). Only the durable one is ever
 told to others ("durable before seen", DESIGN section 3 rule 2).
 
-Does not: touch the disk (effects do), check signatures (the shell does, before it offers facts), interpret facts.
+A retired range stands for facts that were dropped; it is taken only together with the true fact after it, whose
+predecessor is the range's head, so nobody invents where a stream goes on. A fork is two signed facts of one place: the
+stream is void from there on, for every holder of that proof alike.
+
+Does not: touch the disk (effects do), check signatures (the shell does, before it offers facts), interpret facts. The
+XOR is no defence against an author that crafts streams to collide; it would keep its own bucket from converging.
 """
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from mesh.facts import Fact, StreamId
+from mesh.facts import Fact, Place, Retired, StreamId
 from mesh.identity import NodeId
 from mesh.wire import facts_pb2
+
+BUCKETS = 64
+HASH_BYTES = 8
+#: Proofs kept, at most 33 KiB each: against an author that writes two histories of everything it writes.
+FORKS_MAX = 64
+#: Places whose time of becoming durable is remembered one by one.
+RECENT_MAX = 8192
 
 
 class Verdict(Enum):
@@ -25,7 +39,8 @@ class Verdict(Enum):
     STAGED = "staged"
     DUPLICATE = "duplicate"
     GAP = "gap"  # facts before it are missing here
-    FORK = "fork"  # the author wrote two histories: a copied data directory, or a lie
+    FORK = "fork"  # the author wrote two histories: a copied machine, or a lie; not proven by this fact alone
+    VOID = "void"  # at or after the place of a proven fork
 
 
 @dataclass(frozen=True)
@@ -34,51 +49,166 @@ class Position:
     head: bytes = b""
 
 
+@dataclass(frozen=True)
+class Fork:
+    """Two true facts of one place. Invariant: `one` has the lesser hash."""
+
+    one: Fact
+    other: Fact
+
+    @property
+    def stream_id(self) -> StreamId:
+        return self.one.stream_id
+
+    @property
+    def sequence(self) -> int:
+        return self.one.sequence
+
+    def wire(self) -> facts_pb2.ForkProof:
+        return facts_pb2.ForkProof(one=self.one.signed, other=self.other.signed)
+
+
+def fork_of(one: Fact, other: Fact) -> Fork | None:
+    """The proof that two facts are, if they are one. Their signatures are checked elsewhere."""
+    if (one.stream_id, one.sequence) != (other.stream_id, other.sequence) or one.hash == other.hash:
+        return None
+    return Fork(one, other) if one.hash < other.hash else Fork(other, one)
+
+
 @dataclass
 class Journal:
     """Positions of all streams. Invariant: durable.sequence <= staged.sequence for every stream."""
 
     staged: dict[StreamId, Position] = field(default_factory=dict)
     durable: dict[StreamId, Position] = field(default_factory=dict)
-    forked: set[StreamId] = field(default_factory=set)
+    forks: dict[StreamId, Fork] = field(default_factory=dict)
+    serial: int = field(default=0, compare=False)  # counts what became durable since the start
+    _recent: dict[Place, int] = field(default_factory=dict, compare=False)
+    _recent_floor: int = field(default=0, compare=False)
+    # Derived from `durable`, brought up to date when asked for.
+    _buckets: list[set[StreamId]] = field(default_factory=lambda: [set() for _ in range(BUCKETS)], compare=False)
+    _bucket_hashes: list[int] = field(default_factory=lambda: [0] * BUCKETS, compare=False)
+    _hashes: dict[StreamId, int] = field(default_factory=dict, compare=False)
+    _stale: set[StreamId] = field(default_factory=set, compare=False)
 
     def offer(self, fact: Fact) -> Verdict:
         """Stage `fact` if it is the next of its stream. The caller persists what was staged, in this order."""
+        if self._is_void(fact.stream_id, fact.sequence):
+            return Verdict.VOID
         last = self.staged.get(fact.stream_id, Position())
         if fact.sequence <= last.sequence:
             if fact.sequence == last.sequence and fact.hash != last.head:
-                self.forked.add(fact.stream_id)
                 return Verdict.FORK
             return Verdict.DUPLICATE
         if fact.sequence > last.sequence + 1:
             return Verdict.GAP
         if fact.predecessor != last.head:
-            self.forked.add(fact.stream_id)
             return Verdict.FORK
         self.staged[fact.stream_id] = Position(fact.sequence, fact.hash)
         return Verdict.STAGED
 
-    def persisted(self, facts: Iterable[Fact]) -> None:
-        """`facts`, staged before, are on disk and synced."""
-        for fact in facts:
-            position = self.durable.get(fact.stream_id, Position())
-            assert fact.sequence == position.sequence + 1, "facts become durable in stream order"
-            self.durable[fact.stream_id] = Position(fact.sequence, fact.hash)
+    def offer_retired(self, retired: Retired, after: Fact | None) -> Verdict:
+        """Stage a retired range if it is the next of its stream and `after`, the true fact after it, names its head."""
+        if self._is_void(retired.stream_id, retired.last + 1):
+            return Verdict.VOID
+        last = self.staged.get(retired.stream_id, Position())
+        if retired.last <= last.sequence:
+            return Verdict.DUPLICATE
+        if (
+            retired.first != last.sequence + 1
+            or after is None
+            or (after.stream_id, after.sequence, after.predecessor)
+            != (retired.stream_id, retired.last + 1, retired.head)
+        ):
+            return Verdict.GAP
+        self.staged[retired.stream_id] = Position(retired.last, retired.head)
+        return Verdict.STAGED
 
-    def restore(self, fact: Fact) -> None:
-        """Take a fact read from this node's own store at start. Raises `ValueError` where the store has a hole."""
-        if self.offer(fact) is not Verdict.STAGED:
+    def persisted(self, facts: Iterable[Fact], retired: Iterable[Retired] = ()) -> None:
+        """What was staged before is on disk and synced."""
+        for item in in_stream_order(facts, retired):
+            if self._is_void(item.stream_id, item.last):
+                continue  # the fork was proven meanwhile
+            position = self.durable.get(item.stream_id, Position())
+            assert item.first == position.sequence + 1, "facts become durable in stream order"
+            self._set_durable(item.stream_id, Position(item.last, item.head))
+            self.serial += 1
+            self._recent[Place(item.stream_id, item.last)] = self.serial
+        while len(self._recent) > RECENT_MAX:
+            oldest = next(iter(self._recent))
+            self._recent_floor = self._recent.pop(oldest)
+
+    def restore(self, fact: Fact, retired: Iterable[Retired] = ()) -> bool:
+        """Take a fact read from this node's own store at start, after the ranges that were retired before it.
+
+        Returns whether it counts: facts that a fork made void do not. Raises `ValueError` where the store has a hole.
+        """
+        last = self.staged.get(fact.stream_id, Position())
+        for gone in retired:
+            if gone.first == last.sequence + 1 and self.offer_retired(gone, fact) is Verdict.STAGED:
+                last = self._restored(gone.stream_id, Position(gone.last, gone.head))
+        verdict = self.offer(fact)
+        if verdict is Verdict.VOID:
+            return False
+        if verdict is not Verdict.STAGED:
             raise ValueError(f"the journal has a hole before fact {fact.sequence} of {fact.author}")
-        self.persisted([fact])
+        self._restored(fact.stream_id, Position(fact.sequence, fact.hash))
+        return True
+
+    def void(self, fork: Fork) -> bool:
+        """Take a proven fork: the stream ends before it. False where as much was known, or there are too many."""
+        known = self.forks.get(fork.stream_id)
+        if (known is None and len(self.forks) >= FORKS_MAX) or (known and known.sequence <= fork.sequence):
+            return False
+        self.forks[fork.stream_id] = fork
+        self.reset_end(fork, fork.one.predecessor)
+        return True
+
+    def reset_end(self, fork: Fork, head: bytes) -> None:
+        """The stream ends before the fork, with the fact of this hash, where it reached further."""
+        end = Position(fork.sequence - 1, head)
+        for positions in (self.staged, self.durable):
+            position = positions.get(fork.stream_id, Position())
+            if position.sequence < end.sequence:
+                continue
+            if positions is self.durable:
+                self._set_durable(fork.stream_id, end)
+            elif end.sequence:
+                positions[fork.stream_id] = end
+            else:
+                positions.pop(fork.stream_id, None)
 
     def next_of(self, stream_id: StreamId) -> tuple[int, bytes]:
         """Sequence and predecessor of the next fact that this node authors in its own stream."""
         last = self.staged.get(stream_id, Position())
         return last.sequence + 1, last.head
 
-    def vector(self) -> list[facts_pb2.StreamPosition]:
-        """What this node holds durably, for others."""
-        return [wire_position(stream_id, position) for stream_id, position in sorted(self.durable.items())]
+    def durable_since(self, stream_id: StreamId, sequence: int) -> int | None:
+        """The least `serial` at which this place was surely durable here; None where it is not."""
+        if self.durable.get(stream_id, Position()).sequence < sequence:
+            return None
+        return self._recent.get(Place(stream_id, sequence), self._recent_floor)
+
+    def vector(self, buckets: Iterable[int] = range(BUCKETS)) -> list[facts_pb2.StreamPosition]:
+        """What this node holds durably in these buckets, for others."""
+        return [wire_position(stream_id, self.durable[stream_id]) for stream_id in self.streams_in(buckets)]
+
+    def streams_in(self, buckets: Iterable[int]) -> list[StreamId]:
+        """Streams held durably in these buckets, in order."""
+        return sorted(stream_id for bucket in set(buckets) for stream_id in self._buckets[bucket])
+
+    def streams_in_bucket(self, bucket: int) -> int:
+        return len(self._buckets[bucket])
+
+    def digest(self) -> list[int]:
+        """One hash a bucket: equal exactly where two nodes hold the same, but for crafted collisions."""
+        for stream_id in self._stale:
+            new = _hash_of(stream_id, self.durable[stream_id]) if stream_id in self.durable else 0
+            self._bucket_hashes[bucket_of(stream_id)] ^= self._hashes.pop(stream_id, 0) ^ new
+            if new:
+                self._hashes[stream_id] = new
+        self._stale.clear()
+        return self._bucket_hashes
 
     def validate(self) -> None:
         """Assert the invariants."""
@@ -87,6 +217,49 @@ class Journal:
             assert durable.sequence <= staged.sequence
             assert durable.sequence < staged.sequence or durable.head == staged.head
             assert durable.sequence >= 1
+            assert not self._is_void(stream_id, staged.sequence)
+
+    def _is_void(self, stream_id: StreamId, sequence: int) -> bool:
+        fork = self.forks.get(stream_id)
+        return fork is not None and sequence >= fork.sequence
+
+    def _restored(self, stream_id: StreamId, position: Position) -> Position:
+        self.staged[stream_id] = position
+        self._set_durable(stream_id, position)
+        return position
+
+    def _set_durable(self, stream_id: StreamId, position: Position) -> None:
+        if position.sequence:
+            self.durable[stream_id] = position
+            self._buckets[bucket_of(stream_id)].add(stream_id)
+        else:
+            self.durable.pop(stream_id, None)
+            self._buckets[bucket_of(stream_id)].discard(stream_id)
+        self._stale.add(stream_id)
+
+
+def in_stream_order(facts: Iterable[Fact], retired: Iterable[Retired]) -> Sequence[Fact | Retired]:
+    """Facts in their order, each after the retired ranges that come before it in its stream."""
+    before: dict[Place, list[Retired]] = {}
+    for gone in sorted(retired, key=lambda gone: (gone.stream_id, gone.first)):
+        before.setdefault(Place(gone.stream_id, gone.last + 1), []).append(gone)
+    if not before:
+        return list(facts)
+    items: list[Fact | Retired] = []
+    for fact in facts:
+        items += before.pop(Place(fact.stream_id, fact.sequence), [])
+        items.append(fact)
+    return items  # a range without its fact is nothing
+
+
+def bucket_of(stream_id: StreamId) -> int:
+    """The low bits of the author's id and the incarnation: both are as good as random."""
+    return (int(stream_id.author[:8] or "0", 16) ^ stream_id.incarnation ^ stream_id.stream * 7) % BUCKETS
+
+
+def _hash_of(stream_id: StreamId, position: Position) -> int:
+    name = f"{stream_id.author} {stream_id.incarnation} {stream_id.stream} {position.sequence} ".encode()
+    return int.from_bytes(hashlib.sha256(name + position.head).digest()[:HASH_BYTES], "big")
 
 
 def wire_position(stream_id: StreamId, position: Position) -> facts_pb2.StreamPosition:

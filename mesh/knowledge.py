@@ -52,6 +52,10 @@ class Knowledge:
                 return False
         return True
 
+    def clear(self) -> None:
+        for part in (self.added, self.superseded, self.retracted, self._words):
+            part.clear()
+
     def current(self) -> list[Item]:
         """Items that hold: not superseded or retracted by their own author. In order of id."""
         return [

@@ -24,6 +24,9 @@ class Profiles:
             self.latest[fact.author] = offered
         return True
 
+    def clear(self) -> None:
+        self.latest.clear()
+
     def of(self, node_id: NodeId) -> facts_pb2.NodeProfile | None:
         entry = self.latest.get(node_id)
         return entry[2] if entry else None

@@ -1,6 +1,6 @@
 """One node's whole shared state as one machine: events in, effects out.
 
-Idea: membership, election, journal, gossip and the folds are small machines of their own; this one wires them. The
+Idea: membership, election and the library of facts are small machines of their own; this one wires them. The
 shell (node/daemon.py) and the simulator (tests/sim) drive the same object, so what is tested is what runs.
 
     event ──▶ addressbook ─ dial        FactsVerified ─▶ journal ─ Persist ─▶ Persisted ─▶ folds, receipts, push
@@ -15,40 +15,20 @@ Does not: know time but as `now` (seconds on a clock that also runs while the ma
 from collections import deque
 from collections.abc import Iterable
 
-from google.protobuf.message import Message
-
 from mesh import events
 from mesh.addressbook import AddressBook
-from mesh.effects import (
-    Author,
-    Deliver,
-    DropBlobs,
-    Effect,
-    FactsApplied,
-    LeaderChanged,
-    Log,
-    MemberChanged,
-    Persist,
-    Send,
-)
+from mesh.effects import Author, Deliver, DropBlobs, Effect, FactsApplied, LeaderChanged, MemberChanged, Send
 from mesh.election import Election
-from mesh.facts import STREAM_OF_KIND, Fact, StreamId, make
-from mesh.gossip import PUSH_PEERS, Gossip, Rng
+from mesh.facts import Fact, Retired
+from mesh.gossip import Rng
 from mesh.identity import NodeId, NodeKey
-from mesh.journal import Journal, Verdict, wire_position
-from mesh.knowledge import Knowledge
-from mesh.ledger import Ledger
+from mesh.journal import Fork, fork_of
+from mesh.library import Library
 from mesh.member import LEFT
 from mesh.membership import Membership
-from mesh.profiles import Profiles
-from mesh.rendezvous import holders
 from mesh.timing import LAN, Timing
-from mesh.wire import common_pb2, facts_pb2, mesh_pb2
+from mesh.wire import common_pb2, mesh_pb2
 from mesh.work import MESSAGES, Work
-
-#: Against a clock from far ahead, which would drag everybody's along, in the end out of 64 bits: one that is further
-#: ahead of our wall clock than this is not followed. It orders nothing, so nothing is lost.
-CLOCK_AHEAD_MAX_MS = 86_400_000
 
 
 class Replica:
@@ -61,28 +41,31 @@ class Replica:
         self.key = key
         self.me = key.node_id
         self.incarnation = incarnation
-        self.journal = Journal()
-        self.ledger = Ledger()
-        self.knowledge = Knowledge()
-        self.profiles = Profiles()
+        self.library = Library(key, incarnation, rng)
+        self.journal = self.library.journal
+        self.ledger = self.library.ledger
+        self.knowledge = self.library.knowledge
+        self.profiles = self.library.profiles
+        self.gossip = self.library.gossip
         self.membership = Membership(self.me, life, rng, timing, incarnation)
         self.election = Election(self.me, rng)
-        self.gossip = Gossip(self.journal, rng)
         self.addresses = AddressBook(self.me, rng)
-        self.own_hybrid_clock = 0
-        self.seen_hybrid_clock = 0
         self.work = Work(self, slots)
         self.wall_clock_ms = 0
         self.stopping = False
 
     def restore(
-        self, facts: Iterable[Fact], term: int, voted_for: str, *, blobs: Iterable[common_pb2.BlobRef] = ()
+        self,
+        facts: Iterable[Fact],
+        term: int,
+        voted_for: str,
+        *,
+        retired: Iterable[Retired] = (),
+        forks: Iterable[Fork] = (),
+        blobs: Iterable[common_pb2.BlobRef] = (),
     ) -> None:
         """Take over what the store holds, at start. Raises `ValueError` where it has a hole."""
-        for fact in facts:
-            self.journal.restore(fact)
-            self._fold(fact)
-            self.work.fact_seen(fact)
+        self.library.restore(self._shown_to_work(facts), retired, forks)
         self.work.restored(blobs)
         self.election.term = term
         self.election.voted_for = voted_for
@@ -103,12 +86,19 @@ class Replica:
         match event:
             case events.Received(peer, message):
                 return self._received(peer, message, now)
-            case events.FactsVerified(peer, facts):
-                return self._offered(peer, facts, now)
+            case events.FactsVerified(peer, facts, retired):
+                return self.membership.word_received(peer, now) + self.library.offered(peer, facts, retired)
+            case events.ForkProven(_, one, other):
+                fork = fork_of(one, other)
+                return self.library.fork_proven(fork) if fork is not None else []
+            case events.StoredCompared(peer, offered, stored):
+                return self.library.compared(peer, offered, stored)
+            case events.ForkSaved(stream_id, facts):
+                return self.library.fork_saved(stream_id, facts, self.membership.live_peers())
             case events.FactAuthored(kind, content, wall_clock_ms):
-                return self._author(kind, content, wall_clock_ms)
-            case events.Persisted(facts, source):
-                return self._persisted(facts, source)
+                return self.library.author(kind, content, wall_clock_ms)[1]
+            case events.Persisted(facts, source, retired):
+                return self.library.persisted(facts, source, retired, self.membership.live_peers())
             case events.VoteSaved(term, voted_for):
                 return self.election.vote_saved(term, voted_for, now, self.membership.view())
             case events.LinkOpened(hello, dialled_from):
@@ -118,7 +108,9 @@ class Replica:
                 opened = self.membership.link_opened(hello, now, self.addresses.answered(peer))
                 if peer not in self.membership.members:
                     return opened
-                return self._watch_view(opened + self.gossip.peer_linked(peer), now)
+                return self._watch_view(
+                    opened + self.gossip.peer_linked(peer, hello.protocol_version) + self.library.proofs_to(peer), now
+                )
             case events.LinkClosed(peer):
                 self.gossip.peer_gone(peer)
                 self.addresses.link_closed(peer, now)
@@ -186,7 +178,7 @@ class Replica:
             caused: list[Effect] = []
             match effect:
                 case Author(kind, content):
-                    waiting.extendleft(reversed(self._author(kind, content, self.wall_clock_ms)))
+                    waiting.extendleft(reversed(self.library.author(kind, content, self.wall_clock_ms)[1]))
                     continue
                 case Send(peer, message) if peer == self.me:
                     waiting.extendleft(reversed(self.work.received(peer, message, now)))
@@ -202,6 +194,11 @@ class Replica:
             settled.append(effect)
             waiting.extendleft(reversed(caused))
         return settled
+
+    def _shown_to_work(self, facts: Iterable[Fact]) -> Iterable[Fact]:
+        for fact in facts:
+            self.work.fact_seen(fact)
+            yield fact
 
     def _dials(self, now: float) -> list[Effect]:
         hints, returned = self.membership.take_hints()
@@ -249,6 +246,9 @@ class Replica:
                 effects += self.election.vote_replied(peer, message.vote_reply, now, view)
             case "leader_transfer":
                 effects += self.election.transfer_received(peer, message.leader_transfer, now, view)
+            case "vector_digest":
+                effects += self.gossip.digest_received(peer, message.vector_digest)
+                effects += [Deliver(peer, message), *self.work.positions_told(peer, now)]
             case "version_vector":
                 effects += self.gossip.vector_received(peer, message.version_vector)
                 effects += [Deliver(peer, message), *self.work.positions_told(peer, now)]
@@ -260,72 +260,3 @@ class Replica:
             case _:
                 effects.append(Deliver(peer, message))
         return effects
-
-    # Facts
-
-    def _author(self, kind: str, content: Message, wall_clock_ms: int) -> list[Effect]:
-        stream_id = StreamId(self.me, self.incarnation, STREAM_OF_KIND[kind])
-        sequence, predecessor = self.journal.next_of(stream_id)
-        fact = make(self.key, self.incarnation, sequence, predecessor, self._clock(wall_clock_ms), kind, content)
-        verdict = self.journal.offer(fact)
-        assert verdict is Verdict.STAGED, "an own fact is the next of its stream"
-        return [Persist((fact,), None)]
-
-    def _clock(self, wall_clock_ms: int) -> int:
-        """Hybrid logical clock (Kulkarni et al., 2014): never behind what was seen, close to wall time."""
-        seen = self.seen_hybrid_clock
-        if seen >= (wall_clock_ms + CLOCK_AHEAD_MAX_MS) << 16:
-            seen = 0
-        self.own_hybrid_clock = max(self.own_hybrid_clock + 1, seen + 1, wall_clock_ms << 16)
-        return self.own_hybrid_clock
-
-    def _offered(self, peer: NodeId, facts: tuple[Fact, ...], now: float) -> list[Effect]:
-        effects = self.membership.word_received(peer, now)
-        staged: list[Fact] = []
-        touched: dict[StreamId, None] = {}
-        for fact in facts:
-            fork_known = fact.stream_id in self.journal.forked
-            verdict = self.journal.offer(fact)
-            if verdict is Verdict.STAGED:
-                staged.append(fact)
-            elif verdict is Verdict.DUPLICATE:
-                touched[fact.stream_id] = None
-            elif verdict is Verdict.FORK and not fork_known:
-                effects.append(
-                    Log("error", f"{fact.author} wrote two histories (a copied data directory?): the second is refused")
-                )
-        if staged:
-            effects.append(Persist(tuple(staged), peer))
-        if touched:
-            effects.append(self._receipt(peer, touched))
-        return effects
-
-    def _persisted(self, facts: tuple[Fact, ...], source: NodeId | None) -> list[Effect]:
-        self.journal.persisted(facts)
-        for fact in facts:
-            self._fold(fact)
-        effects: list[Effect] = [FactsApplied(facts)]
-        if source is not None:
-            effects.append(self._receipt(source, {fact.stream_id: None for fact in facts}))
-        else:
-            push = facts_pb2.FactPush(facts=[fact.signed for fact in facts])
-            peers = holders(facts[0].hash, self.membership.live_peers(), PUSH_PEERS)
-            effects += [Send(peer, mesh_pb2.LinkMessage(fact_push=push)) for peer in peers]
-        return effects
-
-    def _receipt(self, peer: NodeId, streams: Iterable[StreamId]) -> Send:
-        positions = [
-            wire_position(stream_id, self.journal.durable[stream_id])
-            for stream_id in streams
-            if stream_id in self.journal.durable
-        ]
-        return Send(peer, mesh_pb2.LinkMessage(fact_receipt=facts_pb2.FactReceipt(positions=positions)))
-
-    def _fold(self, fact: Fact) -> None:
-        if fact.author == self.me:
-            self.own_hybrid_clock = max(self.own_hybrid_clock, fact.hybrid_clock)
-        else:
-            self.seen_hybrid_clock = max(self.seen_hybrid_clock, fact.hybrid_clock)
-        for fold in (self.ledger, self.knowledge, self.profiles):
-            if fold.apply(fact):
-                return

@@ -1,13 +1,14 @@
 """Gossip: two nodes that hold any two prefixes end with the same; receipts say who holds what."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.effects import Effect, PushStored
 from mesh.facts import Fact, StreamId
-from mesh.gossip import FANOUT, INTERVAL_S, POSITIONS_MAX, Gossip
+from mesh.gossip import FANOUT, HELD_MAX, INTERVAL_S, OLD_PROTOCOL, POSITIONS_MAX, FactRange, Gossip
 from mesh.identity import NodeId
-from mesh.journal import Journal, Position, Verdict, wire_position
+from mesh.journal import Journal, Position, Verdict, bucket_of, wire_position
 from mesh.wire import facts_pb2
 from tests.mesh.building import KEYS, A, Author, B, C, D, E, rng, sent
 
@@ -41,48 +42,121 @@ def carry(effects: list[Effect], source: Holder, target: Holder, source_id: Node
             facts = [f for r in effect.ranges for f in source.stored[r.stream_id][r.first - 1 : r.last]]
             for fact in facts[:push_max]:
                 assert target.take(fact), "a push holds exactly what the other lacks"
+    for _, message in sent(effects, "vector_digest"):
+        answers += target.gossip.digest_received(source_id, message.vector_digest)
     for _, message in sent(effects, "version_vector"):
         answers += target.gossip.vector_received(source_id, message.version_vector)
     return answers
 
 
-@given(
-    st.lists(st.integers(0, 6), min_size=4, max_size=4),
-    st.lists(st.integers(0, 6), min_size=4, max_size=4),
-    st.integers(1, 30),
-)
-def test_two_nodes_converge(mine: list[int], theirs: list[int], push_max: int) -> None:
+def exchange(a: Holder, b: Holder, push_max: int) -> None:
+    """One push-pull exchange, begun by `a`: digest, vector, push and vector, push."""
+    legs = [a.gossip.compare_with(B)]
+    for source, target, source_id in ((a, b, A), (b, a, B), (a, b, A), (b, a, B)):
+        legs = carry(legs, source, target, source_id, push_max)
+    assert legs == [], "an exchange ends"
+
+
+prefixes = st.lists(st.integers(0, 6), min_size=4, max_size=4)
+
+
+@given(prefixes, prefixes, st.integers(1, 30), st.sampled_from(["new", "old a", "old b"]))
+def test_two_nodes_converge(mine: list[int], theirs: list[int], push_max: int, version: str) -> None:
+    """Also where one of them is of the last release, which sends whole vectors and answers to nothing else."""
     a, b = Holder(mine), Holder(theirs)
+    if version == "old b":
+        a.gossip.peer_linked(B, OLD_PROTOCOL)
+    if version == "old a":
+        b.gossip.peer_linked(A, OLD_PROTOCOL)
+        a.gossip.compare_with = lambda peer: a.gossip._vector_to(peer, None, reply_wanted=True)  # type: ignore[method-assign]
     rounds = 0
     while a.journal.durable != b.journal.durable:
         rounds += 1
-        # One push-pull exchange, begun by a: vector, push, vector back, push.
-        answers = carry(a.gossip.peer_linked(B), a, b, A, push_max)
-        more = carry(answers, b, a, B, push_max)
-        assert carry(more, a, b, A, push_max) == [], "an exchange ends after three legs"
+        assert rounds <= 30
+        exchange(a, b, push_max)
+        exchange(b, a, push_max)
     everything = sum(max(pair) - min(pair) for pair in zip(mine, theirs, strict=True))
     assert rounds <= (everything + push_max - 1) // push_max
     assert [len(a.stored.get(s[0].stream_id, [])) for s in STREAMS] == [max(p) for p in zip(mine, theirs, strict=True)]
-    # Equal journals have nothing more to say but the vector itself.
-    assert carry(a.gossip.peer_linked(B), a, b, A, push_max) == []
+    assert a.journal.digest() == b.journal.digest()
+
+
+def test_equal_nodes_find_out_in_one_small_message() -> None:
+    a, b = Holder([3, 1, 0, 6]), Holder([3, 1, 0, 6])
+    [(_, message)] = sent([a.gossip.compare_with(B)], "vector_digest")
+    assert message.ByteSize() < 600
+    assert carry([a.gossip.compare_with(B)], a, b, A, 1) == []
+
+
+def test_only_buckets_that_differ_are_told() -> None:
+    a, b = Holder([3, 1, 2, 6]), Holder([3, 1, 2, 5])
+    [(_, message)] = sent(carry([a.gossip.compare_with(B)], a, b, A, 1), "version_vector")
+    assert [position.sequence for position in message.version_vector.positions] == [5]
+    assert list(message.version_vector.buckets) == [bucket_of(STREAMS[3][0].stream_id)]
+    [push] = [
+        effect for effect in a.gossip.vector_received(B, message.version_vector) if isinstance(effect, PushStored)
+    ]
+    assert push.ranges == (FactRange(STREAMS[3][0].stream_id, 6, 6),)
+
+
+def test_more_than_fits_into_a_vector_is_told_bucket_by_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.gossip.VECTOR_POSITIONS", 1)
+    a, b = Holder([3, 1, 2, 6]), Holder([0, 0, 0, 0])
+    for _ in range(4 + 60):
+        exchange(b, a, 100)
+    assert a.journal.durable == b.journal.durable
+
+
+@given(prefixes, prefixes)
+def test_the_digest_is_of_what_is_held_however_it_came(mine: list[int], more: list[int]) -> None:
+    grown = Holder(mine)
+    grown.journal.digest()  # its sums are kept up to date from here on
+    for stream, length, longer in zip(STREAMS, mine, more, strict=True):
+        for fact in stream[length : max(length, longer)]:
+            grown.take(fact)
+    at_once = Holder([max(pair) for pair in zip(mine, more, strict=True)])
+    assert grown.journal.digest() == at_once.journal.digest()
+    assert (grown.journal.digest() == Holder(mine).journal.digest()) == (grown.journal == Holder(mine).journal)
+
+
+def test_a_digest_of_another_size_is_not_read() -> None:
+    gossip = Holder([1, 0, 0, 0]).gossip
+    assert gossip.digest_received(B, facts_pb2.VectorDigest(buckets=b"x" * 511)) == []
 
 
 def test_a_round_asks_few_peers_once_a_second() -> None:
     gossip = Holder([1, 0, 0, 0]).gossip
-    asked = sent(gossip.tick(0.0, [B, C, D, E]), "version_vector")
+    asked = sent(gossip.tick(0.0, [B, C, D, E]), "vector_digest")
     assert len({peer for peer, _ in asked}) == FANOUT
-    assert all(message.version_vector.reply_wanted for _, message in asked)
     assert gossip.tick(INTERVAL_S - 0.01, [B, C, D, E]) == []
     assert len(gossip.tick(INTERVAL_S, [B])) == 1
     assert gossip.tick(10.0, []) == []
+
+
+def test_an_old_peer_gets_whole_vectors_and_no_retired_ranges() -> None:
+    holder = Holder([1, 0, 0, 0])
+    [(_, message)] = sent(holder.gossip.peer_linked(B, OLD_PROTOCOL), "version_vector")
+    assert message.version_vector.reply_wanted
+    assert not message.version_vector.buckets
+    [push] = [e for e in holder.gossip.vector_received(B, facts_pb2.VersionVector()) if isinstance(e, PushStored)]
+    assert push.plain
+
+
+def test_a_full_push_is_followed_by_the_next_digest_at_once() -> None:
+    gossip = Holder([0, 0, 0, 0]).gossip
+    author = Author(KEYS[3])
+    facts = [author.note("long", "x" * 15_000) for _ in range(40)]
+    assert sent(gossip.stored(B, facts), "vector_digest")
+    assert gossip.stored(B, facts[:3]) == []
 
 
 def test_what_is_staged_and_not_synced_is_neither_told_nor_asked_for() -> None:
     holder = Holder([0, 0, 0, 0])
     first = STREAMS[0][0]
     holder.journal.offer(first)
-    [(_, message)] = sent(holder.gossip.peer_linked(B), "version_vector")
-    assert not message.version_vector.positions
+    [(_, message)] = sent(holder.gossip.peer_linked(B), "vector_digest")
+    assert message.vector_digest.buckets == b"\0" * 512
+    assert not holder.journal.vector()
     theirs = facts_pb2.VersionVector(
         positions=[wire_position(first.stream_id, Position(1, first.hash))], reply_wanted=True
     )
@@ -102,11 +176,43 @@ def test_holders_are_those_that_said_so_until_they_go() -> None:
     assert gossip.holders(stream_id, 1) == {C}
 
 
+def test_equal_buckets_say_who_holds_what_until_something_new_is_stored() -> None:
+    a, b = Holder([3, 0, 0, 0]), Holder([3, 0, 0, 0])
+    stream_id = STREAMS[0][0].stream_id
+    carry([b.gossip.compare_with(A)], b, a, B, 1)
+    assert a.gossip.holders(stream_id, 3) == {B}
+    a.take(STREAMS[0][3])
+    assert a.gossip.holders(stream_id, 3) == {B}, "what it held it holds"
+    assert a.gossip.holders(stream_id, 4) == set()
+    carry([b.gossip.compare_with(A)], b, a, B, 1)
+    assert a.gossip.holders(stream_id, 4) == set()
+    b.take(STREAMS[0][3])
+    carry([b.gossip.compare_with(A)], b, a, B, 1)
+    assert a.gossip.holders(stream_id, 4) == {B}
+    assert a.gossip.holders(stream_id, 5) == set(), "it is not stored here, so equality says nothing of it"
+    a.gossip.peer_gone(B)
+    assert a.gossip.holders(stream_id, 1) == set()
+
+
+def test_places_too_old_to_be_remembered_count_as_the_newest_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.journal.RECENT_MAX", 2)
+    a, b = Holder([1, 0, 0, 0]), Holder([1, 0, 0, 0])
+    stream_id = STREAMS[0][0].stream_id
+    carry([b.gossip.compare_with(A)], b, a, B, 1)
+    for fact in STREAMS[0][1:4]:
+        a.take(fact)
+        b.take(fact)
+    assert a.gossip.holders(stream_id, 1) == set(), "fewer than there are, never more"
+    assert a.gossip.holders(stream_id, 4) == set()
+    carry([b.gossip.compare_with(A)], b, a, B, 1)
+    assert a.gossip.holders(stream_id, 1) == a.gossip.holders(stream_id, 4) == {B}
+
+
 def test_a_vector_of_invented_streams_is_read_up_to_the_limit() -> None:
     gossip = Holder([0, 0, 0, 0]).gossip
     invented = [
         facts_pb2.StreamPosition(author_id="f" * 32, incarnation=number, stream=facts_pb2.FACT_STREAM_JOBS, sequence=1)
         for number in range(POSITIONS_MAX + 10)
     ]
-    gossip.vector_received(B, facts_pb2.VersionVector(positions=invented))
-    assert len(gossip.held_by[B]) == POSITIONS_MAX
+    assert len(gossip.note_positions(B, invented)) == POSITIONS_MAX
+    assert len(gossip.held_by[B]) == HELD_MAX

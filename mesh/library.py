@@ -1,0 +1,220 @@
+"""What a node holds and what it reads in it: the journal, its folds, and what becomes of facts that arrive.
+
+Idea: every fact goes one way, whoever wrote it:
+
+    author or push ──▶ journal (staged) ──▶ Persist ──▶ Persisted ──▶ journal (durable) ──▶ folds ──▶ push, receipt
+
+The folds are commutative, so they may also be made anew from all that is stored: that is how facts leave them that a
+proven fork made void (rare; everything else that leaves changes no reading, see retention.py).
+
+Does not: know members or time; replica.py passes in who is live and what time it is.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from google.protobuf.message import Message
+
+from mesh.effects import CompareStored, Effect, FactsApplied, Log, Persist, SaveFork, Send
+from mesh.facts import STREAM_OF_KIND, Fact, Retired, StreamId, make
+from mesh.gossip import PUSH_PEERS, Gossip, Rng
+from mesh.identity import NodeId, NodeKey
+from mesh.journal import Fork, Journal, Position, Verdict, fork_of, in_stream_order, wire_position
+from mesh.knowledge import Knowledge
+from mesh.ledger import Ledger
+from mesh.profiles import Profiles
+from mesh.rendezvous import holders
+from mesh.wire import facts_pb2, mesh_pb2
+
+#: Against a clock from far ahead, which would drag everybody's along, in the end out of 64 bits: one that is further
+#: ahead of our wall clock than this is not followed. It orders nothing, so nothing is lost.
+CLOCK_AHEAD_MAX_MS = 86_400_000
+
+
+class Library:
+    """Args: `incarnation` is random at every start."""
+
+    def __init__(self, key: NodeKey, incarnation: int, rng: Rng) -> None:
+        self.key = key
+        self.me = key.node_id
+        #: The life that this node's facts are written in; a new one where its own stream turns out to be forked.
+        self.writing_as = incarnation
+        self.journal = Journal()
+        self.ledger = Ledger()
+        self.knowledge = Knowledge()
+        self.profiles = Profiles()
+        self.gossip = Gossip(self.journal, rng)
+        self.own_hybrid_clock = 0
+        self.seen_hybrid_clock = 0
+        self._forks_being_saved = 0
+        self._folded_meanwhile: list[Fact] = []
+
+    def restore(self, facts: Iterable[Fact], retired: Iterable[Retired], forks: Iterable[Fork]) -> None:
+        """Take over what the store holds, at start. Raises `ValueError` where it has a hole."""
+        for fork in forks:
+            self.journal.forks[fork.stream_id] = fork
+        gone: dict[StreamId, list[Retired]] = {}
+        for piece in sorted(retired, key=lambda piece: piece.first):
+            gone.setdefault(piece.stream_id, []).append(piece)
+        for fact in facts:
+            if self.journal.restore(fact, gone.get(fact.stream_id, ())):
+                self.fold(fact)
+
+    # Facts of this node
+
+    def author(self, kind: str, content: Message, wall_clock_ms: int) -> tuple[Fact, list[Effect]]:
+        stream_id = StreamId(self.me, self.writing_as, STREAM_OF_KIND[kind])
+        sequence, predecessor = self.journal.next_of(stream_id)
+        fact = make(self.key, self.writing_as, sequence, predecessor, self._clock(wall_clock_ms), kind, content)
+        verdict = self.journal.offer(fact)
+        assert verdict is Verdict.STAGED, "an own fact is the next of its stream"
+        return fact, [Persist((fact,), None)]
+
+    def _clock(self, wall_clock_ms: int) -> int:
+        """Hybrid logical clock (Kulkarni et al., 2014): never behind what was seen, close to wall time."""
+        seen = self.seen_hybrid_clock
+        if seen >= (wall_clock_ms + CLOCK_AHEAD_MAX_MS) << 16:
+            seen = 0
+        self.own_hybrid_clock = max(self.own_hybrid_clock + 1, seen + 1, wall_clock_ms << 16)
+        return self.own_hybrid_clock
+
+    # Facts of others
+
+    def offered(self, peer: NodeId, facts: Sequence[Fact], retired: Sequence[Retired]) -> list[Effect]:
+        effects: list[Effect] = []
+        staged: list[Fact] = []
+        staged_retired: list[Retired] = []
+        doubted: list[Fact] = []
+        touched: dict[StreamId, None] = {}
+        void: dict[StreamId, None] = {}
+        items = in_stream_order(facts, retired)
+        for index, item in enumerate(items):
+            if isinstance(item, Retired):
+                after = items[index + 1] if index + 1 < len(items) else None
+                if self.journal.offer_retired(item, after if isinstance(after, Fact) else None) is Verdict.STAGED:
+                    staged_retired.append(item)
+                continue
+            match self.journal.offer(item):
+                case Verdict.STAGED:
+                    staged.append(item)
+                case Verdict.DUPLICATE:
+                    touched[item.stream_id] = None
+                    if (peer, item.stream_id) in self.gossip.suspects:
+                        doubted.append(item)
+                case Verdict.FORK:
+                    doubted.append(item)
+                    self.gossip.suspect(peer, item.stream_id, _before(item))
+                case Verdict.VOID:
+                    void[item.stream_id] = None
+                case Verdict.GAP:
+                    pass
+        if staged:
+            effects.append(Persist(tuple(staged), peer, tuple(staged_retired)))
+        if touched:
+            effects.append(self.receipt(peer, touched))
+        if doubted:
+            effects.append(CompareStored(peer, tuple(doubted)))
+        return effects + self.gossip.proofs_to(peer, void)
+
+    def persisted(
+        self, facts: Sequence[Fact], source: NodeId | None, retired: Sequence[Retired], live_peers: Sequence[NodeId]
+    ) -> list[Effect]:
+        self.journal.persisted(facts, retired)
+        counting = [fact for fact in facts if not self._is_void(fact)]
+        for fact in counting:
+            self.fold(fact)
+        if self._forks_being_saved:
+            self._folded_meanwhile += counting
+        effects: list[Effect] = [FactsApplied(tuple(counting))]
+        if source is not None:
+            effects.append(self.receipt(source, {fact.stream_id: None for fact in counting}))
+            effects += self.gossip.stored(source, facts)
+        elif counting:
+            push = facts_pb2.FactPush(facts=[fact.signed for fact in counting])
+            peers = holders(facts[0].hash, live_peers, PUSH_PEERS)
+            effects += [Send(peer, mesh_pb2.LinkMessage(fact_push=push)) for peer in peers]
+        return effects
+
+    def receipt(self, peer: NodeId, streams: Iterable[StreamId]) -> Send:
+        positions = [
+            wire_position(stream_id, self.journal.durable[stream_id])
+            for stream_id in streams
+            if stream_id in self.journal.durable
+        ]
+        return Send(peer, mesh_pb2.LinkMessage(fact_receipt=facts_pb2.FactReceipt(positions=positions)))
+
+    def fold(self, fact: Fact) -> None:
+        if fact.author == self.me:
+            self.own_hybrid_clock = max(self.own_hybrid_clock, fact.hybrid_clock)
+        else:
+            self.seen_hybrid_clock = max(self.seen_hybrid_clock, fact.hybrid_clock)
+        for fold in (self.ledger, self.knowledge, self.profiles):
+            if fold.apply(fact):
+                return
+
+    # Two histories of one stream
+
+    def compared(self, peer: NodeId, offered: Sequence[Fact], stored: Sequence[Fact]) -> list[Effect]:
+        """What `peer` pushed of suspected streams, beside what is stored in the same places."""
+        ours = {(fact.stream_id, fact.sequence): fact for fact in stored}
+        equal: dict[StreamId, Fact] = {}
+        effects: list[Effect] = []
+        for fact in offered:
+            mine = ours.get((fact.stream_id, fact.sequence))
+            if mine is not None and (fork := fork_of(mine, fact)) is not None:
+                effects += self.fork_proven(fork)
+            elif fact.sequence <= self.journal.durable.get(fact.stream_id, Position()).sequence:
+                equal[fact.stream_id] = fact  # or retired here, and then beyond comparing
+        for stream_id, fact in equal.items():
+            if stream_id not in self.journal.forks or fact.sequence < self.journal.forks[stream_id].sequence:
+                effects += self.gossip.found_equal(peer, fact)
+        return effects
+
+    def fork_proven(self, fork: Fork) -> list[Effect]:
+        own_end = self.journal.next_of(fork.stream_id)[1]
+        known = fork.stream_id in self.journal.forks
+        if not self.journal.void(fork):
+            return []
+        self.gossip.fork_proven(fork.stream_id)
+        if (fork.stream_id.author, fork.stream_id.incarnation) == (self.me, self.writing_as):
+            # Two machines run with one memory: they part here, for each had written something else.
+            seed = self.writing_as.to_bytes(8, "big") + own_end
+            self.writing_as = int.from_bytes(hashlib.sha256(seed).digest()[:8], "big")
+        self._forks_being_saved += 1
+        effects: list[Effect] = [SaveFork(fork)]
+        if not known:
+            text = (
+                f"{fork.stream_id.author} wrote two histories (a copied machine?): neither counts from where they part"
+            )
+            effects.append(Log("error", text))
+        return effects
+
+    def fork_saved(self, stream_id: StreamId, facts: Sequence[Fact], live_peers: Sequence[NodeId]) -> list[Effect]:
+        """Read everything anew, without what is void, and spread the proof."""
+        fork = self.journal.forks[stream_id]
+        self._forks_being_saved -= 1
+        for fold in (self.ledger, self.knowledge, self.profiles):
+            fold.clear()
+        for fact in [*facts, *self._folded_meanwhile]:
+            if not self._is_void(fact):
+                self.fold(fact)
+                if (fact.stream_id, fact.sequence) == (stream_id, fork.sequence - 1):
+                    self.journal.reset_end(fork, fact.hash)
+        if not self._forks_being_saved:
+            self._folded_meanwhile = []
+        effects: list[Effect] = [FactsApplied(())]
+        for peer in live_peers:
+            effects += self.gossip.proofs_to(peer, [stream_id])
+        return effects
+
+    def proofs_to(self, peer: NodeId) -> list[Effect]:
+        """All proven forks, for a peer that came (back)."""
+        return self.gossip.proofs_to(peer, sorted(self.journal.forks))
+
+    def _is_void(self, fact: Fact) -> bool:
+        fork = self.journal.forks.get(fact.stream_id)
+        return fork is not None and fact.sequence >= fork.sequence
+
+
+def _before(fact: Fact) -> Position:
+    return Position(fact.sequence - 1, fact.predecessor)
