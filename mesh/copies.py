@@ -20,7 +20,7 @@ from mesh.gossip import COPIES
 from mesh.identity import NodeId
 from mesh.rendezvous import holders as ranked
 from mesh.surroundings import Surroundings, able_to_store, copies_wanted, stores
-from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
+from mesh.wire import common_pb2, facts_pb2, mesh_pb2
 
 #: An absent holder counts for so long: longer than a lid is closed on the way to the next room.
 PATIENCE_S = 600.0
@@ -237,12 +237,9 @@ class Copies:
         """Holders that are away but not for long, with the time from which they do not count any more."""
         absent = {}
         for peer in self._holders(sha256) - able - {self.around.me}:
-            member = self.around.membership.members[peer]
-            if not stores(self.around, peer):
-                continue
-            gone = member.state in (membership_pb2.MEMBER_STATE_DEAD, membership_pb2.MEMBER_STATE_LEFT)
-            until = (member.state_since if gone else now) + PATIENCE_S
-            if until > now:
+            since = self.around.membership.absent_since(peer)
+            until = (now if since is None else since) + PATIENCE_S
+            if stores(self.around, peer) and until > now:
                 absent[peer] = until
         return absent
 

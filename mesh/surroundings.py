@@ -14,9 +14,6 @@ from mesh.identity import NodeId
 from mesh.ledger import Ledger
 from mesh.membership import Membership
 from mesh.profiles import Profiles
-from mesh.wire import membership_pb2
-
-_LOST = (membership_pb2.MEMBER_STATE_DEAD, membership_pb2.MEMBER_STATE_LEFT)
 
 
 class Surroundings(Protocol):
@@ -47,5 +44,6 @@ def copies_wanted(around: Surroundings) -> int:
 
 def is_lost(around: Surroundings, node_id: NodeId) -> bool:
     """Dead, left, or never seen here: what runs there is not waited for."""
-    member = around.membership.members.get(node_id)
-    return node_id != around.me and (member is None or member.state in _LOST)
+    if node_id == around.me:
+        return False
+    return node_id not in around.membership.members or around.membership.absent_since(node_id) is not None

@@ -189,9 +189,9 @@ def test_one_long_stall_does_not_excuse_the_next() -> None:
 def test_a_result_that_waits_for_copies_is_no_stall() -> None:
     dispatch = flying()
     flight = accepts(dispatch, 0.0)
-    assert flight.uses_engine
+    busy = [flight.uses_engine]
     moves(dispatch, 1.0, phase=COPYING)
-    assert not flight.uses_engine
+    assert [*busy, flight.uses_engine] == [True, False]
     assert not dispatch.why_late(flight, 1.0 + COPYING_LATE_S)
     assert dispatch.why_late(flight, 1.1 + COPYING_LATE_S)
 
@@ -205,7 +205,9 @@ def test_a_node_is_stuck_only_while_nothing_moves_there() -> None:
     # Another task of this node moves: one of them is late, the node is not stuck.
     other = TaskKey(KEY.job_id, TaskRef(4, 0))
     dispatch.assigned(other, PLAN, agent(A), 0.0, 1, 1)
-    word = work_pb2.TaskEvent(job_id=KEY.job_id, task_index=4, attempt=1, agent=agent(A), progress={})
+    word = work_pb2.TaskEvent(
+        job_id=KEY.job_id, task_index=4, attempt=1, agent=agent(A), progress=work_pb2.TaskProgress()
+    )
     for moment in (0.5, 1.0, 1.5, 2.0, 2.5):
         dispatch.event_received(A, word, moment)
     [flight] = dispatch.of_task(KEY)

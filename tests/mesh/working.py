@@ -13,7 +13,7 @@ import hashlib
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mesh import effects, events
@@ -21,7 +21,6 @@ from mesh.dispatch import TaskKey
 from mesh.facts import Fact, parse
 from mesh.identity import NodeId, NodeKey
 from mesh.ledger import Job
-from mesh.membership import ALIVE
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from tests.mesh.building import BY_ID
@@ -106,6 +105,10 @@ class World:
             other.lose_link(one.me)
 
     def heal(self) -> None:
+        """All hear each other again, on new links where they had been cut."""
+        for one, other in itertools.permutations(self.desks, 2):
+            if frozenset((one.me, other.me)) in self.cut:
+                one.lose_link(other.me)
         self.cut.clear()
         for one, other in itertools.permutations(self.desks, 2):
             one.link_to(other)
@@ -140,6 +143,8 @@ class Desk:
         self.links: set[NodeId] = set()
         self.engine = Engine()
         self.fails: Callable[[work_pb2.Task], bool] = lambda task: False
+        self.hangs: Callable[[work_pb2.Task], bool] = lambda task: False
+        self.no_plan: list[bool] = []  # of the next plans: whether that is final
         self.answers: dict[int, effects.AnswerSubmit] = {}
         self.started: list[tuple[float, work_pb2.Assign]] = []
         self.stopped: list[TaskKey] = []
@@ -203,7 +208,12 @@ class Desk:
         if other is not self and self.world.connected(self, other) and other.me not in self.links:
             self.links.add(other.me)
             hello = membership_pb2.Hello(
-                node_id=other.me, incarnation=other.lives, name=other.me[:4], protocol_version=2, protocol_version_min=1
+                node_id=other.me,
+                incarnation=other.replica.incarnation,
+                life=other.replica.membership.life,
+                name=other.me[:4],
+                protocol_version=2,
+                protocol_version_min=1,
             )
             self._later(DELAY_S, lambda: self.do(events.LinkOpened(hello)))
 
@@ -364,6 +374,7 @@ class Desk:
         assert len(self.engine.running) < self.world.slots
         self.started.append((self.world.now, assign))
         self.engine.running[key] = self.world.task_s
+        self.engine.frozen = self.engine.frozen or self.hangs(assign.task)
         self._later(PROGRESS_S, lambda: self._step(key, assign))
 
     def _step(self, key: TaskKey, assign: work_pb2.Assign) -> None:
@@ -393,6 +404,10 @@ class Desk:
         self.do(events.TaskEnded(key, finished))
 
     def _plan(self, job_id: bytes, request: work_pb2.JobRequest) -> None:
+        if self.no_plan:
+            problem = common_pb2.Problem(code="bad-document", message="no plan can be made")
+            self.do(events.PlanFailed(job_id, problem, final=self.no_plan.pop(0)))
+            return
         plan = work_pb2.Plan(job_id=job_id)
         for number in range(request.ask.panel):
             if request.ask.context == "chain":
@@ -430,7 +445,3 @@ def solved(asked: effects.Allocate) -> events.Allocated:
         record = facts_pb2.AssignmentRecord(task_index=task.key.ref.index, replica=task.key.ref.replica, agent=ref)
         placed.append((task.key, record))
     return events.Allocated(asked.round_number, tuple(placed), tuple(waiting), "first fit")
-
-
-def alive(desk: Desk) -> Sequence[NodeId]:
-    return sorted(node_id for node_id, member in desk.replica.membership.members.items() if member.state == ALIVE)
