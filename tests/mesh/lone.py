@@ -62,7 +62,7 @@ class Lone:
 
     def says(self, author: NodeId, kind: str, content: object) -> list[Effect]:
         """A fact of `author` arrives."""
-        fact = self.authors[author].say(kind, content)  # type: ignore[arg-type]
+        fact = self.authors[author].say(kind, content, len(self.stored) + 1)  # type: ignore[arg-type]
         return self.do(events.FactsVerified(author, (fact,)))
 
     def profile(self, of: NodeId, *, stores: bool = True, slots: int = 0) -> list[Effect]:

@@ -44,7 +44,7 @@ def test_a_job_is_planned_done_by_all_and_completed_with_copies() -> None:
     world = World()
     leader = world.ready()
     job_id = world.desks[0].submit(tasks=6, document=b"text")
-    world.until(lambda: any(desk.job(job_id).completed for desk in world.desks))
+    world.until(lambda: any(desk.job(job_id).closed for desk in world.desks))
     [(said, completed)] = leader.job(job_id).completed.values()
     assert said.author == leader.me
     assert all(completed.result.sha256 in desk.blobs for desk in world.desks), "its copies come first"
@@ -73,7 +73,7 @@ def test_jobs_share_the_agents_and_none_starves() -> None:
     world = World(slots=2)
     leader = world.ready()
     jobs = [desk.submit(tasks=8) for desk in world.desks]
-    took = world.until(lambda: all(leader.job(job_id).completed for job_id in jobs))
+    took = world.until(lambda: all(leader.job(job_id).closed for job_id in jobs))
     assert took < 24 / 6 + 2.0, "24 tasks of a second in six slots"
 
 
@@ -93,7 +93,7 @@ def test_a_plan_that_can_not_be_made_now_is_tried_again_and_one_that_never_can_f
     assert world.until(lambda: world.completed_everywhere(job_id)) > RETRY_S - 1.0
     leader.no_plan = [True]
     job_id = leader.submit()
-    world.until(lambda: all(desk.job(job_id).failed for desk in world.desks))
+    world.until(lambda: all(desk.job(job_id).state == FAILED for desk in world.desks))
     [(_, failed)] = leader.job(job_id).failed.values()
     assert [reason.code for reason in failed.reasons] == ["bad-document"]
 
@@ -285,7 +285,7 @@ def test_a_frozen_node_costs_little_and_gets_nothing_while_it_is_frozen() -> Non
     busy(world, frozen)
     frozen.freeze()
     froze_at = world.now
-    world.until(lambda: leader.job(job_id).completed)
+    world.until(lambda: leader.job(job_id).closed)
     assert world.now - froze_at < 7 / 2 + 3.0, "seven tasks on two nodes, and little more"
     assert [(node != frozen.me) for _, node, _ in hedges(leader, job_id)] == [True]
     assigned_later = [
@@ -296,7 +296,7 @@ def test_a_frozen_node_costs_little_and_gets_nothing_while_it_is_frozen() -> Non
     ]
     assert not assigned_later
     frozen.thaw()
-    world.until(lambda: frozen.job(job_id).completed)
+    world.until(lambda: frozen.job(job_id).closed)
     world.run(1.0)
     assert frozen.stopped, "its copy is of no more use"
     assert not frozen.engine.running
@@ -317,19 +317,19 @@ def test_a_stalled_engine_is_hedged_and_left_alone_until_it_moves(known: bool, w
     free_at = world.now
     world.until(lambda: bool(hedges(leader, job_id)))
     assert world.now - max(stalled_at, free_at) < within_s
-    world.until(lambda: leader.job(job_id).completed)
+    world.until(lambda: leader.job(job_id).closed)
     [(index, _, why)] = hedges(leader, job_id)
     assert index == late.task.index
     assert ("engine" in why) if known else ("no progress" in why)
     second = leader.submit(tasks=4)
-    world.until(lambda: leader.job(second).completed)
+    world.until(lambda: leader.job(second).closed)
     assert len(stalled.started) == 1
     stalled.engine.frozen = False
     stalled.do(events.EngineChanged(ready=True))
     stalled.do(events.TaskStopped(stalled.stopped[0]))
     world.run(10.0)
     third = leader.submit(tasks=6)
-    world.until(lambda: leader.job(third).completed)
+    world.until(lambda: leader.job(third).closed)
     assert len(stalled.started) >= 2, "it works again"
 
 
@@ -361,7 +361,7 @@ def test_where_a_second_copy_can_not_help_there_is_none() -> None:
     leader.engine.frozen = True
     world.run(5.0)
     leader.engine.frozen = False
-    world.until(lambda: leader.job(job_id).completed)
+    world.until(lambda: leader.job(job_id).closed)
     assert starts(world) == {0: 1, 1: 1}
     assert not hedges(leader, job_id)
 

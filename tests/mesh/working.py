@@ -20,7 +20,7 @@ from mesh import effects, events
 from mesh.dispatch import TaskKey
 from mesh.facts import Fact, parse
 from mesh.identity import NodeId, NodeKey
-from mesh.ledger import Job
+from mesh.ledger import COMPLETED, Job
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from tests.mesh.building import BY_ID
@@ -114,7 +114,7 @@ class World:
             one.link_to(other)
 
     def completed_everywhere(self, job_id: bytes) -> bool:
-        return all(desk.job(job_id).completed for desk in self.desks if desk.running and not desk.frozen)
+        return all(desk.job(job_id).state == COMPLETED for desk in self.desks if desk.running and not desk.frozen)
 
 
 @dataclass
