@@ -15,7 +15,7 @@ from node.cli import output
 from node.errors import KithError
 from scripts.daemons import NotInTime
 
-BENCHES = sorted(path.stem for path in (Path(__file__).parent / "benches").glob("[a-z]*.py"))
+BENCHES = sorted(path.stem.replace("_", "-") for path in (Path(__file__).parent / "benches").glob("[a-z]*.py"))
 
 
 def machine() -> dict[str, str | int | float]:
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("name", choices=BENCHES)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     given = parser.parse_args(arguments)
-    bench = importlib.import_module(f"scripts.benches.{given.name}")
+    bench = importlib.import_module(f"scripts.benches.{given.name.replace('-', '_')}")
     here = machine()
     print((bench.__doc__ or "").strip())
     print(

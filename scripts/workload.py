@@ -120,6 +120,31 @@ async def completed(daemon: Daemon, job_id: Job, within_s: float = 90.0) -> loca
     return last
 
 
+async def not_completed(daemons: Sequence[Daemon], jobs: Sequence[Job], within_s: float) -> list[str]:
+    """Which of these accepted jobs are not completed on every node when the time is up, and what each is there.
+
+    Raises `KithError`, `TimeoutError` where a node does not answer at the end.
+    """
+    left: dict[Job, str] = {}
+
+    async def probe() -> bool:
+        left.clear()
+        for daemon in daemons:
+            async with asyncio.timeout(ASK_S), daemon.client() as client:
+                states = {one.job_id: one.state for one in await client.jobs()}
+            for job in jobs:
+                if (state := states.get(job)) != COMPLETED:
+                    name = local_pb2.JobState.Name(state) if state is not None else "unknown"
+                    left[job] = f"{job.hex()[:12]} is {name} on {daemon.label}"
+        return not left
+
+    try:
+        await until(probe, within_s, "all jobs completed everywhere")
+    except NotInTime:
+        await probe()
+    return list(left.values())
+
+
 @dataclass(frozen=True)
 class Standing:
     """What one node says of everything it holds."""
