@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING
 
 from mesh import events
 from mesh.election import Role
-from mesh.facts import Fact, FactError, StreamId, parse
+from mesh.facts import Fact, FactError, Place, StreamId, parse
 from mesh.identity import NodeId
-from mesh.journal import read_position
+from mesh.journal import Fork, read_position
 from mesh.wire import common_pb2, facts_pb2, mesh_pb2
 from tests.sim.clock import Clock
 from tests.sim.folds import folded, read_of
+from tests.sim.job_checks import JobChecks
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
@@ -51,6 +52,8 @@ class Checks:
         self.terms: dict[NodeId, int] = {}  # of the life that runs
         self.leader_changes = 0
         self.last_change_at = 0.0
+        self.jobs = JobChecks(self)
+        self.forged: set[StreamId] = set()  # in which an accident wrote two histories
         self._facts: dict[tuple[bytes, bytes], Fact] = {}
         self._until_look = LOOK_EVERY
 
@@ -66,20 +69,26 @@ class Checks:
 
     def logged(self, host: Host, level: str, text: str) -> None:
         self.say(host, f"{level}: {text}")
-        assert level != "error", f"{host.name} logged an error: {text}"
+        assert level != "error" or self.forged, f"{host.name} logged an error: {text}"
+
+    def fork_found(self, host: Host, fork: Fork) -> None:
+        self.say(host, f"has the proof that {fork.stream_id.author[:8]} wrote two histories")
+        assert fork.stream_id in self.forged, f"{host.name} finds a fork where none was made"
 
     # Lives
 
     def started(self, host: Host) -> None:
         replica, content = host.replica, host.disk.content
         assert replica is not None
-        self.say(host, f"starts, term {content.term}, {len(content.order)} facts, id {host.id[:8]}")
+        self.say(host, f"starts, term {content.term}, {len(content.facts)} facts, id {host.id[:8]}")
         self.terms[host.id] = content.term
         if host.id not in self.forgot:
             told = max((term for term, voter in self.votes if voter == host.id), default=0)
             assert content.term >= told, f"{host.name} forgot its vote in term {told}"
         replica.validate()
-        assert read_of(replica) == folded(content.order), f"{host.name} reads its store otherwise than it was written"
+        assert read_of(replica) == folded(content.facts.values()), (
+            f"{host.name} reads its store otherwise than it was written"
+        )
 
     def ended(self, host: Host) -> None:
         self.say(host, "is gone")
@@ -106,7 +115,9 @@ class Checks:
         if isinstance(event, events.Persisted):
             durable = replica.journal.durable
             for stream_id in {fact.stream_id for fact in event.facts}:
-                assert durable[stream_id].sequence <= host.disk.holds(stream_id), "counts as durable what is not synced"
+                assert durable[stream_id].sequence <= host.disk.content.end_of(stream_id), (
+                    "counts as durable what is not synced"
+                )
         if election.role is Role.LEADER:
             self._check_leader(host)
 
@@ -116,9 +127,10 @@ class Checks:
         self.say(host, f"leader: {token.leader_id[:8]} in term {token.term}" if token else "leader: none")
 
     def applied(self, host: Host, facts: Sequence[Fact]) -> None:
-        stored = host.disk.content.bodies
+        stored = host.disk.content.facts
         for fact in facts:
-            assert fact.signed.body in stored, "folded before it was synced"
+            assert fact.hash in stored or self.forged, "folded before it was synced"
+        self.jobs.applied(host, facts)
 
     # On messages that leave
 
@@ -138,7 +150,9 @@ class Checks:
                 self._check_positions(host, message.fact_receipt.positions)
             case "fact_push":
                 for signed in message.fact_push.facts:
-                    assert signed.body in host.disk.content.bodies, "a fact left before its sync"
+                    if signed.body:
+                        stored = self.read_fact(signed).hash in host.disk.content.facts
+                        assert stored or self.forged, "a fact left before its sync"
             case _:
                 pass
 
@@ -181,6 +195,8 @@ class Checks:
             self._check_position(host, stream_id, position.sequence, position.head)
 
     def _check_position(self, host: Host, stream_id: StreamId, sequence: int, head: bytes) -> None:
-        stream = host.disk.content.facts.get(stream_id, [])
-        assert 1 <= sequence <= len(stream), "told of a fact that is not synced"
-        assert stream[sequence - 1].hash == head
+        content = host.disk.content
+        known = content.heads.get(Place(stream_id, sequence))
+        assert known is not None, "told of a fact that is not synced"
+        assert 1 <= sequence <= content.end_of(stream_id), "told of a fact that is not synced"
+        assert known == head

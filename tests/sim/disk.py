@@ -11,42 +11,107 @@ which copies an accident took.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mesh.facts import Fact, StreamId
+from mesh.facts import Fact, FactRange, Place, Retired, StreamId
+from mesh.journal import Fork, in_stream_order
 from tests.sim.clock import Call, Clock
 
 
 @dataclass
 class Write:
-    """Facts to add, a vote to keep, blobs to hold; `done` runs once they are synced."""
+    """One change, and `done`, which runs once it is synced."""
 
     facts: Sequence[Fact] = ()
+    retired: Sequence[Retired] = ()  # in place of facts that are gone, before those of `facts` that follow them
     vote: tuple[int, str] | None = None
     blobs: Sequence[tuple[bytes, bytes]] = ()  # (SHA-256, content)
+    dropped_blobs: Sequence[bytes] = ()
+    retire: Sequence[FactRange] = ()  # stored facts whose content goes
+    fork: Fork | None = None
     done: Call = lambda: None
 
     @property
     def is_vital(self) -> bool:
         """A node that can not keep these must stop: it could not keep its word."""
-        return bool(self.facts) or self.vote is not None
+        return bool(self.facts) or self.vote is not None or self.fork is not None
 
 
 @dataclass
 class Content:
-    """Everything durable. `order` is the order in which facts were stored."""
+    """Everything durable."""
 
-    facts: dict[StreamId, list[Fact]] = field(default_factory=dict)
-    order: list[Fact] = field(default_factory=list)
-    bodies: set[bytes] = field(default_factory=set)
+    streams: dict[StreamId, list[Fact | Retired]] = field(default_factory=dict)
+    facts: dict[bytes, Fact] = field(default_factory=dict)  # by hash, in the order in which they were stored
+    heads: dict[Place, bytes] = field(default_factory=dict)  # hash of the fact in each place, retired ones included
+    forks: dict[StreamId, Fork] = field(default_factory=dict)
     blobs: dict[bytes, bytes] = field(default_factory=dict)  # by SHA-256
+    jobs: set[bytes] = field(default_factory=set)  # of which a `submitted` fact was ever stored
     term: int = 0
     voted_for: str = ""
 
     def copy(self) -> Content:
-        facts = {stream_id: list(stream) for stream_id, stream in self.facts.items()}
-        return Content(facts, list(self.order), set(self.bodies), dict(self.blobs), self.term, self.voted_for)
+        streams = {stream_id: list(items) for stream_id, items in self.streams.items()}
+        return Content(
+            streams, dict(self.facts), dict(self.heads), dict(self.forks), dict(self.blobs), set(self.jobs),
+            self.term, self.voted_for,
+        )  # fmt: skip
+
+    def end_of(self, stream_id: StreamId) -> int:
+        """The last sequence of a stream that is synced; 0: none."""
+        items = self.streams.get(stream_id)
+        return items[-1].last if items else 0
+
+    def retired(self) -> list[Retired]:
+        return [item for items in self.streams.values() for item in items if isinstance(item, Retired)]
+
+    # Changes
+
+    def add(self, item: Fact | Retired) -> None:
+        items = self.streams.setdefault(item.stream_id, [])
+        last = items[-1] if items else None
+        assert item.first == (last.last if last else 0) + 1, "the store was given a stream with a hole"
+        if isinstance(item, Fact):
+            assert item.predecessor == (last.head if last else b""), "the store was given a fork"
+            self.facts[item.hash] = item
+            if item.kind == "job_submitted":
+                self.jobs.add(item.body.job_submitted.job_id)
+        items.append(item)
+        self.heads[Place(item.stream_id, item.last)] = item.head
+
+    def retire(self, gone: FactRange) -> None:
+        """Put one range in the place of facts, joined with the ranges beside it."""
+        items = self.streams[gone.stream_id]
+        assert gone.last < items[-1].last, "the last fact of a stream is never retired"
+        kept: list[Fact | Retired] = []
+        for item in items:
+            if not gone.first <= item.first <= item.last <= gone.last:
+                kept.append(item)
+                continue
+            if isinstance(item, Fact):
+                del self.facts[item.hash]
+            kept.append(Retired(item.stream_id, item.first, item.last, item.head))
+        joined: list[Fact | Retired] = []
+        for item in kept:
+            before = joined[-1] if joined else None
+            if isinstance(item, Retired) and isinstance(before, Retired):
+                joined[-1] = Retired(item.stream_id, before.first, item.last, item.head)
+            else:
+                joined.append(item)
+        self.streams[gone.stream_id] = joined
+
+    def void(self, fork: Fork) -> None:
+        """Keep the proof; the stream ends before it."""
+        self.forks[fork.stream_id] = fork
+        items = self.streams.pop(fork.stream_id, [])
+        kept = [item for item in items if item.last < fork.sequence]
+        if kept:
+            self.streams[fork.stream_id] = kept
+        for item in items[len(kept) :]:
+            self.heads.pop(Place(item.stream_id, item.last), None)
+            if isinstance(item, Fact):
+                del self.facts[item.hash]
 
 
 class Disk:
@@ -57,7 +122,9 @@ class Disk:
         self.generation = 0
         self.slow = False
         self.full = False  # no room for blobs, nor for facts: the next vital write stops the node
+        self.full_ever = False
         self.on_error: Call = lambda: None
+        self.on_synced: Callable[[Write], None] = lambda _: None
         self._backup: Content | None = None
         self._waiting: list[Write] = []
         self._under_way: list[Write] = []
@@ -71,10 +138,6 @@ class Disk:
         self._waiting.append(write)
         if not self._under_way:
             self._begin()
-
-    def holds(self, stream_id: StreamId) -> int:
-        """How many facts of a stream are synced."""
-        return len(self.content.facts.get(stream_id, ()))
 
     # Accidents
 
@@ -94,13 +157,11 @@ class Disk:
     def back_up(self) -> None:
         self._backup = self.content.copy()
 
-    def restore_backup(self) -> bool:
-        """Go back to the last backup, if there is one. Only while the process does not run."""
-        if self._backup is None:
-            return False
+    def restore_backup(self) -> None:
+        """Go back to the last backup. Only while the process does not run."""
+        assert self._backup is not None
         self.content = self._backup.copy()
         self.generation += 1
-        return True
 
     # Inside
 
@@ -123,14 +184,16 @@ class Disk:
 
     def _apply(self, write: Write) -> None:
         content = self.content
-        for fact in write.facts:
-            stream = content.facts.setdefault(fact.stream_id, [])
-            assert fact.sequence == len(stream) + 1, "the store was given a stream with a hole"
-            assert fact.predecessor == (stream[-1].hash if stream else b""), "the store was given a fork"
-            stream.append(fact)
-            content.order.append(fact)
-            content.bodies.add(fact.signed.body)
+        for item in in_stream_order(write.facts, write.retired):
+            content.add(item)
+        for gone in write.retire:
+            content.retire(gone)
+        if write.fork is not None:
+            content.void(write.fork)
         content.blobs.update(write.blobs)
+        for sha256 in write.dropped_blobs:
+            content.blobs.pop(sha256, None)
         if write.vote is not None:
             assert write.vote[0] >= content.term, "a saved term went back"
             content.term, content.voted_for = write.vote
+        self.on_synced(write)

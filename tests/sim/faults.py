@@ -36,6 +36,7 @@ class Faults:
             self._split, self._isolate, self._one_way, self._one_way_pair, self._break_links, self._crash, self._crash,
             self._power_loss, self._pause, self._pause, self._stop, self._kill_leader, self._slow_disk, self._full_disk,
             self._lose_store, self._old_backup, self._clock_jump, self._losses, self._twice, self._move,
+            self._freeze_engine, self._freeze_engine, self._crash_engine,
         ]  # fmt: skip
         # Few kinds at a time: a run of pauses alone finds what a mixture hides.
         self._kinds = rng.sample(always, rng.choice([2, 3, 4, 6, 10, len(always)]))
@@ -160,14 +161,36 @@ class Faults:
         if host is None or host.paused or host.index in self.dead:
             return False
         self.checks.fault(host, "is asked to stop")
-        host.handle(events.Stopping("asked to"))
+        host.drain()
         life = host.life
+
+        def stop() -> None:
+            if host.life == life:
+                host.run(lambda: host.handle(events.Stopping("asked to")), life)
+                self.clock.after(self.rng.uniform(0.02, 0.5), end)
 
         def end() -> None:
             if host.life == life:
                 self._end(host, self.rng.choice([0.05, 0.05, 2.0]), "ends")
 
-        self.clock.after(self.rng.uniform(0.02, 0.5), end)
+        self.clock.after(self.rng.choice([0.0, 0.5, 3.0]), stop)
+        return True
+
+    def _freeze_engine(self) -> bool:
+        host = self._running()
+        if host is None or not host.has_agent or not host.labour.engine.moves:
+            return False
+        seconds = self.rng.choice([0.5, 3.0, 8.0, 25.0])
+        self.checks.fault(host, f"its engine does not move for {seconds} s")
+        host.labour.engine.freeze(seconds)
+        return True
+
+    def _crash_engine(self) -> bool:
+        host = self._running()
+        if host is None or not host.has_agent or not host.labour.engine.ready:
+            return False
+        self.checks.fault(host, "its engine dies")
+        host.labour.engine.crash()
         return True
 
     def _slow_disk(self) -> bool:
@@ -188,7 +211,7 @@ class Faults:
         host = self._running()
         if host is None or host.disk.full:
             return False
-        host.disk.full = True
+        host.disk.full = host.disk.full_ever = True
         self.checks.fault(host, "its disk is full")
 
         def mend() -> None:
@@ -221,7 +244,7 @@ class Faults:
             if host.replica is not None and self._may_lose(host):
                 self._end(host, 0.05, "gets its old backup back", for_good=False)
                 self.checks.store_lost(host)
-                assert host.disk.restore_backup()
+                host.disk.restore_backup()
 
         self._later(30.0, go_back)
         return True

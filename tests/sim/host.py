@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mesh import effects, events
-from mesh.gossip import FactRange
+from mesh.facts import Fact, Place, Retired, StreamId, parse_retired
 from mesh.identity import NodeId, NodeKey
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
 from tests.sim.clock import Call, Clock
 from tests.sim.disk import Disk, Write
+from tests.sim.labour import Answered, Labour
 from tests.sim.network import End, Network
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class Host:
         network.addresses[self.address] = self
         self.disk = Disk(clock, rng)
         self.disk.on_error = self._disk_failed
+        self.disk.on_synced = lambda write: checks.jobs.synced(self, write)
+        self.slots = rng.choice([1, 1, 2, 4])
+        self.pace = rng.choice([0.1, 0.3, 1.0, 1.0, 3.0])  # a task takes so many times its usual two seconds
+        self.stores = True  # holds copies for others
+        self.has_agent = True
         self.seeds: list[tuple[str, int]] = []
         self.cache: set[tuple[str, int]] = set()  # addresses where a peer answered: kept over restarts
         self.wall_skew_ms = rng.randint(-5000, 5000)
@@ -58,6 +64,9 @@ class Host:
         self.leader: common_pb2.FencingToken | None = None  # as the machine told its shell last
         self.links: dict[NodeId, list[End]] = {}
         self._deferred: list[Call] = []
+        self.awake_since = 0.0
+        self.draining = False
+        self.labour: Labour
 
     @property
     def id(self) -> NodeId:
@@ -80,15 +89,30 @@ class Host:
         self.leader = None
         self.links = {}
         self._deferred = []
+        self.awake_since = self.clock.now
+        self.draining = False
         # Seconds since 1970 as the daemon sees them: a wall clock set back makes it start below its past.
         life_s = self.wall_clock_ms() // 1000
-        self.replica = Replica(self.key, self.rng.getrandbits(64), life_s, random.Random(self.rng.getrandbits(64)))
+        rng = random.Random(self.rng.getrandbits(64))
+        self.replica = Replica(self.key, self.rng.getrandbits(64), life_s, rng, slots=self.slots)
         content = self.disk.content
-        self.replica.restore(content.order, content.term, content.voted_for)
+        self.replica.restore(
+            content.facts.values(), content.term, content.voted_for,
+            retired=content.retired(),
+            forks=content.forks.values(),
+            blobs=[common_pb2.BlobRef(sha256=sha256, size_bytes=len(blob)) for sha256, blob in content.blobs.items()],
+        )  # fmt: skip
+        self.labour = Labour(self, random.Random(self.rng.getrandbits(64)))
         self.checks.started(self)
+        profile = facts_pb2.NodeProfile(name=self.name, stores=self.stores)
+        if self.has_agent:
+            profile.agents.add(agent="default", slots=self.slots, abilities=["generate"])
+        self.handle(events.FactAuthored("node_profile", profile, self.wall_clock_ms()))
         for found_by, addresses in (("seed", self.seeds), ("cache", sorted(self.cache))):
             for host, port in addresses:
                 self.handle(events.AddressFound(host, port, found_by))
+        if self.has_agent:
+            self.labour.engine.boot()
         self._tick(self.life)
 
     def crash(self, notice_max_s: float) -> None:
@@ -112,6 +136,7 @@ class Host:
         if not self.paused:
             return
         self.paused = False
+        self.awake_since = self.clock.now
         self.checks.say(self, "goes on")
         deferred, self._deferred = self._deferred, []
         life = self.life
@@ -120,6 +145,17 @@ class Host:
         for call in deferred:
             self.run(call, life)
         self._tick(life)
+
+    def submit(
+        self, submitted: facts_pb2.JobSubmitted, documents: Sequence[bytes], deadline_s: float, answered: Answered
+    ) -> None:
+        """A client hands in a job here."""
+        self.labour.submit(submitted, documents, deadline_s, answered)
+
+    def drain(self) -> None:
+        """The process will be asked to stop."""
+        self.draining = True
+        self.handle(events.Draining())
 
     # What arrives
 
@@ -200,11 +236,22 @@ class Host:
                 self._send(peer, message)
             case effects.Dial():
                 self.network.dial(self, effect)
-            case effects.Persist(facts, source):
-                persisted = events.Persisted(facts, source)
-                self.disk.write(Write(facts, done=lambda: self.deliver(persisted, life)))
-            case effects.PushStored(peer, ranges):
-                self._push_stored(peer, ranges)
+            case effects.Persist(facts, source, retired):
+                if source is None:
+                    self.checks.jobs.authored(self, facts)
+                persisted = events.Persisted(facts, source, retired)
+                self.disk.write(Write(facts, retired, done=lambda: self.deliver(persisted, life)))
+            case effects.PushStored():
+                self._push_stored(effect)
+            case effects.CompareStored(peer, facts):
+                self._compare_stored(peer, facts)
+            case effects.SaveFork(fork):
+                self.checks.fork_found(self, fork)
+                self.disk.write(Write(fork=fork, done=lambda: self.run(lambda: self._fork_saved(fork.stream_id), life)))
+            case effects.RetireFacts(ranges):
+                self.disk.write(Write(retire=ranges))
+            case effects.DropBlobs(sha256):
+                self.disk.write(Write(dropped_blobs=sha256))
             case effects.SaveVote(term, voted_for, then):
                 saved = events.VoteSaved(term, voted_for)
 
@@ -221,7 +268,7 @@ class Host:
             case effects.Log(level, text):
                 self.checks.logged(self, level, text)
             case _:
-                pass
+                self.labour.perform(effect)
 
     # Inside
 
@@ -249,13 +296,21 @@ class Host:
         if end not in self.links.get(peer, ()):
             return
         message = mesh_pb2.LinkMessage.FromString(data)
-        if message.WhichOneof("message") != "fact_push":
-            self.handle(events.Received(peer, message))
-            return
-        facts = tuple(self.checks.read_fact(signed) for signed in message.fact_push.facts)
-        # Signatures are checked off the loop, so other messages may overtake facts.
         life = self.life
-        self.clock.after(self.rng.uniform(0.0005, 0.005), lambda: self.deliver(events.FactsVerified(peer, facts), life))
+        match message.WhichOneof("message"):
+            case "fact_push":
+                signed = message.fact_push.facts
+                facts = tuple(self.checks.read_fact(one) for one in signed if one.body)
+                retired = tuple(parse_retired(one.retired) for one in signed if one.HasField("retired"))
+                verified: events.Event = events.FactsVerified(peer, facts, retired)
+            case "fork_proof":
+                proof = message.fork_proof
+                verified = events.ForkProven(peer, self.checks.read_fact(proof.one), self.checks.read_fact(proof.other))
+            case _:
+                self.handle(events.Received(peer, message))
+                return
+        # Signatures are checked off the loop, so other messages may overtake facts.
+        self.clock.after(self.rng.uniform(0.0005, 0.005), lambda: self.deliver(verified, life))
 
     def _send(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
         assert peer != self.id, "a node writes to itself"
@@ -264,11 +319,30 @@ class Host:
             self.checks.sent(self, peer, message)
             self.network.send(ends[-1], message.SerializeToString())
 
-    def _push_stored(self, peer: NodeId, ranges: Sequence[FactRange]) -> None:
-        facts: list[facts_pb2.SignedFact] = []
-        for wanted in ranges:
-            stored = self.disk.content.facts.get(wanted.stream_id, [])
-            assert 1 <= wanted.first <= wanted.last <= len(stored), "a push of facts that are not stored"
-            facts += [fact.signed for fact in stored[wanted.first - 1 : wanted.last]]
-        push = facts_pb2.FactPush(facts=facts[:PUSH_FACTS_MAX])
-        self._send(peer, mesh_pb2.LinkMessage(fact_push=push))
+    # Reading the store
+
+    def _push_stored(self, effect: effects.PushStored) -> None:
+        push: list[facts_pb2.SignedFact] = []
+        for wanted in effect.ranges:
+            items = self.disk.content.streams.get(wanted.stream_id, [])
+            assert self.disk.content.end_of(wanted.stream_id) >= wanted.last, "a push of facts that are not stored"
+            stored = [item for item in items if item.last >= wanted.first and item.first <= wanted.last]
+            if effect.plain:
+                gone = next((at for at, item in enumerate(stored) if isinstance(item, Retired)), len(stored))
+                stored = stored[:gone]
+            stored = stored[: max(0, PUSH_FACTS_MAX - len(push))]
+            while stored and isinstance(stored[-1], Retired):
+                stored.pop()
+            push += [item.signed if isinstance(item, Fact) else item.wire() for item in stored]
+        if push:
+            self._send(effect.peer, mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=push)))
+
+    def _compare_stored(self, peer: NodeId, offered: tuple[Fact, ...]) -> None:
+        content = self.disk.content
+        hashes = [content.heads.get(Place(fact.stream_id, fact.sequence)) for fact in offered]
+        stored = tuple(content.facts[one] for one in hashes if one in content.facts)
+        life = self.life
+        self.clock.after(0.002, lambda: self.deliver(events.StoredCompared(peer, offered, stored), life))
+
+    def _fork_saved(self, stream_id: StreamId) -> None:
+        self.handle(events.ForkSaved(stream_id, tuple(self.disk.content.facts.values())))

@@ -40,7 +40,7 @@ def _of_one(host: Host, live: Sequence[Host]) -> list[str]:
     if replica.journal.durable != replica.journal.staged:
         problems.append(f"{host.name} has staged facts that are not durable")
     positions = {stream: position.sequence for stream, position in replica.journal.durable.items()}
-    if positions != {stream: len(facts) for stream, facts in host.disk.content.facts.items()}:
+    if positions != {stream: items[-1].last for stream, items in host.disk.content.streams.items()}:
         problems.append(f"{host.name}'s journal differs from its disk")
     return problems
 
@@ -69,10 +69,10 @@ def _of_facts(live: Sequence[Host]) -> list[str]:
         assert host.replica is not None
         here = read_of(host.replica)
         if host.replica.journal.durable != held:
-            counts = [len(other.disk.content.order) for other in live[:20]]
+            counts = [len(other.disk.content.facts) for other in live[:20]]
             problems.append(f"facts differ between {live[0].name} and {host.name}: {counts}")
         elif here != read:
             problems.append(f"{host.name} reads another thing than {live[0].name}, of the same facts")
-        if place < FOLDED_MAX and here != folded(reversed(host.disk.content.order)):
+        if place < FOLDED_MAX and here != folded(reversed(list(host.disk.content.facts.values()))):
             problems.append(f"{host.name} reads another thing than its facts say")
     return problems

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mesh import events
 from tests.sim.checks import Checks
+from tests.sim.clients import Clients
 from tests.sim.clock import Clock
 from tests.sim.faults import TROUBLE_UNTIL_S, Faults
 from tests.sim.host import Host
@@ -19,6 +20,9 @@ from tests.sim.workload import Workload
 VIRTUAL_S = 120.0
 #: From here to the end nothing may change its mind.
 QUIET_SINCE_S = 112.0
+#: Jobs that still run then get this long at most; every other promise is looked at when they are done.
+JOBS_UNTIL_S = 300.0
+JOBS_LOOK_S = 10.0
 #: Meshes from this size on start with all links made: how they are made is what the smaller ones show.
 LARGE = 100
 
@@ -50,6 +54,9 @@ class World:
         self.checks.nodes = len(self.hosts)
         self.faults = Faults(self.clock, self.network, self.checks, part())
         self.workload = Workload(self.clock, self.network, part(), until_s=TROUBLE_UNTIL_S + 20.0)
+        self.clients = Clients(self.clock, self.network, self.checks, part(), until_s=TROUBLE_UNTIL_S + 10.0)
+        self.checks.jobs.hosts = self.hosts
+        self._give_roles(part())
         if rng.random() < 0.5 or len(self.hosts) >= LARGE:
             _seed_addresses(self.hosts, rng)
         else:
@@ -66,8 +73,20 @@ class World:
         if large:
             self.network.link_all()
         self.workload.start()
+        self.clients.start()
         self.clock.run_until(VIRTUAL_S)
-        return quiet_problems(self.checks, self.live, QUIET_SINCE_S)
+        problems = quiet_problems(self.checks, self.live, QUIET_SINCE_S)
+        while self.checks.jobs.open_jobs(self.live) and self.clock.now < JOBS_UNTIL_S and not problems:
+            self.clock.run_until(self.clock.now + JOBS_LOOK_S)
+        problems = problems or quiet_problems(self.checks, self.live, QUIET_SINCE_S)
+        return problems + self.checks.jobs.quiet_problems(self.live, self.clients.orders)
+
+    def _give_roles(self, rng: random.Random) -> None:
+        """A few nodes hold no copies, a few have no agent; of a large mesh few have one."""
+        agents_max = 40
+        for host in self.hosts[1:]:
+            host.stores = rng.random() > 0.1
+            host.has_agent = rng.random() > 0.1 and host.index < agents_max
 
 
 def _seed_addresses(hosts: Sequence[Host], rng: random.Random) -> None:
