@@ -155,6 +155,13 @@ class Journal:
         self._restored(fact.stream_id, Position(fact.sequence, fact.hash))
         return True
 
+    def restore_end(self, fork: Fork, retired: Iterable[Retired]) -> None:
+        """A void stream may end in a retired range: the fork's facts prove its head."""
+        for gone in retired:
+            last = self.staged.get(fork.stream_id, Position())
+            if gone.first == last.sequence + 1 and gone.last == fork.sequence - 1:
+                self._restored(fork.stream_id, Position(gone.last, gone.head))
+
     def void(self, fork: Fork) -> bool:
         """Take a proven fork: the stream ends before it. False where as much was known, or there are too many."""
         known = self.forks.get(fork.stream_id)

@@ -59,6 +59,8 @@ class Library:
         for fact in facts:
             if self.journal.restore(fact, gone.get(fact.stream_id, ())):
                 self.fold(fact)
+        for fork in self.journal.forks.values():
+            self.journal.restore_end(fork, gone.get(fork.stream_id, ()))
 
     # Facts of this node
 

@@ -125,7 +125,9 @@ class Daemon:
         self.store = Store(self.paths.journal, self._disk_failed)
         stack.push_async_callback(self.store.close)
         facts, term, voted_for = self.store.open(key.node_id)
-        self.replica.restore(facts, term, voted_for, blobs=self.store.blob_refs())
+        self.replica.restore(
+            facts, term, voted_for, retired=self.store.retired, forks=self.store.forks, blobs=self.store.blob_refs()
+        )
         logs.log("info", f"node {key.node_id} ({self.name}), kithmesh {__version__}, {len(facts)} facts")
 
         self.engine = EngineProcess(config, self.model_path, lambda line: logs.log("info", line), self._engine_changed)

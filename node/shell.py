@@ -15,9 +15,9 @@ from typing import Protocol
 from google.protobuf.message import Message
 
 from mesh import effects, events
-from mesh.facts import Fact, FactError, parse
-from mesh.gossip import FactRange
+from mesh.facts import Fact, FactError, FactRange, Retired, parse, parse_retired
 from mesh.identity import NodeId
+from mesh.journal import Fork
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
 from node import clock
@@ -113,13 +113,19 @@ class Shell:
         self.post(events.LinkClosed(peer))
 
     async def message_received(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
-        if message.WhichOneof("message") != "fact_push":
-            self.post(events.Received(peer, message))
-            return
+        kind = message.WhichOneof("message")
         # In a thread, awaited by the link's reader: the loop stays free and the order of the link is kept.
-        facts = await asyncio.to_thread(verified, peer, message.fact_push)
-        if facts:
-            self.post(events.FactsVerified(peer, facts))
+        if kind == "fact_push":
+            facts, retired = await asyncio.to_thread(verified, peer, message.fact_push)
+            if facts:
+                self.post(events.FactsVerified(peer, facts, retired))
+        elif kind == "fork_proof":
+            both = facts_pb2.FactPush(facts=[message.fork_proof.one, message.fork_proof.other])
+            facts, _ = await asyncio.to_thread(verified, peer, both)
+            if len(facts) == 2:
+                self.post(events.ForkProven(peer, *facts))
+        else:
+            self.post(events.Received(peer, message))
 
     def log(self, level: str, text: str) -> None:
         log(level, text)
@@ -134,12 +140,18 @@ class Shell:
         match effect:
             case effects.Send(peer, message):
                 self.links.send(peer, message)
-            case effects.Persist(facts, source):
-                self._spawn(self._persist(facts, source))
+            case effects.Persist(facts, source, retired):
+                self._spawn(self._persist(facts, source, retired))
             case effects.SaveVote(term, voted_for, then):
                 self._spawn(self._save_vote(term, voted_for, then))
-            case effects.PushStored(peer, ranges):
-                self._spawn(self._push_stored(peer, ranges))
+            case effects.PushStored(peer, ranges, plain):
+                self._spawn(self._push_stored(peer, ranges, plain))
+            case effects.CompareStored(peer, facts):
+                self._spawn(self._compare_stored(peer, facts))
+            case effects.SaveFork(fork):
+                self._spawn(self._save_fork(fork))
+            case effects.RetireFacts(ranges):
+                self._spawn(self._store.retire(ranges))
             case effects.Dial(host, port, expected):
                 self.links.dial(host, port, expected, lambda node, refused: self._dial_ended(host, port, node, refused))
             case effects.Deliver(peer, message):
@@ -155,9 +167,9 @@ class Shell:
             case _:
                 self._listener.carry_out(effect)
 
-    async def _persist(self, facts: tuple[Fact, ...], source: NodeId | None) -> None:
-        await self._store.append(facts)
-        self.post(events.Persisted(facts, source))
+    async def _persist(self, facts: tuple[Fact, ...], source: NodeId | None, retired: tuple[Retired, ...]) -> None:
+        await self._store.append(facts, retired)
+        self.post(events.Persisted(facts, source, retired))
         for fact in facts:
             if future := self._authoring.pop(fact.hash, None):
                 with contextlib.suppress(asyncio.InvalidStateError):
@@ -169,9 +181,16 @@ class Shell:
             self._carry_out(effect)
         self.post(events.VoteSaved(term, voted_for))
 
-    async def _push_stored(self, peer: NodeId, ranges: tuple[FactRange, ...]) -> None:
-        push = facts_pb2.FactPush(facts=await self._store.read_ranges(ranges))
-        self.links.send(peer, mesh_pb2.LinkMessage(fact_push=push))
+    async def _push_stored(self, peer: NodeId, ranges: tuple[FactRange, ...], plain: bool) -> None:
+        push = facts_pb2.FactPush(facts=await self._store.read_ranges(ranges, plain=plain))
+        if push.facts:
+            self.links.send(peer, mesh_pb2.LinkMessage(fact_push=push))
+
+    async def _compare_stored(self, peer: NodeId, facts: tuple[Fact, ...]) -> None:
+        self.post(events.StoredCompared(peer, facts, tuple(await self._store.stored_beside(facts))))
+
+    async def _save_fork(self, fork: Fork) -> None:
+        self.post(events.ForkSaved(fork.stream_id, tuple(await self._store.save_fork(fork))))
 
     def _dial_ended(self, host: str, port: int, answered: NodeId | None, refused: bool) -> None:
         if answered is None:
@@ -191,11 +210,18 @@ class Shell:
             log("error", where(error))
 
 
-def verified(peer: NodeId, push: facts_pb2.FactPush) -> tuple[Fact, ...]:
-    """The well-formed, truly signed facts of a push, up to the first that is not. About 0.1 ms each."""
+def verified(peer: NodeId, push: facts_pb2.FactPush) -> tuple[tuple[Fact, ...], tuple[Retired, ...]]:
+    """The well-formed, truly signed facts of a push, up to the first that is not, and the retired ranges between them.
+
+    About 0.1 ms a fact.
+    """
     facts: list[Fact] = []
+    retired: list[Retired] = []
     for signed in push.facts:
         try:
+            if signed.HasField("retired"):
+                retired.append(parse_retired(signed.retired))
+                continue
             fact = parse(signed)
         except FactError as error:
             log("warning", f"{peer} pushed what is no fact: {error}")
@@ -204,4 +230,4 @@ def verified(peer: NodeId, push: facts_pb2.FactPush) -> tuple[Fact, ...]:
             log("warning", f"{peer} pushed a fact of {fact.author} with a false signature")
             break
         facts.append(fact)
-    return tuple(facts)
+    return tuple(facts), tuple(retired)

@@ -4,58 +4,56 @@ Idea: one connection in one thread. Writers hand over what to write and await; t
 it in one transaction with one sync (group commit), and answers everybody. WAL with synchronous=FULL, so an answer means
 that the data survives a power cut. apsw brings a current SQLite: the standard library's may carry the WAL-reset bug.
 
-An error while writing facts or votes is fatal to the node: it could no longer keep its word (`on_fatal`).
+An error while writing facts or votes is fatal to the node: it could no longer keep its word (`on_fatal`). A blob for
+which there is no room is refused, and nothing else is harmed.
 
-Does not: decide what is stored, or clean up (retention is the journal's).
+Does not: decide what is stored or dropped (mesh/retention.py does).
 """
 
 import asyncio
 import hashlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import apsw
 
-from mesh.facts import Fact, FactError, StreamId, parse
-from mesh.gossip import FactRange
+from mesh.facts import Fact, FactError, FactRange, Retired
 from mesh.identity import NodeId
+from mesh.journal import Fork
 from mesh.wire import common_pb2, facts_pb2
+from node import schema
 from node.errors import ExitCode, KithError
+from node.fact_rows import FactRows
 
-#: Bytes of facts in one push: stays well below gRPC's message limit, and a slow peer is not flooded.
-PUSH_BYTES_MAX = 1 << 20
 #: Requests that may wait for the disk: a disk that hangs must not eat the memory.
 QUEUE_MAX = 10_000
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE facts (
-    id INTEGER PRIMARY KEY,
-    author TEXT NOT NULL, incarnation TEXT NOT NULL, stream INTEGER NOT NULL, sequence INTEGER NOT NULL,
-    body BLOB NOT NULL, signature BLOB NOT NULL,
-    UNIQUE (author, incarnation, stream, sequence)
-);
-CREATE TABLE blobs (sha256 BLOB PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
-"""
+#: A blob that was put so recently is not dropped: somebody may be about to name it.
+FRESH_S = 600.0
+FRESH_MAX = 10_000
 
 T = TypeVar("T")
-_Job = tuple[Callable[[], object], "asyncio.Future[object]"]
+#: What to do, who waits for it, and whether it is a blob's, which may be refused for want of room.
+_Job = tuple[Callable[[], object], "asyncio.Future[object]", bool]
 
 
 class Store:
     """Every method but `open` and `close` is awaited on the event loop and runs in the store's thread."""
 
-    def __init__(self, path: Path, on_fatal: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, on_fatal: Callable[[str], None], budget_bytes: int = 0) -> None:
+        """`budget_bytes`: blobs are refused once the file has grown to it; 0: no limit but the disk's."""
         self._path = path
+        self.budget_bytes = budget_bytes
         self._on_fatal = on_fatal
         self._jobs: queue.Queue[_Job | None] = queue.Queue(QUEUE_MAX)
         self._thread = threading.Thread(target=self._run, name="kith-store", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: apsw.Connection | None = None
+        self._rows = FactRows()
+        self._fresh: dict[bytes, float] = {}  # blobs put of late, and when
 
     def open(self, node_id: NodeId) -> tuple[list[Fact], int, str]:
         """Open or create the file. Returns all facts in the order they were stored, the term and the vote.
@@ -64,11 +62,11 @@ class Store:
         """
         try:
             self._connection = apsw.Connection(str(self._path))
-            self._prepare(node_id)
-            facts = [
-                parse(facts_pb2.SignedFact(body=body, signature=signature))
-                for body, signature in self._connection.execute("SELECT body, signature FROM facts ORDER BY id")
-            ]
+            schema.prepare(self._connection, self._path, node_id)
+            self._rows.db = self._connection
+            facts = self._rows.all_facts()
+            self.retired = self._rows.all_retired()
+            self.forks = self._rows.all_forks()
         except (apsw.Error, FactError, OSError) as error:
             raise KithError(
                 "journal-unusable",
@@ -91,38 +89,82 @@ class Store:
         if self._connection is not None:
             self._connection.close()
 
-    async def append(self, facts: Sequence[Fact]) -> None:
-        """Store facts durably, in this order."""
-        rows = [
-            (
-                fact.author,
-                f"{fact.stream_id.incarnation:016x}",
-                fact.stream_id.stream,
-                fact.sequence,
-                fact.signed.body,
-                fact.signed.signature,
-            )
-            for fact in facts
-        ]
-        sql = "INSERT INTO facts (author, incarnation, stream, sequence, body, signature) VALUES (?, ?, ?, ?, ?, ?)"
-        await self._do(lambda: self._db.executemany(sql, rows))
+    async def append(self, facts: Sequence[Fact], retired: Sequence[Retired] = ()) -> None:
+        """Store facts durably, in this order, and what stands in place of those that are gone."""
+        await self._do(lambda: self._rows.append(facts, retired))
+
+    async def retire(self, ranges: Sequence[FactRange]) -> None:
+        """Forget the content of these facts, durably; their places and the hash of the last one stay."""
+        await self._do(lambda: self._rows.retire(ranges))
+        await self._do(self._shrink)
+
+    async def save_fork(self, fork: Fork) -> list[Fact]:
+        """Store the proof durably, delete the stream from its place on, and read all facts."""
+
+        def save() -> list[Fact]:
+            self._rows.save_fork(fork)
+            return self._rows.all_facts()
+
+        return await self._do(save)
+
+    async def stored_beside(self, facts: Sequence[Fact]) -> list[Fact]:
+        """What is stored in the places of these facts."""
+        return await self._do(lambda: self._rows.in_places_of(facts))
 
     async def save_vote(self, term: int, voted_for: str) -> None:
         """Store term and vote durably."""
         rows = [("term", str(term)), ("voted_for", voted_for)]
         await self._do(lambda: self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows))
 
-    async def read_ranges(self, ranges: Sequence[FactRange]) -> list[facts_pb2.SignedFact]:
-        """Facts of the ranges, in stream order, at most `PUSH_BYTES_MAX` bytes; the rest is asked for again."""
-        return await self._do(lambda: list(self._read(ranges)))
+    async def read_ranges(self, ranges: Sequence[FactRange], *, plain: bool = False) -> list[facts_pb2.SignedFact]:
+        """Facts of the ranges, in stream order, at most `fact_rows.PUSH_BYTES_MAX`; the rest is asked for again.
+
+        A retired range comes only before the fact after it; with `plain` a stream ends before its first one.
+        """
+        return await self._do(lambda: list(self._rows.read(ranges, plain)))
 
     async def put_blob(self, content: bytes) -> bytes:
-        """Store a blob durably. Returns its SHA-256."""
+        """Store a blob durably. Returns its SHA-256. Raises `KithError` (`disk-full`)."""
         sha256 = hashlib.sha256(content).digest()
-        await self._do(
-            lambda: self._db.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", (sha256, content)).fetchall()
-        )
-        return sha256
+
+        def put() -> bytes:
+            self._fresh.pop(sha256, None)
+            self._fresh[sha256] = time.monotonic()
+            if len(self._fresh) > FRESH_MAX:
+                del self._fresh[next(iter(self._fresh))]
+            if self._db.execute("SELECT 1 FROM blobs WHERE sha256 = ?", (sha256,)).fetchall():
+                return sha256
+            if self.budget_bytes and self._size() + len(content) > self.budget_bytes:
+                raise disk_full(f"the disk budget of {self.budget_bytes >> 20} MiB is used up")
+            self._db.execute("INSERT INTO blobs VALUES (?, ?)", (sha256, content)).fetchall()
+            return sha256
+
+        return await self._do(put, may_be_refused=True)
+
+    async def drop_blobs(self, sha256: Sequence[bytes]) -> None:
+        """Delete blobs, but for those put in the last minutes."""
+
+        def drop() -> None:
+            since = time.monotonic() - FRESH_S
+            rows = [(name,) for name in sha256 if self._fresh.get(name, since) <= since]
+            self._db.executemany("DELETE FROM blobs WHERE sha256 = ?", rows).fetchall()
+
+        await self._do(drop)
+        await self._do(self._shrink)
+
+    def blob_refs(self) -> list[common_pb2.BlobRef]:
+        """The blobs that are held; after `open` and before anything else."""
+        rows = self._db.execute("SELECT sha256, length(content) FROM blobs ORDER BY sha256")
+        return [common_pb2.BlobRef(sha256=name, size_bytes=size) for name, size in rows]
+
+    async def size_bytes(self) -> int:
+        """What the facts and blobs take on the disk."""
+        return await self._do(self._size)
+
+    async def note_seen(self, wall_clock_ms: int) -> None:
+        """Remember that the node was here: one that was away for a year starts empty (node/away.py)."""
+        row = ("last_seen_ms", str(wall_clock_ms))
+        await self._do(lambda: self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row).fetchall())
 
     async def get_blob(self, sha256: bytes) -> bytes | None:
         def read() -> bytes | None:
@@ -136,21 +178,11 @@ class Store:
             lambda: bool(self._db.execute("SELECT 1 FROM blobs WHERE sha256 = ?", (sha256,)).fetchall())
         )
 
-    async def drop_blobs(self, sha256: Sequence[bytes]) -> None:
-        """Delete these; those that are not here are no error."""
-        rows = [(one,) for one in sha256]
-        await self._do(lambda: self._db.executemany("DELETE FROM blobs WHERE sha256 = ?", rows))
-
-    def blob_refs(self) -> list[common_pb2.BlobRef]:
-        """All blobs, for the start; called between `open` and the first use of the thread."""
-        rows = self._db.execute("SELECT sha256, length(content) FROM blobs")
-        return [common_pb2.BlobRef(sha256=sha256, size_bytes=size) for sha256, size in rows]
-
-    async def _do(self, job: Callable[[], T]) -> T:
+    async def _do(self, job: Callable[[], T], *, may_be_refused: bool = False) -> T:
         assert self._loop is not None
         future: asyncio.Future[object] = self._loop.create_future()
         try:
-            self._jobs.put_nowait((job, future))
+            self._jobs.put_nowait((job, future, may_be_refused))
         except queue.Full:
             raise KithError("disk-slow", "the disk does not keep up", "Check the disk; try again later.") from None
         return await future  # type: ignore[return-value]
@@ -180,11 +212,18 @@ class Store:
     def _commit(self, batch: list[_Job]) -> None:
         if not batch:
             return
-        results: list[object] = []
         try:
-            with self._db:
-                for work, _ in batch:
-                    results.append(work())
+            try:
+                results = self._write(batch)
+            except apsw.FullError:
+                if not any(may_be_refused for _, _, may_be_refused in batch):
+                    raise
+                # What may not be refused is tried again without the blobs beside it.
+                for _, future, may_be_refused in batch:
+                    if may_be_refused:
+                        self._answer(future, disk_full("the disk is full"))
+                batch = [job for job in batch if not job[2]]
+                results = self._write(batch)
         except apsw.Error as error:
             text = f"{type(error).__name__}: {error}"
             problem = KithError(
@@ -196,11 +235,27 @@ class Store:
             # First the node learns that it has to end, then those who wait that they waited in vain.
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self._on_fatal, problem.message)
-            for _, future in batch:
+            for _, future, _ in batch:
                 self._answer(future, problem)
             return
-        for (_, future), result in zip(batch, results, strict=True):
+        for (_, future, _), result in zip(batch, results, strict=True):
             self._answer(future, result)
+
+    def _write(self, batch: list[_Job]) -> list[object]:
+        results: list[object] = []
+        self._db.execute("BEGIN IMMEDIATE").fetchall()
+        try:
+            for work, _, _ in batch:
+                try:
+                    results.append(work())
+                except KithError as refused:
+                    results.append(refused)
+            self._db.execute("COMMIT").fetchall()
+        except BaseException:
+            if self._db.in_transaction:  # SQLite ends the transaction by itself where there is no room
+                self._db.execute("ROLLBACK").fetchall()
+            raise
+        return results
 
     def _answer(self, future: "asyncio.Future[object]", result: object) -> None:
         def set_result() -> None:
@@ -214,49 +269,26 @@ class Store:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(set_result)
 
-    def _read(self, ranges: Sequence[FactRange]) -> Iterator[facts_pb2.SignedFact]:
-        size = 0
-        sql = (
-            "SELECT body, signature FROM facts WHERE author = ? AND incarnation = ? AND stream = ? "
-            "AND sequence BETWEEN ? AND ? ORDER BY sequence"
+    def _size(self) -> int:
+        pages, free, page_bytes = (
+            int(str(self._db.execute(f"PRAGMA {name}").fetchall()[0][0]))
+            for name in ("page_count", "freelist_count", "page_size")
         )
-        for wanted in ranges:
-            stream_id: StreamId = wanted.stream_id
-            key = (stream_id.author, f"{stream_id.incarnation:016x}", stream_id.stream, wanted.first, wanted.last)
-            for body, signature in self._db.execute(sql, key):
-                size += len(body) + len(signature)
-                if size > PUSH_BYTES_MAX:
-                    return
-                yield facts_pb2.SignedFact(body=body, signature=signature)
+        return (pages - free) * page_bytes
 
-    def _prepare(self, node_id: NodeId) -> None:
-        db = self._db
-        db.set_busy_timeout(2000)
-        db.execute("PRAGMA journal_mode = WAL").fetchall()
-        db.execute("PRAGMA synchronous = FULL").fetchall()
-        db.execute("PRAGMA cache_size = -4096").fetchall()
-        version = db.execute("PRAGMA user_version").fetchall()[0][0]
-        if version == 0:
-            with db:
-                db.execute(_SCHEMA)
-                db.execute("INSERT INTO meta VALUES ('node_id', ?)", (node_id,))
-                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
-            raise KithError(
-                "journal-newer",
-                f"the journal {self._path} was written by a newer kithmesh (schema {version})",
-                "Start the newer version, or another --data-dir.",
-                ExitCode.CANNOT_START,
-            )
-        owner = self._meta("node_id")
-        if owner != node_id:
-            raise KithError(
-                "journal-of-another-node",
-                f"the journal {self._path} belongs to node {owner}, and this node is {node_id}",
-                "Put back the node.key that belongs to it, or use another --data-dir.",
-                ExitCode.CANNOT_START,
-            )
+    def _shrink(self) -> None:
+        """Give pages that are free back to the disk."""
+        self._db.execute("PRAGMA incremental_vacuum").fetchall()
 
     def _meta(self, key: str) -> str | None:
         rows = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchall()
         return str(rows[0][0]) if rows else None
+
+
+def disk_full(reason: str) -> KithError:
+    return KithError(
+        "disk-full",
+        f"{reason}: the content is not stored here",
+        "Make room, raise --disk-budget, or use another node.",
+        ExitCode.FAILED,
+    )

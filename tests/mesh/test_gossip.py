@@ -51,7 +51,7 @@ def carry(effects: list[Effect], source: Holder, target: Holder, source_id: Node
 
 def exchange(a: Holder, b: Holder, push_max: int) -> None:
     """One push-pull exchange, begun by `a`: digest, vector, push and vector, push."""
-    legs = [a.gossip.compare_with(B)]
+    legs: list[Effect] = [a.gossip.compare_with(B)]
     for source, target, source_id in ((a, b, A), (b, a, B), (a, b, A), (b, a, B)):
         legs = carry(legs, source, target, source_id, push_max)
     assert legs == [], "an exchange ends"

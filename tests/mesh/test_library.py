@@ -1,5 +1,7 @@
 """The library: two histories of one stream end everywhere at the same place; unknown facts are kept and passed on."""
 
+from __future__ import annotations
+
 import random
 from collections import deque
 from collections.abc import Iterable
@@ -29,7 +31,7 @@ class Shelf:
         self.retired: list[Retired] = []
         self.forks: dict[StreamId, Fork] = {}
         self.logged: list[str] = []
-        self.others: dict[NodeId, "Shelf"] = {}
+        self.others: dict[NodeId, Shelf] = {}
         self.sent: deque[tuple[NodeId, mesh_pb2.LinkMessage]] = deque()
         self.library = Library(key, incarnation, rng())
 

@@ -1,0 +1,152 @@
+"""Facts as rows: how the journal's tables are written and read. All of it runs in the store's thread.
+
+Invariant: of a stream, the rows of `facts` and `retired` together are every sequence from 1 to the last, each once; two
+retired runs never touch, and none is last.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import apsw
+
+from mesh.facts import Fact, FactRange, Retired, StreamId, parse
+from mesh.identity import NodeId
+from mesh.journal import Fork
+from mesh.wire import facts_pb2
+
+#: Bytes of facts in one push: stays well below gRPC's message limit, and a slow peer is not flooded.
+PUSH_BYTES_MAX = 1 << 20
+
+_OF_STREAM = "author = ? AND incarnation = ? AND stream = ?"
+
+
+class FactRows:
+    def __init__(self) -> None:
+        self.db: apsw.Connection
+
+    def all_facts(self) -> list[Fact]:
+        """In the order they were stored."""
+        rows = self.db.execute("SELECT body, signature FROM facts ORDER BY id")
+        return [parse(facts_pb2.SignedFact(body=body, signature=signature)) for body, signature in rows]
+
+    def all_retired(self) -> list[Retired]:
+        rows = self.db.execute("SELECT author, incarnation, stream, first, last, head FROM retired")
+        return [
+            Retired(StreamId(NodeId(author), int(incarnation, 16), stream), first, last, bytes(head))
+            for author, incarnation, stream, first, last, head in rows
+        ]
+
+    def all_forks(self) -> list[Fork]:
+        rows = self.db.execute("SELECT one_body, one_signature, other_body, other_signature FROM forks")
+        return [
+            Fork(
+                parse(facts_pb2.SignedFact(body=one, signature=one_signature)),
+                parse(facts_pb2.SignedFact(body=other, signature=other_signature)),
+            )
+            for one, one_signature, other, other_signature in rows
+        ]
+
+    def append(self, facts: Sequence[Fact], retired: Sequence[Retired]) -> None:
+        for gone in retired:
+            self._insert_retired(gone)
+        sql = "INSERT INTO facts (author, incarnation, stream, sequence, body, signature) VALUES (?, ?, ?, ?, ?, ?)"
+        rows = [(*_key(fact.stream_id), fact.sequence, fact.signed.body, fact.signed.signature) for fact in facts]
+        self.db.executemany(sql, rows).fetchall()
+
+    def retire(self, ranges: Sequence[FactRange]) -> None:
+        """Each range begins and ends with a stored fact; what lies between may be retired already."""
+        for gone in ranges:
+            key = _key(gone.stream_id)
+            last = self.db.execute(
+                f"SELECT body, signature FROM facts WHERE {_OF_STREAM} AND sequence = ?", (*key, gone.last)
+            ).fetchall()
+            if not last:
+                continue  # retired before, by a pass that was not heard of, or void
+            body, signature = last[0]
+            head = parse(facts_pb2.SignedFact(body=body, signature=signature)).hash
+            place = (*key, gone.first, gone.last)
+            self.db.execute(f"DELETE FROM facts WHERE {_OF_STREAM} AND sequence BETWEEN ? AND ?", place).fetchall()
+            self.db.execute(f"DELETE FROM retired WHERE {_OF_STREAM} AND first BETWEEN ? AND ?", place).fetchall()
+            self._insert_retired(Retired(gone.stream_id, gone.first, gone.last, head))
+
+    def save_fork(self, fork: Fork) -> None:
+        key = _key(fork.stream_id)
+        one, other = fork.one.signed, fork.other.signed
+        self.db.execute(
+            "INSERT OR REPLACE INTO forks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*key, fork.sequence, one.body, one.signature, other.body, other.signature),
+        ).fetchall()
+        self.db.execute(f"DELETE FROM facts WHERE {_OF_STREAM} AND sequence >= ?", (*key, fork.sequence)).fetchall()
+        # Of a run that reaches over the place, the part before it stays: the fork's facts name its head.
+        runs = self.db.execute(
+            f"SELECT first FROM retired WHERE {_OF_STREAM} AND last >= ?", (*key, fork.sequence)
+        ).fetchall()
+        self.db.execute(f"DELETE FROM retired WHERE {_OF_STREAM} AND last >= ?", (*key, fork.sequence)).fetchall()
+        for (first,) in runs:
+            if int(first) < fork.sequence:
+                self._insert_retired(Retired(fork.stream_id, int(first), fork.sequence - 1, fork.one.predecessor))
+
+    def in_places_of(self, facts: Sequence[Fact]) -> list[Fact]:
+        sql = f"SELECT body, signature FROM facts WHERE {_OF_STREAM} AND sequence = ?"
+        found: list[Fact] = []
+        for fact in facts:
+            for body, signature in self.db.execute(sql, (*_key(fact.stream_id), fact.sequence)):
+                found.append(parse(facts_pb2.SignedFact(body=body, signature=signature)))
+        return found
+
+    def read(self, ranges: Sequence[FactRange], plain: bool) -> Iterator[facts_pb2.SignedFact]:
+        size = 0
+        for wanted in ranges:
+            pending: facts_pb2.SignedFact | None = None
+            for item in self._items(wanted):
+                if isinstance(item, Retired):
+                    if plain:
+                        break
+                    pending = item.wire()
+                    continue
+                size += len(item.body) + len(item.signature)
+                if size > PUSH_BYTES_MAX:
+                    return
+                if pending is not None:
+                    yield pending
+                    pending = None
+                yield item
+
+    def _items(self, wanted: FactRange) -> Iterator[facts_pb2.SignedFact | Retired]:
+        """Facts and retired runs of a range, in order. A run that began before the range is cut to it."""
+        key = _key(wanted.stream_id)
+        runs = self.db.execute(
+            f"SELECT first, last, head FROM retired WHERE {_OF_STREAM} AND last >= ? AND last < ? ORDER BY first",
+            (*key, wanted.first, wanted.last),
+        ).fetchall()
+        facts = self.db.execute(
+            f"SELECT sequence, body, signature FROM facts WHERE {_OF_STREAM} AND sequence BETWEEN ? AND ? "
+            "ORDER BY sequence",
+            (*key, wanted.first, wanted.last),
+        )
+        for sequence, body, signature in facts:
+            while runs and runs[0][0] < sequence:
+                first, last, head = runs.pop(0)
+                yield Retired(wanted.stream_id, max(first, wanted.first), last, bytes(head))
+            yield facts_pb2.SignedFact(body=body, signature=signature)
+
+    def _insert_retired(self, gone: Retired) -> None:
+        """Joined with the runs that touch it."""
+        key = _key(gone.stream_id)
+        first, last, head = gone.first, gone.last, gone.head
+        before = self.db.execute(
+            f"SELECT first FROM retired WHERE {_OF_STREAM} AND last = ?", (*key, first - 1)
+        ).fetchall()
+        after = self.db.execute(
+            f"SELECT first, last, head FROM retired WHERE {_OF_STREAM} AND first = ?", (*key, last + 1)
+        ).fetchall()
+        for row in [*before, *after]:
+            self.db.execute(f"DELETE FROM retired WHERE {_OF_STREAM} AND first = ?", (*key, row[0])).fetchall()
+        if before:
+            first = int(before[0][0])
+        if after:
+            last, head = int(after[0][1]), bytes(after[0][2])
+        self.db.execute("INSERT INTO retired VALUES (?, ?, ?, ?, ?, ?)", (*key, first, last, head)).fetchall()
+
+
+def _key(stream_id: StreamId) -> tuple[str, str, int]:
+    return stream_id.author, f"{stream_id.incarnation:016x}", stream_id.stream
