@@ -45,6 +45,7 @@ class Member:
     misses: int = 0  # probes in a row without an answer of its own
     link_broke_at: float | None = None  # a link that ended, and no word of the member itself since
     told_at: float = float("-inf")  # that it is suspected
+    doubted_at: float = float("-inf")  # probed out of turn
     suspicion: Suspicion | None = None
     load: membership_pb2.NodeLoad = field(default_factory=membership_pb2.NodeLoad)
 

@@ -63,15 +63,12 @@ class Probing:
         """Whether a probe of `target` is under way."""
         return target in self._of_target
 
-    @property
-    def in_round(self) -> bool:
-        """Whether somebody is left to probe in this round; else `next_target` needs candidates."""
-        return bool(self._round)
+    def new_round(self, members: list[NodeId]) -> None:
+        """Put the members into a new order."""
+        self._round = self.rng.sample(members, len(members))
 
-    def next_target(self, candidates: list[NodeId]) -> NodeId | None:
-        """The next in this round; where it is over, the first of a new one of `candidates`."""
-        if not self._round:
-            self._round = self.rng.sample(candidates, len(candidates))
+    def next_target(self) -> NodeId | None:
+        """The next in this round; None where it is over."""
         return self._round.pop() if self._round else None
 
     def start(self, target: NodeId, now: float, *, timeout_s: float, interval_s: float, regular: bool) -> Run | None:
