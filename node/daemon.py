@@ -14,6 +14,7 @@ import hashlib
 import os
 import random
 import secrets
+import shutil
 import signal
 import socket
 import time
@@ -36,7 +37,7 @@ from mesh.wire import (
     mesh_pb2,
     mesh_pb2_grpc,
 )
-from node import __version__, logs
+from node import __version__, clock, logs
 from node.blobs import Blobs
 from node.config import NodeConfig
 from node.discovery import Discovery
@@ -62,6 +63,10 @@ from node.worker import Worker
 
 #: How often the load that probes carry is brought up to date.
 LOAD_EVERY_S = 0.25
+#: How often the size of what is stored is measured.
+DISK_EVERY_S = 10.0
+#: Without a setting: this share of the disk, between these bounds.
+DISK_SHARE, DISK_BYTES_MIN, DISK_BYTES_MAX = 0.1, 1 << 30, 10 << 30
 #: How often a stopping node looks whether its tasks have ended.
 DRAIN_LOOK_S = 0.02
 AGENT = "default"
@@ -80,6 +85,7 @@ class Daemon:
         self.mdns = False
         self.http_address = ""
         self.model_path: Path | None = None
+        self.disk_used_bytes = 0
         self._stop = asyncio.Event()
         self._drain_s = 10.0
         self._fatal = ""
@@ -122,7 +128,7 @@ class Daemon:
             slots=config.slots,
             timing=PRESETS[config.network],
         )
-        self.store = Store(self.paths.journal, self._disk_failed)
+        self.store = Store(self.paths.journal, self._disk_failed, disk_budget_bytes(config))
         stack.push_async_callback(self.store.close)
         facts, term, voted_for = self.store.open(key.node_id)
         self.replica.restore(
@@ -164,6 +170,7 @@ class Daemon:
         self._spawn(self._discover(), "discover")
         self._spawn(self._bring_up_engine(), "engine")
         self._spawn(self._keep_load(), "load")
+        self._spawn(self._measure_disk(), "disk")
         self._spawn(self.worker.watch_steps(), "steps")
         if config.http:
             from node.http import serve
@@ -242,6 +249,14 @@ class Daemon:
         while True:
             load.slots_busy = max(len(self.replica.work.intake.running), self.engine.figures.slots_busy)
             await asyncio.sleep(LOAD_EVERY_S)
+
+    async def _measure_disk(self) -> None:
+        while True:
+            self.disk_used_bytes = await self.store.size_bytes()
+            self.shell.post(events.DiskMeasured(self.disk_used_bytes, self.store.budget_bytes))
+            self.replica.membership.load.disk_free_bytes = max(0, self.store.budget_bytes - self.disk_used_bytes)
+            await self.store.note_seen(clock.wall_clock_ms())
+            await asyncio.sleep(DISK_EVERY_S)
 
     def _engine_changed(self) -> None:
         logs.log("info", f"engine: {self.engine.state} {self.engine.problem}".rstrip())
@@ -376,6 +391,10 @@ class Daemon:
             http_address=self.http_address,
             mdns=self.mdns,
             solver_state=self.solver.state,
+            forked=sorted({stream_id.author for stream_id in self.replica.journal.forks}),
+            disk_used_bytes=self.disk_used_bytes,
+            disk_budget_bytes=self.store.budget_bytes,
+            network=self.config.network,
         )
         if self._profile.agents:
             status.agent.CopyFrom(self._profile.agents[0])
@@ -393,6 +412,14 @@ class Daemon:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logs.log("error", f"{task.get_name()}: {logs.where(error)}")
+
+
+def disk_budget_bytes(config: NodeConfig) -> int:
+    """What journal and blobs may take."""
+    if config.disk_budget_mb:
+        return config.disk_budget_mb << 20
+    share = int(shutil.disk_usage(config.data_dir).total * DISK_SHARE)
+    return min(DISK_BYTES_MAX, max(DISK_BYTES_MIN, share))
 
 
 def mesh_tag(mesh: str) -> str:

@@ -242,6 +242,7 @@ def node_infos(daemon: "Daemon") -> list[local_pb2.NodeInfo]:
     """This node first, then the others by name."""
     replica = daemon.replica
     leader = replica.election.leader.leader_id if replica.election.leader else ""
+    forked = {stream_id.author for stream_id in replica.journal.forks}
     own = local_pb2.NodeInfo(
         node_id=replica.me,
         name=daemon.name,
@@ -251,6 +252,7 @@ def node_infos(daemon: "Daemon") -> list[local_pb2.NodeInfo]:
         leader=leader == replica.me,
         profile=replica.profiles.of(replica.me),
         load=replica.membership.load,
+        forked=replica.me in forked,
     )
     others = []
     for member in replica.membership.members.values():
@@ -263,6 +265,7 @@ def node_infos(daemon: "Daemon") -> list[local_pb2.NodeInfo]:
             load=member.load,
             found_by=replica.addresses.found_by(NodeId(member.node_id)),
             last_heard_s=max(0.0, clock.now() - member.last_heard),
+            forked=member.node_id in forked,
         )
         for host, port in member.addresses:
             info.addresses.add(host=host, port=port)

@@ -90,6 +90,16 @@ async def test_false_content_is_not_taken(world: World) -> None:
     assert await world.store.get_blob(true.sha256) is None
 
 
+async def test_a_blob_for_which_there_is_no_room_is_refused(world: World) -> None:
+    await world.peer.put_blob(LARGE)
+    world.store.budget_bytes = 1 << 20
+    assert await world.fetch(PEER, ref_of(LARGE)) == events.BlobNotStored(ref_of(LARGE), PEER, refused=True)
+    with pytest.raises(KithError) as caught:
+        await world.blobs.put(LARGE)
+    assert caught.value.code == "disk-full"
+    assert not world.posted.of(events.BlobStored)
+
+
 async def test_a_blob_is_read_from_whoever_holds_it(world: World) -> None:
     await world.peer.put_blob(b"theirs")
     assert await world.blobs.get(ref_of(b"theirs")) == b"theirs"
@@ -98,7 +108,8 @@ async def test_a_blob_is_read_from_whoever_holds_it(world: World) -> None:
     assert caught.value.code == "blob-missing"
 
 
-async def test_a_dropped_blob_is_gone(world: World) -> None:
+async def test_a_dropped_blob_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.store.FRESH_S", 0.0)
     ref = await world.blobs.put(b"content")
     world.blobs.drop([ref.sha256, b"\1" * 32])
     # The store takes one after the other, so this read comes after the deletion.
