@@ -48,7 +48,7 @@ Key = tuple[str, int]
 class Address:
     host: str
     port: int
-    found_by: str  # "seed", "mdns", "cache", "peer"
+    found_by: str  # "seed", "mdns", "cache", "peer", "inbound"
     node_id: NodeId | None = None  # who answered there last, or is said to live there
     answered: bool = False  # `node_id` really answered there
     failures: int = 0
@@ -149,7 +149,7 @@ class AddressBook:
             if key not in named and self.entries[key].found_by != "seed":
                 self._drop(key)
         for key in named:
-            self.add(*key, "peer", now, node_id)
+            self.add(*key, "inbound" if host else "peer", now, node_id)
             if (entry := self.entries.get(key)) and entry.node_id == node_id:
                 entry.failures = 0
                 # Listening on all its addresses and speaking from this one, it answers there.
@@ -185,9 +185,8 @@ class AddressBook:
 
     def found_by(self, node_id: NodeId) -> str:
         """How the node was found: for people."""
-        for key in self.of_node.get(node_id, ()):
-            return self.entries[key].found_by
-        return "inbound"
+        entries = [self.entries[key] for key in self.of_node.get(node_id, ())]
+        return min(entries, key=lambda entry: not entry.answered).found_by if entries else "inbound"
 
     def validate(self) -> None:
         assert len(self.entries) <= ADDRESSES_MAX

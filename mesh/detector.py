@@ -27,13 +27,16 @@ class Detector:
         self.load = load
         self.probing = Probing(roster.rng)
         self.last_word_at = float("-inf")  # from anybody
-        self._next_probe_at = 0.0
+        #: Drawn, so that nodes that start together do not probe together.
+        self._next_probe_at: float | None = None
         self._next_roll_call_at = 0.0
 
     def tick(self, now: float) -> list[Effect]:
         effects = self.due(now)
         while self.roster.doubted:
             effects += self.doubt(self.roster.doubted.pop(), now)
+        if self._next_probe_at is None:
+            self._next_probe_at = now + self.roster.rng.random() * self.roster.timing.probe_interval_s
         return effects + self.probe_next(now) if now >= self._next_probe_at else effects
 
     def probe_next(self, now: float) -> list[Effect]:
@@ -47,15 +50,15 @@ class Detector:
             self.probing.new_round([m.node_id for m in self.roster.members.values() if not m.departed])
         return []
 
-    def doubt(self, node_id: NodeId, now: float) -> list[Effect]:
+    def doubt(self, node_id: NodeId, now: float, *, ask_others: bool = True) -> list[Effect]:
         """Probe a member out of turn: something else than a probe went unanswered."""
         member = self.roster.members.get(node_id)
         if member is None or member.departed or not member.linked or now - member.doubted_at < DOUBT_EVERY_S:
             return []
         member.doubted_at = now
-        return self._probe(member, now, regular=False)
+        return self._probe(member, now, regular=False, ask_others=ask_others)
 
-    def _probe(self, member: Member, now: float, *, regular: bool) -> list[Effect]:
+    def _probe(self, member: Member, now: float, *, regular: bool, ask_others: bool = True) -> list[Effect]:
         scale = self.roster.awareness.score + 1 if regular else 1
         timeout_s = self.roster.timing.probe_timeout_s * scale if member.linked else 0.0
         run = self.probing.start(
@@ -67,6 +70,7 @@ class Detector:
         )
         if run is None:
             return []
+        run.indirect = not ask_others
         if not member.linked:
             return self._ask_others(run, now)
         return [self._probe_message(member.node_id, member, run.probe_id, timeout_s)]
@@ -192,4 +196,8 @@ class Detector:
         if now < self._next_roll_call_at:
             return []
         self._next_roll_call_at = now + ROLL_CALL_EVERY_S
-        return [effect for peer in self.roster.linked_peers() for effect in self.doubt(peer, now)]
+        effects: list[Effect] = []
+        for peer in self.roster.linked_peers():
+            if self.roster.members[peer].answers:
+                effects += self.doubt(peer, now, ask_others=False)
+        return effects

@@ -223,7 +223,9 @@ class Membership:
         if member.old:
             member.misses = 0
             self.roster.links_changed()
-            return [] if member.belief in (ALIVE, LEFT) else self.roster.believe(member, ALIVE, now, "heard")
+            if member.belief in (SUSPECT, DEAD):
+                return self.roster.believe(member, ALIVE, now, "heard")
+            return self.roster.refresh(member, now, "heard")
         if member.belief in (SUSPECT, DEAD):
             return self.roster.tell(member, member.record(self.me), now)
         if member.misses >= MISSES_MAX:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from mesh.effects import Effect, MemberChanged, Send
 from mesh.identity import NodeId
-from mesh.membership import ALIVE, Membership
+from mesh.membership import Membership
 from mesh.timing import LAN, Timing
 from mesh.wire import common_pb2, membership_pb2, mesh_pb2
 
@@ -173,8 +173,7 @@ class Mesh:
                 self.sent[node_id] = self.sent.get(node_id, 0) + 1
                 self._transmit(node_id, effect.peer, effect.message)
             elif isinstance(effect, MemberChanged):
-                if effect.state != ALIVE or self.now:
-                    self.changes.append((round(self.now, 2), node_id, effect.node_id, effect.state))
+                self.changes.append((round(self.now, 2), node_id, effect.node_id, effect.state))
 
     def _transmit(self, source: NodeId, target: NodeId, message: mesh_pb2.LinkMessage) -> None:
         takes, again = DELAY_S, RETRANSMIT_S

@@ -3,7 +3,17 @@
 import pytest
 
 from mesh import events
-from mesh.effects import Deliver, Effect, FactsApplied, LeaderChanged, Persist, PushStored, SaveVote
+from mesh.effects import (
+    Deliver,
+    Dial,
+    Effect,
+    FactsApplied,
+    LeaderChanged,
+    MemberChanged,
+    Persist,
+    PushStored,
+    SaveVote,
+)
 from mesh.election import Role
 from mesh.facts import Fact
 from mesh.identity import NodeId, NodeKey
@@ -61,6 +71,10 @@ class Node:
         for _ in range(round(seconds * 10)):
             self.now += 0.1
             done += self.do(events.Ticked())
+            for peer, message in sent(done[-20:], "probe"):
+                done += self.receive(
+                    peer, probe_reply={"probe_id": message.probe.probe_id, "target_id": peer, "reached": True}
+                )
         return done
 
 
@@ -209,11 +223,11 @@ def test_a_lost_link_to_the_leader_is_an_election_at_once(node: Node) -> None:
 
 
 def test_hearsay_leads_to_a_dial_and_an_own_goodbye_ends_the_ticks(node: Node) -> None:
-    heartbeat = membership_pb2.Heartbeat(life=1)
-    record = heartbeat.members.add(node_id="f" * 32, state=membership_pb2.MEMBER_STATE_ALIVE)
+    news = membership_pb2.MemberNews()
+    record = news.members.add(node_id="f" * 32, life=5, state=membership_pb2.MEMBER_STATE_ALIVE)
     record.addresses.add(host="10.0.0.77", port=4000)
-    node.receive(B, heartbeat=heartbeat)
-    assert [entry.host for entry in node.replica.addresses.entries.values()] == ["10.0.0.77"]
+    node.receive(B, member_news=news)
+    assert Dial("10.0.0.77", 4000, NodeId("f" * 32)) in node.wait(0.1)
     assert {peer for peer, _ in sent(node.do(events.Stopping("test")), "leave")} == {B, C}
     assert node.wait(3.0) == []
 
@@ -223,3 +237,42 @@ def test_what_the_machines_do_not_know_goes_to_the_shell(node: Node) -> None:
     assert isinstance(effect, Deliver)
     [(peer, message)] = sent(node.receive(B, probe={"probe_id": 5}), "probe_reply")
     assert (peer, message.probe_reply.probe_id, message.probe_reply.reached) == (B, 5, True)
+
+
+def test_a_killed_node_is_dead_and_its_leadership_over_at_once(node: Node) -> None:
+    node.do(events.DialSucceeded("10.0.0.9", 4000, B))
+    node.do(events.LinkClosed(B))
+    assert node.replica.membership.members[B].state == membership_pb2.MEMBER_STATE_SUSPECT
+    assert Dial("10.0.0.9", 4000, B) in node.wait(0.3), "where it was"
+    done = node.do(events.DialFailed("10.0.0.9", 4000, refused=True))
+    assert MemberChanged(B, membership_pb2.MEMBER_STATE_DEAD) in done
+    assert node.replica.membership.absent_since(B) == node.now
+
+
+def test_silence_that_the_election_hears_makes_a_probe_out_of_turn(node: Node) -> None:
+    other = Node(BY_ID[2])
+    other.do(events.Ticked())
+    for peer in (A, B):
+        other.link(peer)
+    beat = membership_pb2.LeaderBeat(group_size=3)
+    beat.token.term, beat.token.leader_id = 1, A
+    other.receive(A, leader_beat=beat)
+    probes = []
+    for _ in range(9):
+        other.now += 0.1
+        probes += sent(other.do(events.Ticked()), "probe")
+    before = [peer for peer, _ in probes].count(A)
+    for _ in range(2):
+        other.now += 0.1
+        probes += sent(other.do(events.Ticked()), "probe")
+    assert [peer for peer, _ in probes].count(A) >= max(1, before), "the silent leader was asked"
+
+
+def test_an_answer_to_a_beat_carries_the_load_and_is_read(node: Node) -> None:
+    node.replica.membership.load.queued_prompt_tokens = 77
+    beat = membership_pb2.LeaderBeat(group_size=3)
+    beat.token.term, beat.token.leader_id = 1, B
+    [(_, reply)] = sent(node.receive(B, leader_beat=beat), "leader_beat_reply")
+    assert reply.leader_beat_reply.load.queued_prompt_tokens == 77
+    node.receive(C, leader_beat_reply=reply.leader_beat_reply)
+    assert node.replica.membership.members[C].load.queued_prompt_tokens == 77
