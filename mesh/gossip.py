@@ -4,13 +4,13 @@ Idea: the author pushes a new fact to a few peers once it is durable here. Every
 peers a digest, one hash a bucket of streams (journal.py). Equal: nothing more. Else the receiver answers with its
 positions in the buckets that differ, and three legs bring both up to the longest prefixes:
 
-    A ── digest ──▶ B       B ── vector of what differs ──▶ A       A ── facts B lacks, vector ──▶ B       B ── facts ──▶ A
+    A ── digest ──▶ B     B ── vector of what differs ──▶ A     A ── facts B lacks, vector ──▶ B     B ── facts ──▶ A
 
 A large gap is closed without waiting for the next round: a full push is followed by the next digest at once. Receipts,
 vectors and equal buckets also tell who holds a fact, which is what Submit waits for.
 
-Two histories of one stream look like prefixes that do not fit. Such a stream is *suspected* with that peer: we tell it a
-lower position, so it pushes the stream again, and each fact is compared with the stored one of its place, until one
+Two histories of one stream look like prefixes that do not fit. Such a stream is *suspected* with that peer: we tell it
+a lower position, so it pushes the stream again, and each fact is compared with the stored one of its place, until one
 differs (the proof) or all were equal (a lie about a head, which is then ignored).
 
 Source: Demers et al., "Epidemic algorithms for replicated database maintenance" (1987); digests over buckets as in

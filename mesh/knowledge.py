@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mesh.facts import Fact
+from mesh.facts import Fact, Place
 from mesh.identity import NodeId
 from mesh.wire import facts_pb2
 
@@ -37,24 +37,62 @@ class Knowledge:
     superseded: dict[bytes, set[NodeId]] = field(default_factory=dict)  # item → who said so
     retracted: dict[bytes, set[NodeId]] = field(default_factory=dict)
     _words: dict[bytes, Counter[str]] = field(default_factory=dict)  # derived: an item's words
+    added_at: dict[bytes, Place] = field(default_factory=dict)
+    _ended_ms: dict[tuple[bytes, NodeId], int] = field(default_factory=dict)  # when who first took an item back
+    _named_by: dict[bytes, set[bytes]] = field(default_factory=dict)  # blob → items
 
     def apply(self, fact: Fact) -> bool:
         match fact.kind:
             case "knowledge_added":
                 item = Item(fact.hash, fact.author, fact.hybrid_clock, fact.body.knowledge_added)
                 self.added[fact.hash] = item
+                self.added_at[fact.hash] = Place(fact.stream_id, fact.sequence)
+                if item.content.HasField("blob"):
+                    self._named_by.setdefault(item.content.blob.sha256, set()).add(fact.hash)
                 self._words[fact.hash] = Counter(words_of(" ".join(_searchable(item.content))))
             case "knowledge_superseded":
                 self.superseded.setdefault(fact.body.knowledge_superseded.item_id, set()).add(fact.author)
+                self._ended(fact.body.knowledge_superseded.item_id, fact)
             case "knowledge_retracted":
                 self.retracted.setdefault(fact.body.knowledge_retracted.item_id, set()).add(fact.author)
+                self._ended(fact.body.knowledge_retracted.item_id, fact)
             case _:
                 return False
         return True
 
     def clear(self) -> None:
-        for part in (self.added, self.superseded, self.retracted, self._words):
+        for part in (self.added, self.superseded, self.retracted, self._words, self.added_at):
             part.clear()
+        self._ended_ms.clear()
+        self._named_by.clear()
+
+    def taken_back(self) -> list[tuple[bytes, int]]:
+        """Items that do not hold any more, with the time (ms since 1970) of the first word that said so."""
+        return [
+            (item_id, ended_ms)
+            for (item_id, by), ended_ms in sorted(self._ended_ms.items())
+            if item_id in self.added and self.added[item_id].author == by
+        ]
+
+    def forget(self, item_id: bytes) -> set[bytes]:
+        """Retention dropped an item that does not hold. What is read does not change: the word that took it back stays,
+        against the item's coming back from a node that has not heard it. Returns the blobs that no item names now."""
+        item = self.added.pop(item_id)
+        del self._words[item_id], self.added_at[item_id]
+        name = item.content.blob.sha256
+        by = self._named_by.get(name, set())
+        by.discard(item_id)
+        if by or not name:
+            return set()
+        self._named_by.pop(name, None)
+        return {name}
+
+    def names(self, sha256: bytes) -> bool:
+        return sha256 in self._named_by
+
+    def _ended(self, item_id: bytes, fact: Fact) -> None:
+        key, time_ms = (item_id, fact.author), fact.hybrid_clock >> 16
+        self._ended_ms[key] = min(time_ms, self._ended_ms.get(key, time_ms))
 
     def current(self) -> list[Item]:
         """Items that hold: not superseded or retracted by their own author. In order of id."""

@@ -135,7 +135,10 @@ class Job:
 @dataclass
 class Ledger:
     jobs: dict[bytes, Job] = field(default_factory=dict)
-    _open: dict[bytes, Job] = field(default_factory=dict, compare=False)  # derived: the jobs that are not closed
+    # Derived: the jobs that are not closed, the closed ones with details, and which jobs name a blob.
+    _open: dict[bytes, Job] = field(default_factory=dict, compare=False)
+    _detailed: dict[bytes, Job] = field(default_factory=dict, compare=False)
+    _named_by: dict[bytes, set[bytes]] = field(default_factory=dict, compare=False)
 
     def apply(self, fact: Fact) -> bool:
         """Fold one fact in. Returns whether it was of this fold."""
@@ -173,7 +176,19 @@ class Ledger:
             self._open.pop(job.job_id, None)
         else:
             job.details_at.add(Place(fact.stream_id, fact.sequence))
+        if job.closed and job.details_at:
+            self._detailed[job.job_id] = job
+        for ref in _named_in(fact):
+            self._named_by.setdefault(ref.sha256, set()).add(job.job_id)
         return True
+
+    def closed_with_details(self) -> list[Job]:
+        """Closed jobs of which more is kept than their ends."""
+        return list(self._detailed.values())
+
+    def names(self, sha256: bytes) -> bool:
+        """Whether any job names this blob."""
+        return sha256 in self._named_by
 
     def open_jobs(self) -> list[Job]:
         """Jobs to work on, oldest first; ties by id."""
@@ -233,26 +248,46 @@ class Ledger:
         refs += [finished.result for _, finished in job.finished.values() if finished.WhichOneof("outcome") == "result"]
         return _distinct(refs)
 
-    def forget_details(self, job_id: bytes) -> None:
-        """Retention dropped everything of a closed job but its end. What the job reads as does not change."""
+    def forget_details(self, job_id: bytes, keep: Iterable[Place] = ()) -> set[bytes]:
+        """Retention dropped everything of a closed job but its ends (`keep`: the places that it will drop later). What
+        the job reads as does not change. Returns the blobs that no job names any more."""
         job = self.jobs[job_id]
         assert job.closed, "an open job is never touched"
-        for part in (job.plans, job.assigned, job.finished, job.details_at):
+        before = self.blobs_named(job)
+        for part in (job.plans, job.assigned, job.finished):
             part.clear()
         job.submitted = None
+        job.details_at = set(keep)
+        if not job.details_at:
+            self._detailed.pop(job_id, None)
+        wanted = {ref.sha256 for ref in self.blobs_wanted(job)}
+        return self._unname(job_id, (ref.sha256 for ref in before if ref.sha256 not in wanted))
 
-    def forget(self, job_id: bytes) -> None:
-        """Retention dropped a closed job, its end included."""
-        assert self.jobs[job_id].closed, "an open job is never touched"
+    def forget(self, job_id: bytes) -> set[bytes]:
+        """Retention dropped a closed job, its ends included. Returns the blobs that no job names any more."""
+        job = self.jobs[job_id]
+        assert job.closed, "an open job is never touched"
         del self.jobs[job_id]
+        self._detailed.pop(job_id, None)
+        return self._unname(job_id, [ref.sha256 for ref in self.blobs_named(job)])
 
     def clear(self) -> None:
-        self.jobs.clear()
-        self._open.clear()
+        for part in (self.jobs, self._open, self._detailed, self._named_by):
+            part.clear()
 
     def fingerprint(self) -> tuple[object, ...]:
         """A value that is equal exactly when two ledgers read the same. Of closed jobs only their ends count."""
         return tuple(_reading(job) for job in sorted(self.jobs.values(), key=lambda job: job.job_id))
+
+    def _unname(self, job_id: bytes, names: Iterable[bytes]) -> set[bytes]:
+        unnamed: set[bytes] = set()
+        for name in names:
+            by = self._named_by.get(name, set())
+            by.discard(job_id)
+            if not by:
+                self._named_by.pop(name, None)
+                unnamed.add(name)
+        return unnamed
 
     def _job(self, job_id: bytes) -> Job:
         job = self.jobs.get(job_id)
@@ -263,6 +298,22 @@ class Ledger:
 
 def _said(fact: Fact) -> Said:
     return Said(fact.hash, fact.author, fact.hybrid_clock)
+
+
+def _named_in(fact: Fact) -> list[common_pb2.BlobRef]:
+    match fact.kind:
+        case "job_submitted":
+            return list(fact.body.job_submitted.blobs)
+        case "job_planned":
+            return [fact.body.job_planned.plan]
+        case "task_finished":
+            finished = fact.body.task_finished
+            return [finished.result] if finished.WhichOneof("outcome") == "result" else []
+        case "job_completed":
+            completed = fact.body.job_completed
+            request = completed.record.request
+            return [completed.result, *([request.summarize.document] if request.HasField("summarize") else [])]
+    return []
 
 
 def _reading(job: Job) -> tuple[object, ...]:

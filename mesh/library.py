@@ -24,6 +24,7 @@ from mesh.knowledge import Knowledge
 from mesh.ledger import Ledger
 from mesh.profiles import Profiles
 from mesh.rendezvous import holders
+from mesh.retention import Retention
 from mesh.wire import facts_pb2, mesh_pb2
 
 #: Against a clock from far ahead, which would drag everybody's along, in the end out of 64 bits: one that is further
@@ -44,6 +45,7 @@ class Library:
         self.knowledge = Knowledge()
         self.profiles = Profiles()
         self.gossip = Gossip(self.journal, rng)
+        self.retention = Retention(self.journal, self.ledger, self.knowledge, self.profiles)
         self.own_hybrid_clock = 0
         self.seen_hybrid_clock = 0
         self._forks_being_saved = 0

@@ -66,7 +66,9 @@ class Replica:
     ) -> None:
         """Take over what the store holds, at start. Raises `ValueError` where it has a hole."""
         self.library.restore(self._shown_to_work(facts), retired, forks)
-        self.work.restored(blobs)
+        held = list(blobs)
+        self.work.restored(held)
+        self.library.retention.blobs_at_start = {ref.sha256 for ref in held}
         self.election.term = term
         self.election.voted_for = voted_for
 
@@ -95,6 +97,8 @@ class Replica:
                 return self.library.compared(peer, offered, stored)
             case events.ForkSaved(stream_id, facts):
                 return self.library.fork_saved(stream_id, facts, self.membership.live_peers())
+            case events.DiskMeasured(used_bytes, budget_bytes):
+                self.library.retention.disk_measured(used_bytes, budget_bytes)
             case events.FactAuthored(kind, content, wall_clock_ms):
                 return self.library.author(kind, content, wall_clock_ms)[1]
             case events.Persisted(facts, source, retired):
@@ -155,6 +159,7 @@ class Replica:
         for peer in self.election.unheard(now):
             effects += self.membership.doubt(peer, now)
         effects += self.gossip.tick(now, self.membership.live_peers())
+        effects += self.library.retention.tick(now, self.wall_clock_ms, self.library.seen_hybrid_clock)
         effects += self._dials(now)
         if paused:
             self.work.paused(now)
