@@ -31,7 +31,6 @@ from mesh.timing import PRESETS
 from mesh.wire import (
     common_pb2,
     facts_pb2,
-    local_pb2,
     local_pb2_grpc,
     membership_pb2,
     mesh_pb2,
@@ -48,7 +47,7 @@ from node.keys import load_or_make_key
 from node.leader import Leader
 from node.links import GRPC_OPTIONS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from node.listening import Lock, address_of, bind, prepare_folders
-from node.local_service import LocalService, node_infos
+from node.local_service import LocalService
 from node.mesh_service import MeshService
 from node.paths import NodePaths
 from node.peers import load_peers, save_peers
@@ -251,11 +250,13 @@ class Daemon:
             await asyncio.sleep(LOAD_EVERY_S)
 
     async def _measure_disk(self) -> None:
+        budget = self.store.budget_bytes
         while True:
-            self.disk_used_bytes = await self.store.size_bytes()
-            self.shell.post(events.DiskMeasured(self.disk_used_bytes, self.store.budget_bytes))
-            self.replica.membership.load.disk_free_bytes = max(0, self.store.budget_bytes - self.disk_used_bytes)
-            await self.store.note_seen(clock.wall_clock_ms())
+            with contextlib.suppress(KithError):  # a disk that fails or hangs is told of where something is written
+                self.disk_used_bytes = await self.store.size_bytes()
+                self.shell.post(events.DiskMeasured(self.disk_used_bytes, budget))
+                self.replica.membership.load.disk_free_bytes = max(0, budget - self.disk_used_bytes)
+                await self.store.note_seen(clock.wall_clock_ms())
             await asyncio.sleep(DISK_EVERY_S)
 
     def _engine_changed(self) -> None:
@@ -295,6 +296,11 @@ class Daemon:
             await self.shell.author("node_profile", profile)
 
     # What parts ask of the node
+
+    @property
+    def profile(self) -> facts_pb2.NodeProfile:
+        """What was last told of this node; empty at first."""
+        return self._profile
 
     def hello(self) -> membership_pb2.Hello:
         hello = membership_pb2.Hello(
@@ -366,42 +372,6 @@ class Daemon:
     def _job_changed(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    # For the local door
-
-    def status(self) -> local_pb2.StatusReply:
-        election = self.replica.election
-        status = local_pb2.StatusReply(
-            node_id=self.replica.me,
-            name=self.name,
-            software_version=__version__,
-            uptime_s=time.monotonic() - self.started_at,
-            addresses=self.hello().addresses,
-            leader=election.leader,
-            role="starting" if election.leader is None and election.role.value == "follower" else election.role.value,
-            term=election.term,
-            members_alive=len(self.replica.membership.view()),
-            load=self.replica.membership.load,
-            engine_state=self.engine.state,
-            engine_problem=self.engine.problem,
-            jobs_open=len(self.replica.ledger.open_jobs()),
-            facts=sum(position.sequence for position in self.replica.journal.durable.values()),
-            data_dir=str(self.config.data_dir),
-            pid=os.getpid(),
-            http_address=self.http_address,
-            mdns=self.mdns,
-            solver_state=self.solver.state,
-            forked=sorted({stream_id.author for stream_id in self.replica.journal.forks}),
-            disk_used_bytes=self.disk_used_bytes,
-            disk_budget_bytes=self.store.budget_bytes,
-            network=self.config.network,
-        )
-        if self._profile.agents:
-            status.agent.CopyFrom(self._profile.agents[0])
-        return status
-
-    def nodes(self) -> local_pb2.NodesReply:
-        return local_pb2.NodesReply(nodes=node_infos(self))
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)

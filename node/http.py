@@ -31,6 +31,7 @@ from node.errors import EXIT_CODE_OF, ExitCode, KithError
 from node.interfaces import is_loopback
 from node.links import target
 from node.listening import address_of
+from node.overview import node_infos, status_of
 from node.router import Route
 
 if TYPE_CHECKING:
@@ -89,13 +90,13 @@ class _Server(uvicorn.Server):
 
 def _application(daemon: "Daemon") -> Starlette:
     async def health(request: Request) -> Response:
-        status = daemon.status()
+        status = status_of(daemon)
         leader = status.leader.leader_id or None
         return JSONResponse({"status": "ok", "engine": status.engine_state, "leader": leader, "node": status.name})
 
     async def models(request: Request) -> Response:
         names = {ANY_MODEL: "kith"}
-        for info in daemon.nodes().nodes:
+        for info in node_infos(daemon):
             names |= {agent.model: info.name for agent in info.profile.agents}
         data = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name, owner in names.items()]
         return JSONResponse({"object": "list", "data": data})

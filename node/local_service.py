@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc.aio
 
-from mesh.identity import NodeId
 from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, Job
-from mesh.wire import facts_pb2, local_pb2, local_pb2_grpc, membership_pb2, work_pb2
-from node import clock
+from mesh.wire import facts_pb2, local_pb2, local_pb2_grpc, work_pb2
 from node.errors import ExitCode, KithError
+from node.overview import node_infos, status_of
 from node.rpc import abort
 from node.submissions import DOCUMENT_BYTES_MAX
 
@@ -42,10 +41,10 @@ class LocalService(local_pb2_grpc.LocalServicer):
     # The node
 
     async def Status(self, request: local_pb2.StatusRequest, context: Context) -> local_pb2.StatusReply:
-        return self._daemon.status()
+        return status_of(self._daemon)
 
     async def Nodes(self, request: local_pb2.NodesRequest, context: Context) -> local_pb2.NodesReply:
-        return self._daemon.nodes()
+        return local_pb2.NodesReply(nodes=node_infos(self._daemon))
 
     async def ShowModel(self, request: local_pb2.ShowModelRequest, context: Context) -> local_pb2.ShowModelReply:
         engine = self._daemon.engine
@@ -236,41 +235,6 @@ class LocalService(local_pb2_grpc.LocalServicer):
                 other.result.CopyFrom(work_pb2.JobResult.FromString(await self._daemon.blobs.get(completed.result)))
             found.append(other)
         return found
-
-
-def node_infos(daemon: "Daemon") -> list[local_pb2.NodeInfo]:
-    """This node first, then the others by name."""
-    replica = daemon.replica
-    leader = replica.election.leader.leader_id if replica.election.leader else ""
-    forked = {stream_id.author for stream_id in replica.journal.forks}
-    own = local_pb2.NodeInfo(
-        node_id=replica.me,
-        name=daemon.name,
-        state=membership_pb2.MEMBER_STATE_ALIVE,
-        addresses=daemon.hello().addresses,
-        self=True,
-        leader=leader == replica.me,
-        profile=replica.profiles.of(replica.me),
-        load=replica.membership.load,
-        forked=replica.me in forked,
-    )
-    others = []
-    for member in replica.membership.members.values():
-        info = local_pb2.NodeInfo(
-            node_id=member.node_id,
-            name=member.name,
-            state=membership_pb2.MemberState.ValueType(member.state),
-            leader=leader == member.node_id,
-            profile=replica.profiles.of(member.node_id),
-            load=member.load,
-            found_by=replica.addresses.found_by(NodeId(member.node_id)),
-            last_heard_s=max(0.0, clock.now() - member.last_heard),
-            forked=member.node_id in forked,
-        )
-        for host, port in member.addresses:
-            info.addresses.add(host=host, port=port)
-        others.append(info)
-    return [own, *sorted(others, key=lambda info: (info.name, info.node_id))]
 
 
 def _bad_item(message: str, remedy: str) -> KithError:

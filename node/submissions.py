@@ -46,13 +46,16 @@ class Submissions:
             future.set_result(effect)
 
     def close(self) -> None:
+        """Nobody answers any more."""
+        self.draining = True
         for future in self._asked.values():
-            future.cancel()
+            if not future.done():
+                future.set_exception(_draining())
 
     async def submit(self, header: local_pb2.SubmitHeader, document: bytes) -> local_pb2.SubmitReply:
         """Raises `KithError`: bad request, panel too large, too few copies (names the job, which goes on)."""
         if self.draining:
-            raise KithError("node-draining", "this node is stopping", "Submit to another node.", ExitCode.UNAVAILABLE)
+            raise _draining()
         request = self._checked(header, document)
         blobs = []
         if request.WhichOneof("kind") == "summarize":
@@ -151,6 +154,10 @@ def job_id_of(client_key: bytes, request: work_pb2.JobRequest) -> bytes:
     return hashlib.sha256(
         b"kith-job-v1\0" + hashlib.sha256(client_key).digest() + request.SerializeToString(deterministic=True)
     ).digest()
+
+
+def _draining() -> KithError:
+    return KithError("node-draining", "this node is stopping", "Submit to another node.", ExitCode.UNAVAILABLE)
 
 
 def _bad(message: str, remedy: str) -> KithError:

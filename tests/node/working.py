@@ -35,11 +35,16 @@ class Posted:
         return [event for event in self.heard if isinstance(event, kind)]
 
     async def first(self, kind: type[E]) -> E:
+        [found] = await self.some(kind, 1)
+        return found
+
+    async def some(self, kind: type[E], count: int) -> list[E]:
+        """The first of them, as soon as there are so many."""
         async with asyncio.timeout(PATIENCE):
-            while not (found := self.of(kind)):
+            while len(found := self.of(kind)) < count:
                 self._came.clear()
                 await self._came.wait()
-        return found[0]
+        return found[:count]
 
 
 def no_fatal(text: str) -> None:

@@ -1,0 +1,80 @@
+"""How the node is and whom it sees, in one message each, for whoever asks at its doors."""
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from mesh.identity import NodeId
+from mesh.wire import local_pb2, membership_pb2
+from node import __version__, clock
+
+if TYPE_CHECKING:
+    from node.daemon import Daemon
+
+
+def status_of(daemon: "Daemon") -> local_pb2.StatusReply:
+    replica = daemon.replica
+    election = replica.election
+    status = local_pb2.StatusReply(
+        node_id=replica.me,
+        name=daemon.name,
+        software_version=__version__,
+        uptime_s=time.monotonic() - daemon.started_at,
+        addresses=daemon.hello().addresses,
+        leader=election.leader,
+        role="starting" if election.leader is None and election.role.value == "follower" else election.role.value,
+        term=election.term,
+        members_alive=len(replica.membership.view()),
+        load=replica.membership.load,
+        engine_state=daemon.engine.state,
+        engine_problem=daemon.engine.problem,
+        jobs_open=len(replica.ledger.open_jobs()),
+        facts=sum(position.sequence for position in replica.journal.durable.values()),
+        data_dir=str(daemon.config.data_dir),
+        pid=os.getpid(),
+        http_address=daemon.http_address,
+        mdns=daemon.mdns,
+        solver_state=daemon.solver.state,
+        forked=sorted({stream_id.author for stream_id in replica.journal.forks}),
+        disk_used_bytes=daemon.disk_used_bytes,
+        disk_budget_bytes=daemon.store.budget_bytes,
+        network=daemon.config.network,
+    )
+    if daemon.profile.agents:
+        status.agent.CopyFrom(daemon.profile.agents[0])
+    return status
+
+
+def node_infos(daemon: "Daemon") -> list[local_pb2.NodeInfo]:
+    """This node first, then the others by name."""
+    replica = daemon.replica
+    leader = replica.election.leader.leader_id if replica.election.leader else ""
+    forked = {stream_id.author for stream_id in replica.journal.forks}
+    own = local_pb2.NodeInfo(
+        node_id=replica.me,
+        name=daemon.name,
+        state=membership_pb2.MEMBER_STATE_ALIVE,
+        addresses=daemon.hello().addresses,
+        self=True,
+        leader=leader == replica.me,
+        profile=replica.profiles.of(replica.me),
+        load=replica.membership.load,
+        forked=replica.me in forked,
+    )
+    others = []
+    for member in replica.membership.members.values():
+        info = local_pb2.NodeInfo(
+            node_id=member.node_id,
+            name=member.name,
+            state=membership_pb2.MemberState.ValueType(member.state),
+            leader=leader == member.node_id,
+            profile=replica.profiles.of(member.node_id),
+            load=member.load,
+            found_by=replica.addresses.found_by(NodeId(member.node_id)),
+            last_heard_s=max(0.0, clock.now() - member.last_heard),
+            forked=member.node_id in forked,
+        )
+        for host, port in member.addresses:
+            info.addresses.add(host=host, port=port)
+        others.append(info)
+    return [own, *sorted(others, key=lambda info: (info.name, info.node_id))]
