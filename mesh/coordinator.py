@@ -21,13 +21,16 @@ from google.protobuf.message import Message
 
 from mesh import events
 from mesh.copies import Copies
-from mesh.dispatch import REPORT_WAIT_S, Dispatch, InFlight, TaskKey
-from mesh.effects import Assemble, Author, Deliver, Effect, Log, MakePlan, ReadPlan, Send
+from mesh.dispatch import REPORT_WAIT_S, Dispatch, InFlight, TaskKey, key_of_event
+from mesh.effects import Assemble, Author, Effect, Log, MakePlan, ReadPlan, Send
 from mesh.facts import Fact
 from mesh.identity import NodeId
 from mesh.ledger import TERMINAL_KINDS, Job, TaskRef
 from mesh.placement import Placement, Ready
+from mesh.records import cut_text
+from mesh.standing import FAILURES_MAX, Standing, failed_for_good, standing_of
 from mesh.surroundings import Surroundings, is_lost
+from mesh.telling import Telling
 from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
 #: A turn is taken after so long even when nothing happened, and not more often than this however much happens.
@@ -40,12 +43,9 @@ REQUESTS_MAX = 8
 RETRY_S = 2.0
 #: A plan or a result waits for its copies this long at most.
 REPLICATE_S = 3.0
-#: A task that failed on so many nodes, or on all there are so often, fails its job; so do that many failures anywhere.
-FAILURES_MAX, FAILURES_TOTAL_MAX = 3, 6
-#: Characters of one reason in a `failed` fact.
-REASON_CHARS_MAX = 1_000
-PLANS_KEPT_MAX = 64
-PROGRESS_EVERY_S = 0.5
+#: Bytes of the code, the message and the remedy of one reason in a `failed` fact.
+REASON_BYTES_MAX = (100, 1_000, 500)
+PLANS_KEPT_MAX = 2 * JOBS_MAX
 #: What was said and is not durable here after so long was lost with its stream (a proven fork): said again.
 SAY_AGAIN_S = 30.0
 
@@ -71,6 +71,7 @@ class Coordinator:
     #: Why an open job does not move, in words; for `watch` and `jobs`.
     waiting_for: dict[bytes, str] = field(default_factory=dict)
     placement: Placement = field(init=False)
+    telling: Telling = field(init=False)
     _plans: OrderedDict[bytes, work_pb2.Plan] = field(default_factory=OrderedDict)
     _asked: set[bytes] = field(default_factory=set)  # jobs and plans that the shell works on: answered, whoever leads
     _retry_at: dict[bytes, float] = field(default_factory=dict)
@@ -80,10 +81,11 @@ class Coordinator:
     _reports_by: float = 0.0
     _dirty: bool = False
     _turn_at: float = 0.0
-    _told_at: float = 0.0
+    _standings: dict[bytes, Standing] = field(default_factory=dict)  # of open jobs, until a fact changes them
 
     def __post_init__(self) -> None:
         self.placement = Placement(self.around, self.dispatch, self.waiting_for)
+        self.telling = Telling(self.around, self.dispatch, self.waiting_for)
 
     # Leading
 
@@ -106,6 +108,7 @@ class Coordinator:
         self.waiting_for.clear()
         self._saying.clear()
         self._retry_at.clear()
+        self._standings.clear()
 
     # Events
 
@@ -126,7 +129,14 @@ class Coordinator:
             return []
         self._reports_due.discard(peer)
         self._dirty = True
-        return [effect for event in report.running for effect in self._stray(peer, event, now)]
+        effects: list[Effect] = [
+            Log("info", f"{flight.key.label} does not run on {peer[:8]} any more: it is assigned again")
+            for flight in self.dispatch.not_running(peer, {key_of_event(event) for event in report.running})
+        ]
+        for event in report.running:
+            if self.dispatch.find(peer, event) is None:
+                effects += self._stray(peer, event, now)
+        return effects
 
     def member_changed(self, node_id: NodeId) -> list[Effect]:
         if self.token is None:
@@ -140,8 +150,15 @@ class Coordinator:
             for flight in self.dispatch.member_lost(node_id)
         ]
 
-    def fact_applied(self, fact: Fact, now: float) -> list[Effect]:
+    def job_changed(self, job_id: bytes | None) -> None:
+        """Facts about this job (None: any job) were folded in."""
         self._dirty = True
+        if job_id is None:
+            self._standings.clear()
+        else:
+            self._standings.pop(job_id, None)
+
+    def fact_applied(self, fact: Fact, now: float) -> list[Effect]:
         if fact.kind in TERMINAL_KINDS:
             return self._job_ended(getattr(fact.body, fact.kind).job_id)
         if fact.kind == "job_planned":
@@ -230,12 +247,18 @@ class Coordinator:
             return effects
         effects += self._say_what_has_copies(now)
         ready: list[Ready] = []
-        for job in self.around.ledger.open_jobs()[:JOBS_MAX]:
+        looked_at = 0
+        for job in self.around.ledger.open_jobs():
+            if self._waits(job, now):
+                continue
+            looked_at += 1
+            if looked_at > JOBS_MAX:
+                break
             advanced, tasks = self._advance(job, now)
             effects += advanced
             ready += tasks
         effects += self.placement.ask(ready, token, now)
-        return [*effects, *self._tell_progress(token, now)]
+        return [*effects, *self.telling.tell(token, now)]
 
     def _expire(self, now: float) -> list[Effect]:
         """Leases that ran out. Where the node is here all the same, the task failed on it."""
@@ -257,7 +280,13 @@ class Coordinator:
                 effects.append(Author("task_finished", failed))
         return effects
 
-    def _advance(self, job: Job, now: float) -> tuple[list[Effect], list[Ready]]:
+    def _waits(self, job: Job, now: float) -> bool:
+        """Whether a job waits for its time to be tried again: it takes nobody's place in a turn."""
+        plan = job.plan
+        what = (job.job_id, plan.plan.sha256) if plan else (job.job_id,)
+        return any(now < self._retry_at.get(one, now) for one in what)
+
+    def _advance(self, job: Job, now: float) -> tuple[list[Effect], Sequence[Ready]]:
         """Take a job as far as it goes without workers. Returns its tasks that could run now."""
         if job.job_id in self._saying or any(self._just_said(job.job_id, kind, now) for kind in TERMINAL_KINDS):
             return [], []
@@ -266,36 +295,15 @@ class Coordinator:
         plan = self._plans.get(job.plan.plan.sha256)
         if plan is None:
             return self._read_plan(job, job.plan.plan, now), []
-        results = job.results()
-        failures = job.failures()
-        done = {task.index for task in plan.tasks} - {
-            task.index for task in plan.tasks if TaskRef(task.index, task.replica) not in results
-        }
-        ready = []
-        for task in plan.tasks:
-            ref = TaskRef(task.index, task.replica)
-            if ref in results:
-                continue
-            failed = failures.get(ref, [])
-            if self._failed_for_good(failed):
+        standing = self._standings.get(job.job_id)
+        if standing is None:
+            standing = self._standings[job.job_id] = standing_of(job, plan, job.plan.plan.sha256)
+        for failed in standing.failed:
+            if failed_for_good(self.around, failed):
                 return self._fail(job, [one.failure for one in failed[:FAILURES_MAX]], now), []
-            if done.issuperset(task.depends_on):
-                inputs = tuple(results[TaskRef(index, 0)].result for index in task.depends_on)
-                failed_on = frozenset((one.agent.node_id, one.agent.agent) for one in failed)
-                ready.append(Ready(job, job.plan.plan.sha256, task, inputs, failed_on))
-        if len(results) == len(plan.tasks):
+        if standing.done:
             return self._assemble(job, plan, now), []
-        return [], ready
-
-    def _failed_for_good(self, failed: Sequence[facts_pb2.TaskFinished]) -> bool:
-        nodes = {one.agent.node_id for one in failed}
-        with_agents = {
-            node_id
-            for node_id in self.around.membership.view()
-            if (profile := self.around.profiles.of(node_id)) is not None and profile.agents
-        }
-        everywhere = len(failed) >= FAILURES_MAX and nodes >= with_agents
-        return len(nodes) >= FAILURES_MAX or everywhere or len(failed) >= FAILURES_TOTAL_MAX
+        return [], standing.ready
 
     # Requests to the shell
 
@@ -373,11 +381,9 @@ class Coordinator:
     def _fail(self, job: Job, reasons: Sequence[common_pb2.Problem], now: float) -> list[Effect]:
         failed = facts_pb2.JobFailed(job_id=job.job_id, record=self.around.ledger.record_of(job), token=self.token)
         for reason in reasons:
-            failed.reasons.add(
-                code=reason.code[:REASON_CHARS_MAX],
-                message=reason.message[:REASON_CHARS_MAX],
-                remedy=reason.remedy[:REASON_CHARS_MAX],
-            )
+            texts = zip((reason.code, reason.message, reason.remedy), REASON_BYTES_MAX, strict=True)
+            code, message, remedy = (cut_text(text, limit) for text, limit in texts)
+            failed.reasons.add(code=code, message=message, remedy=remedy)
         return self._say(job.job_id, "job_failed", failed, now)
 
     # What ends
@@ -430,37 +436,3 @@ class Coordinator:
             reason=reason,
         )
         return Send(flight.node_id, mesh_pb2.LinkMessage(cancel_task=cancel))
-
-    # Telling
-
-    def _tell_progress(self, token: common_pb2.FencingToken, now: float) -> list[Effect]:
-        """Everyone who watches a job hears what runs, at most twice a second."""
-        if now - self._told_at < PROGRESS_EVERY_S:
-            return []
-        self._told_at = now
-        effects: list[Effect] = []
-        job_ids = {flight.job_id for flight in self.dispatch.in_flight} | set(self.waiting_for)
-        for job_id in sorted(job_ids):
-            message = mesh_pb2.LinkMessage(job_progress=self.progress_of(job_id, token))
-            effects.append(Deliver(self.around.me, message))
-            effects += [Send(peer, message) for peer in self.around.membership.live_peers()]
-        return effects
-
-    def progress_of(self, job_id: bytes, token: common_pb2.FencingToken) -> work_pb2.JobProgress:
-        progress = work_pb2.JobProgress(job_id=job_id, token=token, waiting_for=self.waiting_for.get(job_id, ""))
-        for flight in self.dispatch.of_job(job_id):
-            progress.running.add(
-                token=token,
-                job_id=job_id,
-                task_index=flight.key.ref.index,
-                replica=flight.key.ref.replica,
-                attempt=flight.attempt,
-                agent=flight.agent,
-                plan_sha256=flight.plan_sha256,
-                progress=flight.progress,
-            )
-        job = self.around.ledger.jobs.get(job_id)
-        if job is not None and job.plan is not None:
-            progress.tasks_done = len(job.results())
-            progress.tasks_total = job.plan.task_count
-        return progress

@@ -87,6 +87,10 @@ class Copies:
         held = self.holders(refs)
         return held is None or len(held) >= copies_wanted(self.around)
 
+    def owners(self) -> list[bytes]:
+        """Who wants something held."""
+        return list(self._owners)
+
     def want(self, owner: bytes, refs: Iterable[common_pb2.BlobRef], now: float) -> None:
         """Keep copies of exactly these for `owner` from now on; nothing: it needs none any more."""
         before = self._owners.pop(owner, ())

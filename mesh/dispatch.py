@@ -13,9 +13,10 @@ Source for hedging: Dean and Barroso, "The tail at scale" (2013).
 Does not: choose agents (solver/), send anything (coordinator.py), or decide what is a result (the ledger).
 """
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mesh.identity import NodeId
 from mesh.ledger import TaskRef
@@ -32,6 +33,10 @@ GAPS_KEPT, GAP_MAX_S = 32, 5.0
 #: A node that declined is not asked again for so long, for it said no for a reason that a moment may mend; doubled with
 #: each time in a row up to the second, because every assignment is journaled.
 REST_S, REST_MAX_S = 0.5, 8.0
+#: A task whose inputs no node in sight holds is tried again after this, doubled each time up to the second.
+INPUTS_REST_S, INPUTS_REST_MAX_S = 2.0, 30.0
+#: Why a worker declines such a task. It is nobody's failure.
+INPUTS_MISSING = "blob-missing"
 #: A node that work was taken from because it did not move rests, doubled each time up to the second, until it moves.
 STUCK_REST_S, STUCK_REST_MAX_S = 2.0, 60.0
 #: The phase of a task whose engine is done and whose result waits for copies; late only when even that is over.
@@ -40,6 +45,9 @@ COPYING, COPYING_LATE_S = "copying", 5.0
 REPORT_WAIT_S = 0.3
 #: Attempts of one task in flight at a time: the first and its hedge.
 ATTEMPTS_AT_ONCE = 2
+
+
+K = TypeVar("K", bound=Hashable)
 
 
 class TaskKey(NamedTuple):
@@ -95,6 +103,10 @@ class Dispatch:
     in_flight: dict[TaskKey, list[InFlight]] = field(default_factory=dict)
     attempts: dict[TaskKey, int] = field(default_factory=dict)
     resting: dict[NodeId, float] = field(default_factory=dict)  # who is left alone, until when
+    #: Tasks that wait for their inputs: until when, and how often they did.
+    held_back: dict[TaskKey, tuple[float, int]] = field(default_factory=dict)
+    _by_node: dict[NodeId, list[InFlight]] = field(default_factory=dict)
+    _of_job: Counter[bytes] = field(default_factory=Counter)  # attempts in flight
     _paces: dict[NodeId, _Pace] = field(default_factory=dict)
 
     def reset(self) -> None:
@@ -102,7 +114,10 @@ class Dispatch:
         self.in_flight.clear()
         self.attempts.clear()
         self.resting.clear()
+        self.held_back.clear()
         self._paces.clear()
+        self._by_node.clear()
+        self._of_job.clear()
 
     # What happens to attempts
 
@@ -119,8 +134,7 @@ class Dispatch:
         assert self.may_start(key, NodeId(agent.node_id))
         attempt = self.attempts.get(key, 0) + 1
         self.attempts[key] = attempt
-        flight = InFlight(key, plan_sha256, agent, attempt, now, now, prompt_tokens, output_tokens)
-        self.in_flight.setdefault(key, []).append(flight)
+        self._add(InFlight(key, plan_sha256, agent, attempt, now, now, prompt_tokens, output_tokens))
         return attempt
 
     def may_start(self, key: TaskKey, node_id: NodeId) -> bool:
@@ -144,10 +158,13 @@ class Dispatch:
                 flight.progressed_at = now
                 flight.progress = event.progress
             case "declined" if event.attempt == flight.attempt:
-                pace = self._paces.setdefault(peer, _Pace())
-                self._rest(peer, now + min(REST_MAX_S, REST_S * 2**pace.declines))
-                pace.declines = min(pace.declines + 1, 10)
                 self._remove(flight)
+                if event.declined.code == INPUTS_MISSING:
+                    self._hold_back(flight.key, now)
+                else:
+                    pace = self._paces.setdefault(peer, _Pace())
+                    self._rest(peer, now + min(REST_MAX_S, REST_S * 2**pace.declines))
+                    pace.declines = min(pace.declines + 1, 10)
                 return flight
             case "ended":
                 self._moved(flight, now)
@@ -166,13 +183,23 @@ class Dispatch:
         if event.agent.node_id != peer or not self.may_start(key, peer):
             return False
         self.attempts[key] = max(self.attempts.get(key, 0), event.attempt)
-        flight = InFlight(key, plan_sha256, event.agent, event.attempt, now, now, 0, 0, True, event.progress)
-        self.in_flight.setdefault(key, []).append(flight)
+        self._add(InFlight(key, plan_sha256, event.agent, event.attempt, now, now, 0, 0, True, event.progress))
         return True
+
+    def not_running(self, peer: NodeId, running: Collection[TaskKey]) -> list[InFlight]:
+        """A worker told all that it runs: what it had accepted beside that ended with an earlier life of it."""
+        gone = [flight for flight in self.on_node(peer) if flight.accepted and flight.key not in running]
+        for flight in gone:
+            self._remove(flight)
+        return gone
 
     def done(self, key: TaskKey) -> list[InFlight]:
         """A result of this task is in the ledger: all attempts end."""
-        return self.in_flight.pop(key, [])
+        flights = list(self.of_task(key))
+        for flight in flights:
+            self._remove(flight)
+        self.held_back.pop(key, None)
+        return flights
 
     def failed(self, key: TaskKey, node_id: NodeId) -> None:
         """A failure on this node is in the ledger; another attempt goes on."""
@@ -191,8 +218,9 @@ class Dispatch:
         flights = self.of_job(job_id)
         for flight in flights:
             self._remove(flight)
-        for key in [key for key in self.attempts if key.job_id == job_id]:
-            del self.attempts[key]
+        for part in (self.attempts, self.held_back):
+            for key in [key for key in part if key.job_id == job_id]:
+                del part[key]
         return flights
 
     def member_lost(self, node_id: NodeId) -> list[InFlight]:
@@ -238,11 +266,18 @@ class Dispatch:
     def rests(self, node_id: NodeId, now: float) -> bool:
         return now < self.resting.get(node_id, now)
 
+    def is_held_back(self, key: TaskKey, now: float) -> bool:
+        return key in self.held_back and now < self.held_back[key][0]
+
     def of_task(self, key: TaskKey) -> list[InFlight]:
         return self.in_flight.get(key, [])
 
     def on_node(self, node_id: NodeId) -> list[InFlight]:
-        return [flight for flights in self.in_flight.values() for flight in flights if flight.node_id == node_id]
+        return list(self._by_node.get(node_id, ()))
+
+    def runs(self, job_id: bytes) -> bool:
+        """Whether anything of this job is in flight."""
+        return job_id in self._of_job
 
     def of_job(self, job_id: bytes) -> list[InFlight]:
         return [flight for key, flights in self.in_flight.items() if key.job_id == job_id for flight in flights]
@@ -252,6 +287,7 @@ class Dispatch:
             assert 1 <= len(flights) <= ATTEMPTS_AT_ONCE
             assert len({flight.node_id for flight in flights}) == len(flights)
             assert all(flight.key == key for flight in flights)
+        assert sum(map(len, self._by_node.values())) == sum(map(len, self.in_flight.values())) == self._of_job.total()
 
     def _moved(self, flight: InFlight, now: float) -> None:
         pace = self._paces.setdefault(flight.node_id, _Pace())
@@ -264,11 +300,30 @@ class Dispatch:
     def _rest(self, node_id: NodeId, until: float) -> None:
         self.resting[node_id] = max(until, self.resting.get(node_id, until))
 
+    def _hold_back(self, key: TaskKey, now: float) -> None:
+        _, times = self.held_back.get(key, (0.0, 0))
+        self.held_back[key] = now + min(INPUTS_REST_MAX_S, INPUTS_REST_S * 2**times), min(times + 1, 10)
+
+    def _add(self, flight: InFlight) -> None:
+        self.in_flight.setdefault(flight.key, []).append(flight)
+        self._by_node.setdefault(flight.node_id, []).append(flight)
+        self._of_job[flight.key.job_id] += 1
+
     def _remove(self, flight: InFlight) -> None:
-        flights = self.in_flight[flight.key]
-        flights.remove(flight)
-        if not flights:
-            del self.in_flight[flight.key]
+        _drop(self.in_flight, flight.key, flight)
+        _drop(self._by_node, flight.node_id, flight)
+        self._of_job[flight.key.job_id] -= 1
+        if not self._of_job[flight.key.job_id]:
+            del self._of_job[flight.key.job_id]
+
+
+def _drop(index: dict[K, list[InFlight]], key: K, flight: InFlight) -> None:
+    """Take this very attempt out of an index; equal ones stay."""
+    kept = [one for one in index[key] if one is not flight]
+    if kept:
+        index[key] = kept
+    else:
+        del index[key]
 
 
 def key_of_event(event: work_pb2.TaskEvent) -> TaskKey:

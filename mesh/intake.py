@@ -16,12 +16,13 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from mesh.copies import Copies
-from mesh.dispatch import COPYING, TaskKey
+from mesh.dispatch import COPYING, INPUTS_MISSING, TaskKey
 from mesh.effects import Author, Effect, Log, Send, StartTask, StopTask
 from mesh.election import token_order
 from mesh.facts import Fact
 from mesh.identity import NodeId
 from mesh.ledger import TERMINAL_KINDS, TaskRef
+from mesh.records import cut_text
 from mesh.surroundings import Surroundings
 from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
@@ -33,8 +34,10 @@ ANNOUNCE_AGAIN_S = 30.0
 PROGRESS_EVERY_S = 0.25
 #: Assignments remembered, so that one that comes twice is not run twice.
 TAKEN_MAX = 1_000
-#: Characters of a failure's message that go into a fact.
-MESSAGE_CHARS_MAX = 1_000
+#: Bytes of a failure's message that go into a fact.
+MESSAGE_BYTES_MAX = 1_000
+#: Failures that say nothing of the task: it is given back instead, to be tried when or where that is mended.
+GIVEN_BACK = frozenset({INPUTS_MISSING, "engine-not-ready"})
 
 
 @dataclass
@@ -176,8 +179,10 @@ class Intake:
         running.finished = facts_pb2.TaskFinished()
         running.finished.CopyFrom(finished)
         if finished.WhichOneof("outcome") != "result":
-            running.finished.failure.message = finished.failure.message[:MESSAGE_CHARS_MAX]
-            running.finished.failure.remedy = finished.failure.remedy[:MESSAGE_CHARS_MAX]
+            if finished.failure.code in GIVEN_BACK:
+                return self._give_back(key, running, finished.failure)
+            running.finished.failure.message = cut_text(finished.failure.message, MESSAGE_BYTES_MAX)
+            running.finished.failure.remedy = cut_text(finished.failure.remedy, MESSAGE_BYTES_MAX)
             return self._announce(key, running, now)
         running.announce_by = now + REPLICATE_S
         running.progress.phase = COPYING
@@ -190,12 +195,10 @@ class Intake:
         running = self.running.get(key)
         if running is None or running.finished is not None:
             return []
-        del self.running[key]
         if running.stopping:
+            del self.running[key]
             return []
-        event = event_of(running)
-        event.declined.CopyFrom(_refuse("stopped", "the task was stopped on its node"))
-        return [self._tell_leader(running, event)]
+        return self._give_back(key, running, _refuse("stopped", "the task was stopped on its node"))
 
     def look(self, now: float) -> list[Effect]:
         """Announce results that have their copies, or waited for long enough."""
@@ -259,6 +262,12 @@ class Intake:
         outcome = running.finished.WhichOneof("outcome")
         said = "has a result" if outcome == "result" else f"failed: {running.finished.failure.code}"
         return [Author("task_finished", running.finished), Log("info", f"{key.label} {said}")]
+
+    def _give_back(self, key: TaskKey, running: Running, why: common_pb2.Problem) -> list[Effect]:
+        del self.running[key]
+        event = event_of(running)
+        event.declined.CopyFrom(why)
+        return [self._tell_leader(running, event)]
 
     def _stop(self, key: TaskKey, reason: str) -> list[Effect]:
         running = self.running.get(key)

@@ -21,6 +21,8 @@ from mesh.ledger import Job, TaskRef
 from mesh.surroundings import Surroundings
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 
+#: A round that is not answered after so long is given up: the next may begin.
+ROUND_LOST_S = 30.0
 #: Tasks given to one allocation round.
 ROUND_TASKS_MAX = 256
 #: Assignments in one fact, so that it stays below the size limit with all its cost terms.
@@ -50,6 +52,7 @@ class Ready:
 class _Round:
     number: int
     token: common_pb2.FencingToken
+    began_at: float
     tasks: dict[TaskKey, tuple[Ready, str]]  # with why it is a hedge; empty: it is none
 
 
@@ -76,7 +79,7 @@ class Placement:
 
     def ask(self, ready: Sequence[Ready], token: common_pb2.FencingToken, now: float) -> list[Effect]:
         """A round over what is ready and what is late, if an agent has room for any of it."""
-        if self.under_way is not None:
+        if self.under_way is not None and now < self.under_way.began_at + ROUND_LOST_S:
             return []
         agents = self._agents(now)
         free = {(state.agent.node_id, state.agent.agent) for state in agents if state.slots_free and not state.draining}
@@ -88,8 +91,11 @@ class Placement:
             why_late = self._why_late(flights, now) if flights else ""
             if (flights and not why_late) or len(tasks) >= ROUND_TASKS_MAX:
                 continue
+            if not flights and self.dispatch.is_held_back(one.key, now):
+                self.waiting_for.setdefault(one.job.job_id, "a node that holds what its tasks read")
+                continue
             forbidden = self._forbidden(one, flights, everybody)
-            if not flights and not self.dispatch.of_job(one.job.job_id):
+            if not flights and not self.dispatch.runs(one.job.job_id):
                 self.waiting_for[one.job.job_id] = "a free agent" if agents else "an agent: no engine is ready yet"
             if free <= forbidden and (flights or not free):
                 continue  # it can not help now
@@ -99,7 +105,7 @@ class Placement:
         if not tasks:
             return []
         self._rounds += 1
-        self.under_way = _Round(self._rounds, token, chosen)
+        self.under_way = _Round(self._rounds, token, now, chosen)
         return [Allocate(self._rounds, tuple(tasks), tuple(agents))]
 
     def _agents(self, now: float) -> list[AgentState]:
@@ -166,7 +172,7 @@ class Placement:
         if token is None or token != asked.token:
             return []
         for key, reason in event.waiting:
-            if not self.dispatch.of_job(key.job_id):
+            if not self.dispatch.runs(key.job_id):
                 self.waiting_for[key.job_id] = reason
         effects: list[Effect] = []
         firsts: dict[bytes, list[facts_pb2.AssignmentRecord]] = {}

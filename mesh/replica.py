@@ -102,7 +102,9 @@ class Replica:
             case events.FactAuthored(kind, content, wall_clock_ms):
                 return self.library.author(kind, content, wall_clock_ms)[1]
             case events.Persisted(facts, source, retired):
-                return self.library.persisted(facts, source, retired, self.membership.live_peers())
+                return self._told_to_leader(
+                    self.library.persisted(facts, source, retired, self.membership.live_peers())
+                )
             case events.VoteSaved(term, voted_for):
                 return self.election.vote_saved(term, voted_for, now, self.membership.view())
             case events.LinkOpened(hello, dialled_from):
@@ -199,6 +201,14 @@ class Replica:
             settled.append(effect)
             waiting.extendleft(reversed(caused))
         return settled
+
+    def _told_to_leader(self, effects: list[Effect]) -> list[Effect]:
+        """Of this node's own facts the leader hears at once, whoever else they are pushed to: work waits for them."""
+        pushes = [effect for effect in effects if isinstance(effect, Send) and effect.message.HasField("fact_push")]
+        leader = self.election.leader.leader_id if self.election.leader is not None else self.me
+        if pushes and leader in self.membership.view() - {self.me, *(push.peer for push in pushes)}:
+            effects.append(Send(NodeId(leader), pushes[0].message))
+        return effects
 
     def _shown_to_work(self, facts: Iterable[Fact]) -> Iterable[Fact]:
         for fact in facts:

@@ -92,9 +92,13 @@ class Work:
             self.acceptance.fact_seen(fact)
             if (job_id := job_of(fact)) is not None:
                 touched[job_id] = None
+                self.coordinator.job_changed(job_id)
             effects += self.coordinator.fact_applied(fact, now)
             effects += self.intake.fact_applied(fact)
-        for job_id in touched if facts else self.around.ledger.jobs:  # none: the folds were made anew
+        if not facts:  # the folds were made anew
+            touched = dict.fromkeys([*self.copies.owners(), *self.around.ledger.jobs])
+            self.coordinator.job_changed(None)
+        for job_id in touched:
             job = self.around.ledger.jobs.get(job_id)
             self.copies.want(job_id, self.around.ledger.blobs_wanted(job) if job else (), now)
         self._tell_load()

@@ -4,14 +4,16 @@ import itertools
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh import events
-from mesh.coordinator import FAILURES_MAX, PROGRESS_EVERY_S, RETRY_S
-from mesh.dispatch import LATE_S, LEASE_S
+from mesh.coordinator import RETRY_S
+from mesh.dispatch import INPUTS_MISSING, INPUTS_REST_MAX_S, LATE_S, LEASE_S
 from mesh.ledger import CANCELLED, FAILED, TaskRef
 from mesh.placement import HEDGE
+from mesh.standing import FAILURES_MAX
+from mesh.telling import PROGRESS_EVERY_S
 from mesh.wire import facts_pb2
 from tests.mesh.working import WALL_MS, Desk, World
 
@@ -149,6 +151,38 @@ def test_a_task_that_fails_on_one_node_is_done_by_another() -> None:
     assert all(result.agent.node_id != bad.me for result in leader.job(job_id).results().values())
 
 
+def test_inputs_that_nobody_holds_now_are_waited_for_and_are_no_failure() -> None:
+    world = World()
+    leader = world.ready()
+    for desk in world.desks:
+        desk.fails, desk.failure_code = (lambda task: task.index == 0), INPUTS_MISSING
+    job_id = leader.submit(tasks=3)
+    world.run(20.0)
+    assert not leader.job(job_id).closed
+    assert len(leader.job(job_id).results()) == 2, "the others go on"
+    assert starts(world)[0] <= 6, "not hammered"
+    assert "holds what its tasks read" in leader.told[-1].waiting_for
+    for desk in world.desks:
+        desk.fails = lambda task: False
+    world.until(lambda: world.completed_everywhere(job_id), INPUTS_REST_MAX_S + 5.0)
+    assert not leader.job(job_id).failures()
+
+
+def test_jobs_that_can_not_go_on_take_nobodys_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.coordinator.JOBS_MAX", 2)
+    world = World()
+    leader = world.ready()
+    leader.no_plan = [False] * 1000
+    stuck = [desk.submit(tasks=1) for desk in world.desks]
+    world.run(1.0)
+    leader.no_plan = []
+    for job_id in stuck:
+        leader.replica.work.coordinator._retry_at[job_id] = world.now + 60.0
+    job_id = leader.submit(tasks=2)
+    world.until(lambda: leader.job(job_id).closed, 10.0)
+    assert not any(leader.job(one).closed for one in stuck)
+
+
 def test_where_there_is_one_node_it_may_try_three_times() -> None:
     world = World(nodes=1)
     leader = world.ready()
@@ -262,6 +296,19 @@ def test_two_halves_both_finish_and_agree_on_one_answer_when_they_meet() -> None
     assert len({desk.replica.ledger.fingerprint() for desk in world.desks}) == 1
 
 
+def test_a_worker_that_was_gone_for_a_moment_does_not_keep_what_it_forgot() -> None:
+    world = World(nodes=2, task_s=3.0)
+    leader = world.ready()
+    [worker] = world.others(leader)
+    leader.do(events.Draining())  # so that a second copy has no other place to go to
+    job_id = leader.submit(tasks=1)
+    busy(world, worker)
+    worker.crash()
+    worker.start()
+    took = world.until(lambda: leader.job(job_id).closed)
+    assert took < 3.0 + 2.0, "not a lease later"
+
+
 def test_a_draining_node_gets_no_new_work() -> None:
     world = World()
     leader = world.ready()
@@ -369,6 +416,7 @@ def test_where_a_second_copy_can_not_help_there_is_none() -> None:
 FAULTS = ["crash", "freeze", "freeze engine", "cut", "nothing"]
 
 
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.sampled_from(FAULTS), st.integers(0, 2), st.floats(0.1, 4.0)), max_size=4), st.booleans())
 def test_whatever_happens_every_job_ends_the_same_everywhere(faults: list[tuple[str, int, float]], chain: bool) -> None:
     world = World(slots=2, task_s=0.75)

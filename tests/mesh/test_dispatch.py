@@ -8,6 +8,9 @@ from mesh.dispatch import (
     COPYING,
     COPYING_LATE_S,
     GAP_MAX_S,
+    INPUTS_MISSING,
+    INPUTS_REST_MAX_S,
+    INPUTS_REST_S,
     LATE_GAPS,
     LATE_S,
     LEASE_S,
@@ -124,6 +127,34 @@ def test_a_late_no_to_an_earlier_attempt_does_not_end_the_next() -> None:
     assert len(dispatch.of_task(KEY)) == 1
 
 
+def test_missing_inputs_hold_a_task_back_and_not_the_node() -> None:
+    dispatch = Dispatch()
+    now, waits = 0.0, []
+    for attempt in range(1, 8):
+        assign(dispatch, A, now)
+        problem = common_pb2.Problem(code=INPUTS_MISSING)
+        assert dispatch.event_received(A, event(attempt=attempt, declined=problem), now) is not None
+        assert not dispatch.rests(A, now)
+        assert dispatch.is_held_back(KEY, now)
+        assert not dispatch.is_held_back(TaskKey(KEY.job_id, TaskRef(4, 0)), now)
+        waits.append(dispatch.held_back[KEY][0] - now)
+        now = dispatch.held_back[KEY][0]
+        assert not dispatch.is_held_back(KEY, now)
+    assert (waits[0], waits[1], waits[-1]) == (INPUTS_REST_S, 2 * INPUTS_REST_S, INPUTS_REST_MAX_S)
+    dispatch.job_ended(KEY.job_id)
+    assert not dispatch.held_back
+
+
+def test_what_a_worker_does_not_report_does_not_run_there() -> None:
+    dispatch = flying(A, B)
+    assert dispatch.not_running(A, []) == [], "it may not have arrived yet"
+    accepts(dispatch, 1.0)
+    assert dispatch.not_running(A, [KEY]) == []
+    assert [flight.node_id for flight in dispatch.not_running(A, [])] == [A]
+    assert [flight.node_id for flight in dispatch.of_task(KEY)] == [B]
+    dispatch.validate()
+
+
 def test_a_result_ends_all_attempts_and_a_failure_one() -> None:
     dispatch = flying(A, B)
     dispatch.failed(KEY, A)
@@ -142,7 +173,10 @@ def test_a_lost_member_takes_its_attempts_along() -> None:
 
 def test_an_ended_job_leaves_nothing_behind() -> None:
     dispatch = flying(A, B)
+    assert dispatch.runs(KEY.job_id)
     assert {flight.node_id for flight in dispatch.job_ended(KEY.job_id)} == {A, B}
+    assert not dispatch.runs(KEY.job_id)
+    dispatch.validate()
     assert not dispatch.in_flight
     assert not dispatch.attempts
 

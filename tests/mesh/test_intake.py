@@ -1,7 +1,7 @@
 """Tests of mesh/intake.py: whom a worker obeys, and what it tells about its tasks."""
 
 from mesh import events
-from mesh.dispatch import COPYING, TaskKey
+from mesh.dispatch import COPYING, INPUTS_MISSING, TaskKey
 from mesh.effects import Author, Effect, Persist, Send, StartTask, StopTask
 from mesh.identity import NodeId
 from mesh.intake import ANNOUNCE_AGAIN_S, PROGRESS_EVERY_S, REPLICATE_S, Intake
@@ -168,6 +168,26 @@ def test_a_failure_is_said_at_once_and_told_once_durable() -> None:
     assert said(done) == ["ended"]
     [finished] = finished_facts(node)
     assert finished.failure.code == "engine-crashed"
+
+
+def test_what_is_not_the_tasks_fault_gives_it_back_instead_of_failing_it() -> None:
+    node = worker()
+    gives(node, 0)
+    finished = facts_pb2.TaskFinished(job_id=JOB, plan_sha256=PLAN, task_index=0)
+    finished.failure.code = INPUTS_MISSING
+    assert said(node.do(events.TaskEnded(key(), finished))) == [INPUTS_MISSING]
+    assert finished_facts(node) == []
+    assert not intake(node).running
+
+
+def test_a_long_message_fits_into_a_fact() -> None:
+    node = worker()
+    gives(node, 0)
+    finished = facts_pb2.TaskFinished(job_id=JOB, plan_sha256=PLAN, task_index=0)
+    finished.failure.code, finished.failure.message, finished.failure.remedy = "x", "ä" * 9000, "ö" * 9000
+    node.do(events.TaskEnded(key(), finished))
+    [kept] = finished_facts(node)
+    assert kept.failure.message.startswith("ää")
 
 
 def test_progress_is_told_to_who_leads_now_and_not_too_often() -> None:

@@ -143,6 +143,7 @@ class Desk:
         self.links: set[NodeId] = set()
         self.engine = Engine()
         self.fails: Callable[[work_pb2.Task], bool] = lambda task: False
+        self.failure_code = "engine-crashed"
         self.hangs: Callable[[work_pb2.Task], bool] = lambda task: False
         self.no_plan: list[bool] = []  # of the next plans: whether that is final
         self.answers: dict[int, effects.AnswerSubmit] = {}
@@ -397,7 +398,7 @@ class Desk:
             agent=assign.agent,
         )
         if self.fails(assign.task):
-            finished.failure.code = "engine-crashed"
+            finished.failure.code = self.failure_code
         else:
             inputs = b"".join(ref.sha256 for ref in assign.inputs)
             finished.result.CopyFrom(self.store(b"result" + assign.task.SerializeToString() + inputs, None))

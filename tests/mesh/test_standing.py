@@ -1,0 +1,76 @@
+"""How far a job is, read from its facts: what is ready, and when failures are final."""
+
+import pytest
+
+from mesh.ledger import Job
+from mesh.standing import FAILURES_TOTAL_MAX, failed_for_good, standing_of
+from mesh.wire import common_pb2, facts_pb2, work_pb2
+from tests.mesh.building import B, C, D, E
+from tests.mesh.lone import Lone, ref
+
+JOB, PLAN = b"j" * 32, ref("plan")
+
+
+def plan(*depends_on: tuple[int, ...]) -> work_pb2.Plan:
+    return work_pb2.Plan(tasks=[work_pb2.Task(index=i, depends_on=needs) for i, needs in enumerate(depends_on)])
+
+
+def finished(index: int, on: str = B, replica: int = 0, *, success: bool = True) -> facts_pb2.TaskFinished:
+    done = facts_pb2.TaskFinished(job_id=JOB, plan_sha256=PLAN.sha256, task_index=index, replica=replica)
+    done.agent.CopyFrom(common_pb2.AgentRef(node_id=on, agent="default"))
+    if success:
+        done.result.CopyFrom(ref(f"result {index} {replica}"))
+    else:
+        done.failure.code = f"failed on {on[:4]}"
+    return done
+
+
+def job(*facts: facts_pb2.TaskFinished) -> Job:
+    node = Lone(peers=1)
+    node.says(B, "job_submitted", facts_pb2.JobSubmitted(job_id=JOB))
+    node.says(B, "job_planned", facts_pb2.JobPlanned(job_id=JOB, plan=PLAN, task_count=4))
+    for fact in facts:
+        node.says(B, "task_finished", fact)
+    return node.replica.ledger.jobs[JOB]
+
+
+def test_a_task_is_ready_once_all_replicas_of_what_it_needs_are_done() -> None:
+    panel = plan((), (), (0, 1))
+    panel.tasks.insert(1, work_pb2.Task(index=0, replica=1))
+    standing = standing_of(job(finished(0), finished(1)), panel, PLAN.sha256)
+    assert [(one.task.index, one.task.replica) for one in standing.ready] == [(0, 1)]
+    standing = standing_of(job(finished(0), finished(0, replica=1), finished(1)), panel, PLAN.sha256)
+    [last] = standing.ready
+    assert (last.task.index, list(last.inputs)) == (2, [ref("result 0 0"), ref("result 1 0")])
+    assert not standing.done
+    standing = standing_of(job(*[finished(i) for i in range(3)], finished(0, replica=1)), panel, PLAN.sha256)
+    assert standing.done
+    assert not standing.ready
+
+
+def test_failures_are_remembered_until_there_is_a_result() -> None:
+    failed = finished(0, success=False)
+    standing = standing_of(job(failed), plan((), ()), PLAN.sha256)
+    assert [one.failed_on for one in standing.ready] == [{(B, "default")}, frozenset()]
+    assert standing.failed == ((failed,),)
+    standing = standing_of(job(failed, finished(0, on=C)), plan((), ()), PLAN.sha256)
+    assert standing.failed == ()
+
+
+@pytest.mark.parametrize(
+    ("failed_on", "final"),
+    [
+        ([B], False),
+        ([B, C], False),
+        ([B, C, E], True),  # three nodes
+        ([B, B, B], False),  # C may do better
+        ([B, C, C], True),  # wherever there is an agent, three times
+        ([B] * FAILURES_TOTAL_MAX, True),
+    ],
+)
+def test_when_failures_are_enough(failed_on: list[str], final: bool) -> None:
+    node = Lone(peers=3)
+    node.profile(B, slots=1)
+    node.profile(C, slots=1)
+    node.profile(D)
+    assert failed_for_good(node.replica, [finished(0, on=on, success=False) for on in failed_on]) is final

@@ -1,0 +1,88 @@
+"""How the work of a node is wired into its replica."""
+
+import random
+
+from mesh import events
+from mesh.effects import Author, Persist, Send
+from mesh.facts import Fact
+from mesh.identity import NodeId
+from mesh.replica import Replica
+from mesh.wire import facts_pb2, work_pb2
+from tests.mesh.building import BY_ID, B
+from tests.mesh.lone import WALL_MS, Lone, ref, to, token
+
+DOC = ref("document")
+
+
+def submitted(*blobs: str) -> facts_pb2.JobSubmitted:
+    request = work_pb2.JobRequest(ask=work_pb2.AskRequest(question="?", panel=1))
+    return facts_pb2.JobSubmitted(job_id=b"j" * 32, request=request, blobs=[ref(name) for name in blobs])
+
+
+def test_what_a_machine_says_becomes_a_fact_and_no_shell_sees_the_word() -> None:
+    node = Lone(peers=0)
+    done = node.do(events.SubmitRequested(1, submitted(), 5.0))
+    assert not any(isinstance(effect, Author) for effect in done)
+    [fact] = [fact for effect in done if isinstance(effect, Persist) for fact in effect.facts]
+    assert (fact.kind, fact.author, fact.hybrid_clock >> 16) == ("job_submitted", node.me, WALL_MS)
+
+
+def test_a_node_never_writes_to_itself() -> None:
+    node = Lone(peers=0)
+    node.profile(node.me, slots=1)
+    node.do(events.EngineChanged(ready=True))
+    done: list[object] = []
+    for _ in range(30):
+        node.now += 0.1
+        done += node.do(events.Ticked(WALL_MS))
+    assert node.replica.election.leader is not None
+    done += node.do(events.SubmitRequested(1, submitted(), 5.0))
+    assert not [effect for effect in done if isinstance(effect, Send)]
+
+
+def test_a_restart_knows_jobs_blobs_and_whom_to_ask_for_copies() -> None:
+    before = Lone(peers=0)
+    before.do(events.BlobStored(DOC))
+    before.do(events.SubmitRequested(1, submitted("document"), 5.0))
+    facts: list[Fact] = before.stored
+    replica = Replica(BY_ID[0], 8, 200, random.Random(1))
+    replica.restore(facts, 0, "", blobs=[DOC])
+    assert replica.work.copies.holders([DOC]) == {replica.me}
+    assert replica.work.acceptance.holders(b"j" * 32, [DOC]) == {replica.me}
+    assert replica.work.copies.owners() == [b"j" * 32]
+
+
+def test_the_leader_hears_of_own_facts_at_once_in_a_large_mesh_too() -> None:
+    heard: set[NodeId] = set()
+    for leader in (key.node_id for key in BY_ID[1:]):
+        node = Lone(peers=7)
+        node.leads(leader)
+        pushed = to(node.do(events.SubmitRequested(1, submitted(), 5.0)), "fact_push")
+        assert leader in pushed
+        assert len(pushed) == len(set(pushed)) <= 6
+        heard |= set(pushed)
+    assert len(heard) == 7
+
+
+def test_peers_hear_of_the_state_of_the_engine_with_every_probe() -> None:
+    node = Lone(peers=1)
+    node.do(events.EngineChanged(ready=True, stalled=True))
+    node.do(events.Draining())
+    load = node.replica.membership.load
+    assert (load.engine_stalled, load.draining) == (True, True)
+    node.do(events.EngineChanged(ready=True))
+    assert not load.engine_stalled
+
+
+def test_a_leader_that_was_given_up_commands_nothing() -> None:
+    node = Lone(peers=2)
+    node.profile(node.me, slots=1)
+    node.do(events.SubmitRequested(1, submitted(), 5.0))
+    coordinator = node.replica.work.coordinator
+    coordinator.lead(token(3, node.me), node.now)
+    node.leads(B)
+    assert coordinator.token is None
+    plan = work_pb2.Plan(job_id=b"j" * 32, tasks=[work_pb2.Task()])
+    assert not [
+        effect for effect in node.do(events.PlanMade(b"j" * 32, ref("plan"), plan)) if isinstance(effect, Persist)
+    ]
