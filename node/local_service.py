@@ -12,6 +12,7 @@ from mesh.wire import facts_pb2, local_pb2, local_pb2_grpc, work_pb2
 from node.errors import ExitCode, KithError
 from node.overview import node_infos, status_of
 from node.rpc import abort
+from node.stories import story_of
 from node.submissions import DOCUMENT_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -141,7 +142,10 @@ class LocalService(local_pb2_grpc.LocalServicer):
         return reply
 
     async def Story(self, request: local_pb2.StoryRequest, context: Context) -> local_pb2.StoryReply:
-        return local_pb2.StoryReply()
+        job = await self._job(request.job_id, context)
+        nodes = [self._replica.me, *self._replica.membership.members]
+        told = await story_of(job, self._daemon.store, nodes, self._snapshots.name_of)
+        return local_pb2.StoryReply(events=told)
 
     # Dialogue and knowledge
 

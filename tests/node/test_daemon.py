@@ -115,12 +115,18 @@ async def test_three_nodes_finish_a_job_whose_leader_is_killed(daemon: DaemonFac
         assert last.state == local_pb2.JOB_STATE_COMPLETED
         assert all(task.state == "done" for task in last.tasks)
         result = await client.result(accepted.job_id)
+        story = (await client.story(accepted.job_id)).events
     summary = result.result.summary
     text = result.document.decode()
     assert 1 <= len(summary.summary.sentences) <= 5
     for sentence in summary.summary.sentences:
         assert sentence.sources
         assert all(0 <= span.begin < span.end <= len(text) for span in sentence.sources)
+    kinds = [event.kind for event in story]
+    assert (kinds[0], kinds[1], kinds[-1]) == ("job_submitted", "job_planned", "job_completed")
+    assert kinds.count("task_finished") >= last.tasks_total
+    assert {event.node_name for event in story} == {"a", "b", "c"}, "facts of every author, the dead one's too"
+    assert any(f"under {leader.name} in" in event.text for event in story)
     # The other survivor reads the same, and the killed one too when it is back, from its own journal and its peers.
     leader.start()
     for node in (survivors[1], leader):
