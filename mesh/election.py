@@ -130,6 +130,11 @@ class Election:
             return []
         if reply.token.leader_id == self.me and reply.token.term == self.term:
             self.followers[peer] = now
+            absurd = reply.highest.term > self.term + TERM_JUMP_MAX
+            if not absurd and token_order(reply.highest) > token_order(self._token()):
+                # It followed another leader of this term, in a group that we met, and refuses our work: stand above.
+                self._note(reply.highest)
+                self.merging = True
             return []
         if reply.token.term > self.term:
             # The peer knows of a higher term whose leader it lost, or follows another leader. In the second case that
@@ -348,7 +353,8 @@ class Election:
 
     def _beat_reply(self, peer: NodeId) -> Send:
         token = self.leader or FencingToken(term=max(self.term, self.highest.term))
-        return Send(peer, mesh_pb2.LinkMessage(leader_beat_reply=membership_pb2.LeaderBeatReply(token=token)))
+        reply = membership_pb2.LeaderBeatReply(token=token, highest=self.highest)
+        return Send(peer, mesh_pb2.LinkMessage(leader_beat_reply=reply))
 
     def _note(self, token: FencingToken) -> None:
         if token_order(token) > token_order(self.highest):

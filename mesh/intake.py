@@ -110,7 +110,8 @@ class Intake:
         token = assign.token
         if token_order(token) < token_order(self.highest):
             return _refuse("stale-leader", f"a leader of term {self.highest.term} is known here")
-        if token.leader_id != sender or self.leader is None or token_order(self.leader) != token_order(token):
+        followed = self.leader is not None and token_order(self.leader) == token_order(token)
+        if token.leader_id != sender or not followed or sender not in self.around.membership.view():
             return _refuse("not-leader", "the sender is not the leader in this node's view")
         self.highest = common_pb2.FencingToken(term=token.term, leader_id=token.leader_id)
         key = key_of_assign(assign)

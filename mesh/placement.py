@@ -149,17 +149,16 @@ class Placement:
         return self.dispatch.why_late(flight, now)
 
     def _forbidden(self, one: Ready, flights: Iterable[InFlight], everybody: set[Agent]) -> set[Agent]:
-        forbidden = set(one.failed_on)
-        if forbidden >= everybody:
-            forbidden = set()  # it failed everywhere: try again where it failed
-        forbidden |= {_agent(flight.agent) for flight in flights}
+        taken = {_agent(flight.agent) for flight in flights}
         if one.task.panel:
             # Members of a panel sit on distinct agents, those that answered or are answering included.
             index = one.task.index
-            forbidden |= {_agent(done.agent) for ref, done in one.job.results().items() if ref.index == index}
+            taken |= {_agent(done.agent) for ref, done in one.job.results().items() if ref.index == index}
             in_flight = self.dispatch.of_job(one.job.job_id)
-            forbidden |= {_agent(flight.agent) for flight in in_flight if flight.key.ref.index == index}
-        return forbidden
+            taken |= {_agent(flight.agent) for flight in in_flight if flight.key.ref.index == index}
+        if one.failed_on | taken >= everybody:
+            return taken  # it failed wherever it may run: try again where it failed
+        return one.failed_on | taken
 
     # Answered
 

@@ -498,6 +498,7 @@ class LeaderBeatReply(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    HIGHEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def token(self) -> _common_pb2.FencingToken:
         """the highest the follower knows: a higher one deposes the asker"""
@@ -506,15 +507,22 @@ class LeaderBeatReply(_message.Message):
     def load(self) -> Global___NodeLoad:
         """of the follower"""
 
+    @_builtins.property
+    def highest(self) -> _common_pb2.FencingToken:
+        """The highest token that the follower ever heard. A leader that it follows and that has a lower one stands again
+        above it: workers refuse a lower token than they have seen.
+        """
+
     def __init__(
         self,
         *,
         token: _common_pb2.FencingToken | None = ...,
         load: Global___NodeLoad | None = ...,
+        highest: _common_pb2.FencingToken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["highest", b"highest", "load", b"load", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["highest", b"highest", "load", b"load", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

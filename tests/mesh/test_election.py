@@ -277,6 +277,23 @@ def test_the_two_sides_of_a_partition_lead_themselves_and_the_larger_ones_leader
     assert len(group.leading()) == 1
 
 
+def test_two_leaders_of_one_term_meet_and_the_one_that_stays_stands_above_both() -> None:
+    group = Group(A, B)
+    group.apart = [{A}]
+    group.run(3.0)
+    assert group.leader(A)[0] == group.leader(B)[0], "both lead the same term"
+    term = group.leader(A)[0]
+    group.apart = []
+    # B hears of A first, concedes at once, and never beats again: only its answers tell A what B has seen.
+    [beat] = [
+        message for peer, message in sent(group.nodes[A]._lead(group.now + 1.0, frozenset({A, B})), "leader_beat")
+    ]
+    group.perform(B, group.hand(A, B, beat))
+    group.run(1.0)
+    assert group.leader() == (term + 1, A)
+    assert group.nodes[B].highest == group.nodes[B].leader
+
+
 def test_two_groups_of_one_size_keep_the_leader_with_the_lower_id() -> None:
     for seed in range(10):
         group = Group(A, B, C, D, seed=seed)

@@ -84,6 +84,13 @@ def test_only_the_leader_that_the_node_follows_is_obeyed() -> None:
     assert [effect.key for effect in done if isinstance(effect, StartTask)] == [key()]
 
 
+def test_a_leader_that_the_node_hears_but_does_not_see_alive_is_not_obeyed() -> None:
+    node = worker()
+    node.do(events.LinkClosed(B))
+    intake(node).leader_changed(token(5, B))  # its beat was read all the same
+    assert said(gives(node, 0)) == ["not-leader"]
+
+
 def test_a_lower_token_is_declined_with_the_highest() -> None:
     node = worker(slots=2)
     node.leads(C, term=6)

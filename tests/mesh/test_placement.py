@@ -200,6 +200,18 @@ def test_a_panel_sits_on_distinct_agents() -> None:
     assert asked.tasks[0].forbidden == {(B, "default"), (C, "default")}
 
 
+def test_a_panel_member_that_failed_on_the_only_free_seat_is_tried_there_again() -> None:
+    round_ = Round(slots=2)
+    for replica, node in ((1, B), (2, C)):
+        finished = facts_pb2.TaskFinished(
+            job_id=JOB, plan_sha256=PLAN.sha256, task_index=0, replica=replica, agent=agent(node), result=ref("answer")
+        )
+        round_.node.says(node, "task_finished", finished)
+    asked = round_.ask(round_.ready(0, panel="jury", failed_on=(round_.node.me,)))
+    assert asked is not None
+    assert asked.tasks[0].forbidden == {(B, "default"), (C, "default")}
+
+
 def test_a_late_task_is_offered_once_more_elsewhere_and_journaled_apart() -> None:
     round_ = Round()
     asked = round_.ask(round_.ready(0))
