@@ -158,7 +158,7 @@ class Placement:
             taken |= {_agent(flight.agent) for flight in in_flight if flight.key.ref.index == index}
         if one.failed_on | taken >= everybody:
             return taken  # it failed wherever it may run: try again where it failed
-        return one.failed_on | taken
+        return taken | one.failed_on
 
     # Answered
 
