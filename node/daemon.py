@@ -37,8 +37,10 @@ from mesh.wire import (
     mesh_pb2_grpc,
 )
 from node import __version__, clock, logs
+from node.away import set_aside
 from node.blobs import Blobs
 from node.config import NodeConfig
+from node.counting import Counter, counter_of
 from node.discovery import Discovery
 from node.engine.process import EngineProcess
 from node.errors import KithError
@@ -127,6 +129,8 @@ class Daemon:
             slots=config.slots,
             timing=PRESETS[config.network],
         )
+        if said := set_aside(self.paths.journal, time.time()):
+            logs.log("warning", said)
         self.store = Store(self.paths.journal, self._disk_failed, disk_budget_bytes(config))
         stack.push_async_callback(self.store.close)
         facts, term, voted_for = self.store.open(key.node_id)
@@ -143,7 +147,9 @@ class Daemon:
         self.snapshots = Snapshots(self.replica, self.plans)
         self.solver = SolverProcess(logs.logger)
         self.worker = Worker(self.engine, self.blobs, self.shell.post)
-        self.leader = Leader(self.shell.post, self.engine, self.blobs, self.plans, self.solver, self.snapshots.name_of)
+        self.leader = Leader(
+            self.shell.post, self._counter, self.blobs, self.plans, self.solver, self.snapshots.name_of
+        )
         self.router = Router(self.replica, self.engine, links)
         self.submissions = Submissions(self.shell.post, self.replica, self.blobs, self._agents_live)
 
@@ -317,6 +323,9 @@ class Daemon:
         for host, port in self.addresses:
             hello.addresses.add(host=host, port=port)
         return hello
+
+    def _counter(self) -> Counter:
+        return counter_of(self.engine, self.replica, self.shell.links)
 
     def change(self) -> asyncio.Event:
         """An event that is set at the next change of any job."""

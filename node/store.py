@@ -34,6 +34,8 @@ QUEUE_MAX = 10_000
 #: A blob that was put so recently is not dropped: somebody may be about to name it.
 FRESH_S = 600.0
 FRESH_MAX = 10_000
+#: A crash loses no more than this of the year after which a node counts as away.
+NOTE_EVERY_S = 3600.0
 
 T = TypeVar("T")
 #: What to do, who waits for it, and whether it is a blob's, which may be refused for want of room.
@@ -53,6 +55,7 @@ class Store:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: apsw.Connection | None = None
         self._rows = FactRows()
+        self._noted_seen_ms = 0
         self._fresh: dict[bytes, float] = {}  # blobs put of late, and when
 
     def open(self, node_id: NodeId) -> tuple[list[Fact], int, str]:
@@ -162,7 +165,11 @@ class Store:
         return await self._do(self._size)
 
     async def note_seen(self, wall_clock_ms: int) -> None:
-        """Remember that the node was here: one that was away for a year starts empty (node/away.py)."""
+        """Remember that the node was here, at most once in `NOTE_EVERY_S`: one that was away for a year starts empty
+        (node/away.py)."""
+        if abs(wall_clock_ms - self._noted_seen_ms) < NOTE_EVERY_S * 1000:
+            return
+        self._noted_seen_ms = wall_clock_ms
         row = ("last_seen_ms", str(wall_clock_ms))
         await self._do(lambda: self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row).fetchall())
 
