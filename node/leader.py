@@ -13,7 +13,7 @@ from mesh import effects, events
 from mesh.dispatch import TaskKey
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from node.blobs import Blobs
-from node.engine.api import Engine
+from node.counting import Counter
 from node.errors import KithError
 from node.logs import log, where
 from node.planning import make_plan
@@ -33,14 +33,14 @@ class Leader:
     def __init__(
         self,
         post: Callable[[events.Event], None],
-        engine: Engine,
+        counter: Callable[[], Counter],
         blobs: Blobs,
         plans: Plans,
         solver: SolverProcess,
         name_of: Callable[[str], str],
     ) -> None:
         self._post = post
-        self._engine = engine
+        self._counter = counter
         self._blobs = blobs
         self._plans = plans
         self.solver = solver
@@ -89,7 +89,8 @@ class Leader:
 
     async def _plan(self, effect: effects.MakePlan) -> events.Event:
         try:
-            plan = await make_plan(effect.job_id, effect.request, await self._document(effect.request), self._engine)
+            document = await self._document(effect.request)
+            plan = await make_plan(effect.job_id, effect.request, document, self._counter())
             ref = await self._blobs.put(to_bytes(plan))
         except KithError as error:
             return events.PlanFailed(effect.job_id, error.to_wire(), final=error.code in FINAL_CODES)

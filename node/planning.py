@@ -1,6 +1,6 @@
 """From an accepted request to its plan: the shell around solver/decompose.py.
 
-Why: lengths are counted in the tokens of the planning node's model, so planning needs an engine; the plan itself is a
+Why: lengths are counted in the tokens of one model, so planning needs an engine; the plan itself is a
 pure function of request, document and those counts.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from mesh.wire import work_pb2
 from node import prompts
-from node.engine.api import Engine
+from node.counting import COUNT_TIMEOUT_S, Counter
 from node.errors import ExitCode, KithError
 from solver.decompose import ANSWER_TOKENS, TooLarge, check_options, plan_ask, plan_summary, validate_plan
 from solver.text import MARKDOWN, outline
@@ -18,7 +18,9 @@ from solver.text import MARKDOWN, outline
 COUNT_BATCH = 256
 
 
-async def make_plan(job_id: bytes, request: work_pb2.JobRequest, document: str | None, engine: Engine) -> work_pb2.Plan:
+async def make_plan(
+    job_id: bytes, request: work_pb2.JobRequest, document: str | None, engine: Counter
+) -> work_pb2.Plan:
     """The checked plan of a job.
 
     Args:
@@ -44,7 +46,7 @@ async def make_plan(job_id: bytes, request: work_pb2.JobRequest, document: str |
 
 
 async def _summary(
-    job_id: bytes, request: work_pb2.JobRequest, document: str | None, engine: Engine, context_tokens: int
+    job_id: bytes, request: work_pb2.JobRequest, document: str | None, engine: Counter, context_tokens: int
 ) -> work_pb2.Plan:
     if document is None:
         raise KithError("bad-document", "the document is not here", "Submit it again.", ExitCode.BAD_INPUT)
@@ -72,7 +74,7 @@ async def _summary(
     return plan
 
 
-async def _ask(job_id: bytes, request: work_pb2.JobRequest, engine: Engine, context_tokens: int) -> work_pb2.Plan:
+async def _ask(job_id: bytes, request: work_pb2.JobRequest, engine: Counter, context_tokens: int) -> work_pb2.Plan:
     ask = request.ask
     try:
         check_options(ask.options)
@@ -106,9 +108,18 @@ async def _ask(job_id: bytes, request: work_pb2.JobRequest, engine: Engine, cont
     return plan
 
 
-async def count_tokens(texts: Sequence[str], engine: Engine) -> list[int]:
+async def count_tokens(texts: Sequence[str], engine: Counter) -> list[int]:
     """Tokens of each text, asked for in batches."""
     counts: list[int] = []
     for start in range(0, len(texts), COUNT_BATCH):
-        counts += await engine.count_tokens(texts[start : start + COUNT_BATCH])
+        try:
+            async with asyncio.timeout(COUNT_TIMEOUT_S):
+                counts += await engine.count_tokens(texts[start : start + COUNT_BATCH])
+        except TimeoutError:
+            raise KithError(
+                "engine-stalled",
+                "the engine that counts tokens stands still",
+                "It is tried again.",
+                ExitCode.UNAVAILABLE,
+            ) from None
     return counts

@@ -79,6 +79,27 @@ async def test_a_frozen_engine_is_told_of_and_its_task_is_done_elsewhere(daemon:
         assert engine in children(frozen), "it was not killed for it"
 
 
+async def test_a_leader_without_a_working_engine_plans_with_a_peers(daemon: DaemonFactory) -> None:
+    nodes = await three(daemon)
+    leader = await leader_among(nodes)
+    [engine] = children(leader, "node.engine.child")
+    os.kill(engine, signal.SIGSTOP)
+
+    async def told() -> bool:
+        return (await leader.status()).load.engine_stalled
+
+    await until(told, 6.0, "the leader knows that its engine stands still")
+    began = time.monotonic()
+    async with leader.client() as client:
+        accepted = await client.submit(summarize(), DOCUMENT)
+        last = await finished(client, accepted.job_id)
+    assert last.state == local_pb2.JOB_STATE_COMPLETED, last.reasons
+    leader_id = (await leader.status()).node_id
+    assert all(task.agent.node_id != leader_id for task in last.tasks)
+    assert time.monotonic() - began < 15.0, "before the stopped engine is given up and started again"
+    os.kill(engine, signal.SIGCONT)
+
+
 async def test_a_frozen_daemon_delays_a_job_by_seconds(daemon: DaemonFactory) -> None:
     nodes = await three(daemon, pace=80.0)
     leader = await leader_among(nodes)

@@ -28,7 +28,9 @@ async def leading(folder: Path) -> AsyncIterator[tuple[Leader, Posted, Blobs]]:
     posted = Posted()
     solver = SolverProcess(logging.getLogger("test"))
     async with running(echo_tokens_per_s=2000.0) as watched, blobs_of(folder, posted) as blobs:
-        leader = Leader(posted.post, watched.engine, blobs, Plans(blobs), solver, lambda node_id: f"name of {node_id}")
+        leader = Leader(
+            posted.post, lambda: watched.engine, blobs, Plans(blobs), solver, lambda node_id: f"name of {node_id}"
+        )
         try:
             yield leader, posted, blobs
         finally:
@@ -72,7 +74,7 @@ async def test_an_engine_that_is_not_there_is_no_fault_of_the_request(tmp_path: 
     posted = Posted()
     async with running() as watched, blobs_of(tmp_path, posted) as blobs:
         solver = SolverProcess(logging.getLogger("test"))
-        leader = Leader(posted.post, watched.engine, blobs, Plans(blobs), solver, str)
+        leader = Leader(posted.post, lambda: watched.engine, blobs, Plans(blobs), solver, str)
         await watched.engine.stop()
         leader.make_plan(effects.MakePlan(JOB, ask()))
         failed = await posted.first(events.PlanFailed)
