@@ -6,6 +6,7 @@ before it. Its name is the SHA-256 of its body as it came, so a node passes on w
 Does not: decide whether a fact is accepted (journal.py) or what it means (ledger.py, knowledge.py, profiles.py).
 """
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def parse(signed: facts_pb2.SignedFact) -> Fact:
         raise FactError(f"{kind} does not belong into stream {body.stream}")
     return Fact(
         hash=hashlib.sha256(signed.body).digest(),
-        stream_id=StreamId(node_id_of(body.author_key), body.incarnation, body.stream),
+        stream_id=_stream_id(body.author_key, body.incarnation, body.stream),
         sequence=body.sequence,
         predecessor=body.predecessor,
         hybrid_clock=body.hybrid_clock,
@@ -158,6 +159,12 @@ def parse(signed: facts_pb2.SignedFact) -> Fact:
         body=body,
         signed=signed,
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _stream_id(author_key: bytes, incarnation: int, stream: int) -> StreamId:
+    """One object a stream: a node reads many facts of few streams."""
+    return StreamId(node_id_of(author_key), incarnation, stream)
 
 
 def parse_retired(wire: facts_pb2.RetiredRange) -> Retired:

@@ -49,6 +49,9 @@ class Position:
     head: bytes = b""
 
 
+_NOTHING = Position()
+
+
 @dataclass(frozen=True)
 class Fork:
     """Two true facts of one place. Invariant: `one` has the lesser hash."""
@@ -143,7 +146,11 @@ class Journal:
 
         Returns whether it counts: facts that a fork made void do not. Raises `ValueError` where the store has a hole.
         """
-        last = self.staged.get(fact.stream_id, Position())
+        stream_id = fact.stream_id
+        last = self.staged.get(stream_id, _NOTHING)
+        if stream_id not in self.forks and (fact.sequence, fact.predecessor) == (last.sequence + 1, last.head):
+            self._restored(stream_id, Position(fact.sequence, fact.hash))  # nearly all: a start reads many
+            return True
         for gone in retired:
             if gone.first == last.sequence + 1 and self.offer_retired(gone, fact) is Verdict.STAGED:
                 last = self._restored(gone.stream_id, Position(gone.last, gone.head))
@@ -152,7 +159,7 @@ class Journal:
             return False
         if verdict is not Verdict.STAGED:
             raise ValueError(f"the journal has a hole before fact {fact.sequence} of {fact.author}")
-        self._restored(fact.stream_id, Position(fact.sequence, fact.hash))
+        self._restored(stream_id, Position(fact.sequence, fact.hash))
         return True
 
     def restore_end(self, fork: Fork, retired: Iterable[Retired]) -> None:
@@ -237,8 +244,9 @@ class Journal:
 
     def _set_durable(self, stream_id: StreamId, position: Position) -> None:
         if position.sequence:
+            if stream_id not in self.durable:
+                self._buckets[bucket_of(stream_id)].add(stream_id)
             self.durable[stream_id] = position
-            self._buckets[bucket_of(stream_id)].add(stream_id)
         else:
             self.durable.pop(stream_id, None)
             self._buckets[bucket_of(stream_id)].discard(stream_id)

@@ -179,7 +179,11 @@ class Ledger:
         if job.closed and job.details_at:
             self._detailed[job.job_id] = job
         for ref in _named_in(fact):
-            self._named_by.setdefault(ref.sha256, set()).add(job.job_id)
+            name = ref.sha256
+            if name in self._named_by:
+                self._named_by[name].add(job.job_id)
+            else:
+                self._named_by[name] = {job.job_id}
         return True
 
     def closed_with_details(self) -> list[Job]:

@@ -285,3 +285,22 @@ def test_a_retired_range_that_nothing_proves_is_not_taken(gone: tuple[int, int],
     false = Retired(facts[0].stream_id, 1, 2, b"?" * 32)
     shelf.do(shelf.library.offered(BY_ID[1].node_id, [facts[2]], [false]))
     assert not shelf.library.journal.staged
+
+
+@pytest.mark.parametrize("backup", [0, 2], ids=["lost", "restored backup"])
+def test_a_lost_or_restored_store_is_a_new_life_that_gets_its_own_old_facts_back(backup: int) -> None:
+    old, other = Shelf(BY_ID[0], incarnation=5), Shelf(BY_ID[1])
+    meet([old, other])
+    for number in range(4):
+        old.do(old.library.author("knowledge_added", facts_pb2.KnowledgeAdded(title=f"before {number}"), 0)[1])
+    settle([old, other], random.Random(1))
+    new = Shelf(BY_ID[0], incarnation=6)
+    new.stored = dict(list(old.stored.items())[:backup])
+    new.library.restore(new.stored.values(), (), ())
+    meet([new, other])
+    # It writes before it has heard of what it wrote: no place is written twice.
+    new.do(new.library.author("knowledge_added", facts_pb2.KnowledgeAdded(title="after"), 0)[1])
+    settle([new, other], random.Random(1))
+    assert new.reading() == other.reading()
+    assert new.reading()[0] == ["after", *(f"before {number}" for number in range(4))]  # type: ignore[index]
+    assert not new.library.journal.forks
