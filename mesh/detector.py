@@ -150,7 +150,7 @@ class Detector:
         if run is None or run.target != reply.target_id:
             return effects
         if not reply.reached:
-            run.nacks += peer.node_id in run.helpers
+            run.nacked |= {peer.node_id} & set(run.helpers)
             return effects
         self.probing.end(run)
         if run.regular:
@@ -169,6 +169,7 @@ class Detector:
 
     def _itself(self, member: Member, now: float) -> list[Effect]:
         """The member itself answered: the way there and back is good."""
+        member.accused = None
         if member.misses:
             member.misses = 0
             self.roster.links_changed()
@@ -178,7 +179,7 @@ class Detector:
         self.probing.end(run)
         member = self.roster.members.get(run.target)
         if run.regular:
-            self.roster.awareness.apply(len(run.helpers) - run.nacks if run.helpers else 1)
+            self.roster.awareness.apply(len(run.helpers) - len(run.nacked) if run.helpers else 1)
         if member is None or member.departed:
             return []
         member.misses += 1
@@ -190,7 +191,7 @@ class Detector:
             return [*self.roster.refresh(member, now, "nobody at all is heard"), *self._call_the_roll(now)]
         if member.linked and member.last_heard > run.sent_at and member.misses < MISSES_MAX:
             return self._probe(member, now, regular=False)  # it speaks; the answer may only be late
-        return self.roster.suspect(member, self.roster.me, now, "answers nobody")
+        return self.roster.convict(member, now)
 
     def _call_the_roll(self, now: float) -> list[Effect]:
         if now < self._next_roll_call_at:

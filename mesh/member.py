@@ -47,6 +47,7 @@ class Member:
     told_at: float = float("-inf")  # that it is suspected
     doubted_at: float = float("-inf")  # probed out of turn
     suspicion: Suspicion | None = None
+    accused: membership_pb2.MemberRecord | None = None  # what others said of it, until it answers or does not
     load: membership_pb2.NodeLoad = field(default_factory=membership_pb2.NodeLoad)
 
     @property

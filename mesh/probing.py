@@ -35,7 +35,7 @@ class Run:
     regular: bool
     helpers: list[NodeId] = field(default_factory=list)
     indirect: bool = False
-    nacks: int = 0
+    nacked: set[NodeId] = field(default_factory=set)
 
 
 @dataclass

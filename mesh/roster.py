@@ -125,6 +125,16 @@ class Roster:
             return self.refresh(member, now, why)
         return self.believe(member, SUSPECT, now, why, accuser=by)
 
+    def convict(self, member: Member, now: float) -> list[Effect]:
+        """It answered neither this node nor those asked to try. What others said of it before now counts as well."""
+        effects = self.suspect(member, self.me, now, "answers nobody")
+        accused, member.accused = member.accused, None
+        if accused is None or accused.life < member.life or member.suspicion is None:
+            return effects
+        if accused.state == DEAD:
+            return effects + self.believe(member, DEAD, now, "answers nobody, and others say so")
+        return effects + self.suspect(member, NodeId(accused.said_by or self.me), now, "others say so")
+
     def suspicions_due(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for member in list(self._suspects.values()):
@@ -180,6 +190,7 @@ class Roster:
         if not member.life < life <= max(member.life, self.life) + LIFE_JUMP_MAX:
             return []
         member.life = life
+        member.accused = None
         if member.belief == ALIVE:
             self.spread(member)
             return []
@@ -237,7 +248,10 @@ class Roster:
         said_by = NodeId(record.said_by or teller)
         if member.answers and not member.misses and state in (SUSPECT, DEAD):
             if now - member.last_heard < self.timing.pause_s:
-                return self.tell(member, record, now)  # it spoke a moment ago: it shall deny it itself
+                # It spoke a moment ago: it shall deny it itself, or answer no probe.
+                member.accused = record
+                self.doubted.append(node_id)
+                return self.tell(member, record, now)
             state = SUSPECT  # this node has a link of its own, so it may find out by itself
             if self.members[node_id].outranks(record.life, state):
                 return []

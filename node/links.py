@@ -288,10 +288,11 @@ class Links:
         try:
             await asyncio.wait({writer, reader, cut}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            # Before anything is awaited: gRPC may cancel this call once more, in the middle of its end.
+            self._remove(link)
             for task in (writer, reader, cut):
                 task.cancel()
             await asyncio.gather(writer, reader, cut, return_exceptions=True)
-            self._remove(link)
 
     def _remove(self, link: Link) -> None:
         links = self._links.get(link.peer, [])

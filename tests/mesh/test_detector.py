@@ -5,7 +5,7 @@ import pytest
 from mesh.detector import DOUBT_EVERY_S
 from mesh.effects import Effect, Send
 from mesh.identity import NodeId
-from mesh.membership import ALIVE, SUSPECT, Membership
+from mesh.membership import ALIVE, DEAD, SUSPECT, Membership
 from mesh.timing import LAN
 from mesh.wire import membership_pb2, mesh_pb2
 from tests.mesh.building import hello, rng, sent
@@ -83,12 +83,13 @@ def test_missing_nacks_are_held_against_this_node_itself() -> None:
     node = Node(N1, N2, N3, N4)
     node.answering.discard(N1)
     probe = node.until_probed(N1)
+    node.answering.clear()  # those asked to try are mute too, but for N2
     node.wait(0.55)
     node.reply(N2, probe.probe_id, N1, reached=False)
     while node.machine.members[N1].belief == ALIVE:
         node.wait(0.05)
     assert node.machine.detector.roster.awareness.score == 2
-    node.answering.add(N1)
+    node.answering |= {N1, N2, N3, N4}
     node.wait(20.0)
     assert node.machine.detector.roster.awareness.score == 0, "good answers take it back"
 
@@ -193,3 +194,34 @@ def test_who_hears_nobody_asks_everybody_once_and_blames_nobody(peers: int) -> N
     assert all(record.state == ALIVE for record in told)
     node.wait(60.0)
     assert all(member.belief != ALIVE for member in node.machine.members.values()), "in the end they are gone"
+
+
+def test_a_death_that_others_report_holds_as_soon_as_the_member_answers_no_probe() -> None:
+    node = Node(N1, N2, N3)
+    node.do(node.machine.word_received(N1, node.now))
+    node.answering.discard(N1)
+    record = membership_pb2.MemberRecord(node_id=N1, life=1, state=membership_pb2.MEMBER_STATE_DEAD, said_by=N2)
+    news = mesh_pb2.LinkMessage(member_news=membership_pb2.MemberNews(members=[record]))
+    node.do(node.machine.received(N2, news, node.now))
+    [probe] = [message.probe for peer, message in sent(node.wait(0.05), "probe") if peer == N1]
+    node.wait(0.85)
+    assert node.machine.members[N1].state == ALIVE, "it spoke a moment ago"
+    node.reply(N2, probe.probe_id, N1, reached=False)
+    node.wait(0.3)
+    assert node.machine.members[N1].state == DEAD
+
+
+def test_a_death_that_others_report_is_forgotten_once_the_member_answers() -> None:
+    node = Node(N1, N2, N3)
+    node.do(node.machine.word_received(N1, node.now))
+    record = membership_pb2.MemberRecord(node_id=N1, life=1, state=membership_pb2.MEMBER_STATE_DEAD, said_by=N2)
+    news = mesh_pb2.LinkMessage(member_news=membership_pb2.MemberNews(members=[record]))
+    node.do(node.machine.received(N2, news, node.now))
+    node.wait(1.0)
+    assert node.machine.members[N1].accused is None
+    node.answering.discard(N1)
+    probe = node.until_probed(N1)
+    node.wait(0.9)
+    node.reply(N2, probe.probe_id, N1, reached=False)
+    node.wait(0.3)
+    assert node.machine.members[N1].state == SUSPECT

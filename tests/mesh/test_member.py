@@ -35,12 +35,9 @@ def test_a_record_names_only_addresses_where_the_member_answered() -> None:
 
 
 def test_a_member_answers_while_it_is_linked_and_missed_at_most_one_probe() -> None:
-    member = Member(named(1), linked=True, misses=1)
-    assert member.answers
-    member.misses = 2
-    assert not member.answers
-    member.misses, member.linked = 0, False
-    assert not member.answers
+    assert Member(named(1), linked=True, misses=1).answers
+    assert not Member(named(1), linked=True, misses=2).answers
+    assert not Member(named(1), linked=False).answers
 
 
 @pytest.mark.parametrize(("node_id", "state", "says"), [(named(1), 0, False), (named(1), 4, True), ("abc", 1, False)])

@@ -54,10 +54,10 @@ def test_records_merge_the_same_in_any_order_and_however_often(
     first, second = roster(), roster()
     first.merge(told, TELLER, 1.0)
     shuffled = data.draw(st.permutations(told + told[: len(told) // 2]))
-    for one in shuffled:
-        second.merge([one], TELLER, 1.0)
-    for one in (first, second):
-        one.validate()
+    for told_again in shuffled:
+        second.merge([told_again], TELLER, 1.0)
+    first.validate()
+    second.validate()
     assert beliefs(first) == beliefs(second)
     assert beliefs(first) == {
         NodeId(node_id): max((one.life, one.state) for one in group)

@@ -10,7 +10,7 @@ import pytest
 
 from mesh.identity import NodeId, NodeKey
 from mesh.wire import facts_pb2, membership_pb2, mesh_pb2, mesh_pb2_grpc
-from node.links import GRPC_OPTIONS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, QUEUE_MAX, Links, host_of
+from node.links import GRPC_OPTIONS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, QUEUE_MAX, Link, Links, host_of
 
 
 class Node:
@@ -293,3 +293,33 @@ async def test_what_a_slow_peer_does_not_take_is_dropped_and_not_kept() -> None:
         sent = [a.links.send(b.me, large) for _ in range(QUEUE_MAX + 500)]
         assert not all(sent)
         blocked.set()
+
+
+async def test_a_link_that_is_cancelled_while_it_ends_is_gone_all_the_same() -> None:
+    """gRPC cancels the call of a peer that was killed; the end of its stream may have been read just before."""
+    async with nodes(1, 2) as (a, b):
+        ended = asyncio.Event()
+
+        async def read() -> mesh_pb2.LinkMessage | None:
+            await ended.wait()
+            return None
+
+        slow = asyncio.Event()
+
+        async def slow_write(_: mesh_pb2.LinkMessage) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await slow.wait()  # what is being written takes its time to be cancelled
+
+        call = asyncio.create_task(a.links._run(Link(b.me, b.hello(), False, "127.0.0.1"), read, slow_write))
+        await a.until(lambda: a.opened == [b.me])
+        a.links.send(b.me, note("stuck"))
+        await asyncio.sleep(0)
+        ended.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        call.cancel()
+        slow.set()
+        await asyncio.gather(call, return_exceptions=True)
+        assert (a.links.count(b.me), a.closed) == (0, [b.me])
