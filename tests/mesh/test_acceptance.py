@@ -58,8 +58,15 @@ def test_a_copy_counts_with_the_fact_and_every_blob() -> None:
     assert sorted(to(done, "blob_offer")) == [B, C]
     assert sorted(to(done, "fact_push")) == [B, C]
     assert answers(done) == []
-    assert answers(holds_fact(node, B) + holds_blob(node, C)) == []
+    assert answers(holds_fact(node, B) + holds_fact(node, C)) == [], "they do not hold the document"
     assert answers(holds_blob(node, B)) == []
+    assert answers(holds_blob(node, C)) == [(1, 3, 3, False)]
+
+
+def test_a_copy_of_the_document_alone_is_none() -> None:
+    node = Lone(peers=2)
+    submit(node, job=submitted(b"j", DOC))
+    assert answers(holds_blob(node, B) + holds_blob(node, C) + holds_fact(node, B)) == []
     assert answers(holds_fact(node, C)) == [(1, 3, 3, False)]
 
 
@@ -68,9 +75,17 @@ def test_a_frozen_peer_makes_the_answer_late_and_true_never_missing() -> None:
     submit(node, job=submitted(b"j", DOC))
     holds_fact(node, B)
     holds_blob(node, B)
-    # Both peers are silent from now on.
+    # Both peers are silent from now on, and suspected before the time is up.
     done = later(node, DEADLINE_S + 0.2)
     assert answers(done) == [(1, 2, 3, False)]
+
+
+def test_the_deadline_holds_also_before_anybody_is_suspected() -> None:
+    node = Lone(peers=2)
+    done = node.do(events.SubmitRequested(1, submitted(), 0.3))
+    assert answers(done + later(node, 0.2)) == []
+    assert answers(later(node, 0.2)) == [(1, 1, 3, False)]
+    assert len(node.replica.membership.view()) == 3
 
 
 def test_the_same_job_is_said_once() -> None:

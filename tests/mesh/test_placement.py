@@ -236,6 +236,21 @@ def test_a_late_task_is_offered_once_more_elsewhere_and_journaled_apart() -> Non
     assert round_.ask(round_.ready(0), now=30.0) is None, "two are enough"
 
 
+def test_a_node_that_holds_something_late_gets_nothing_new_even_where_it_has_room() -> None:
+    round_ = Round(slots=2)
+    asked = round_.ask(round_.ready(0))
+    assert asked is not None
+    round_.answer(asked, B)
+    round_.accept(asked.tasks[0].key, B, 0.0)
+    asked = round_.ask(round_.ready(0, 1), now=LATE_S - 0.1)
+    assert asked is not None
+    assert free(asked)[B] == 1
+    round_.placement.answered(events.Allocated(asked.round_number, (), (), "m"), round_.token, 1.4)
+    asked = round_.ask(round_.ready(0, 1), now=LATE_S + 0.5)
+    assert asked is not None
+    assert free(asked)[B] == 0
+
+
 def test_a_late_task_that_moved_while_the_solver_thought_keeps_its_one_copy() -> None:
     round_ = Round()
     asked = round_.ask(round_.ready(0))

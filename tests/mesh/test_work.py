@@ -3,7 +3,8 @@
 import random
 
 from mesh import events
-from mesh.effects import Author, Persist, Send
+from mesh.dispatch import REPORT_WAIT_S
+from mesh.effects import Allocate, Author, Persist, Send
 from mesh.facts import Fact
 from mesh.identity import NodeId
 from mesh.replica import Replica
@@ -72,6 +73,49 @@ def test_peers_hear_of_the_state_of_the_engine_with_every_probe() -> None:
     assert (load.engine_stalled, load.draining) == (True, True)
     node.do(events.EngineChanged(ready=True))
     assert not load.engine_stalled
+
+
+def led() -> Lone:
+    """Its node leads in term 3, and a job waits with a plan that it knows."""
+    node = Lone(peers=2)
+    for peer in (node.me, *node.peers):
+        node.profile(peer, slots=1)
+    node.do(events.EngineChanged(ready=True))
+    plan = work_pb2.Plan(job_id=b"j" * 32, tasks=[work_pb2.Task()])
+    node.says(B, "job_submitted", submitted())
+    node.says(B, "job_planned", facts_pb2.JobPlanned(job_id=b"j" * 32, plan=DOC, task_count=1))
+    node.replica.work.coordinator.lead(token(3, node.me), node.now)
+    node.do(events.PlanRead(DOC, plan))
+    return node
+
+
+def running_on(node: Lone, peer: NodeId, term: int) -> list[object]:
+    """`peer` reports that it runs the one task."""
+    event = work_pb2.TaskEvent(job_id=b"j" * 32, attempt=2, plan_sha256=DOC.sha256)
+    event.agent.node_id, event.agent.agent = peer, "default"
+    event.progress.SetInParent()
+    report = work_pb2.WorkReport(token=token(term, node.me), running=[event])
+    return list(node.receive(peer, work_report=report))
+
+
+def test_a_new_leader_hears_reports_before_it_assigns() -> None:
+    node = led()
+    dispatch = node.replica.work.coordinator.dispatch
+    node.now += REPORT_WAIT_S / 2
+    assert not any(isinstance(effect, Allocate) for effect in node.replica.work.tick(node.now))
+    running_on(node, B, term=3)
+    assert [flight.node_id for flight in dispatch.of_job(b"j" * 32)] == [B]
+    node.now += REPORT_WAIT_S
+    assert not any(isinstance(effect, Allocate) for effect in node.replica.work.tick(node.now))
+    silent = led()
+    silent.now += REPORT_WAIT_S + 0.1
+    assert any(isinstance(effect, Allocate) for effect in silent.replica.work.tick(silent.now))
+
+
+def test_reports_to_another_leadership_are_not_adopted() -> None:
+    node = led()
+    running_on(node, B, term=2)
+    assert not node.replica.work.coordinator.dispatch.in_flight
 
 
 def test_a_leader_that_was_given_up_commands_nothing() -> None:
