@@ -105,6 +105,9 @@ class Copies:
                 self._look_at(sha256, now + SETTLE_S)
         if after:
             self._owners[owner] = after
+        for sha256 in before:
+            if sha256 not in self._wanted:
+                self.held_by.pop(sha256, None)  # the others may drop it now; the same content may come again
 
     def push(self, refs: Iterable[common_pb2.BlobRef], until: float, now: float) -> list[Effect]:
         """Have as many nodes hold these as there should be, now. Goes on by `tick` until they do or `until`."""

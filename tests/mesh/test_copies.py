@@ -206,6 +206,19 @@ def test_a_dropped_blob_is_not_held(node: Lone) -> None:
     assert offers(node, SETTLE_S) == []
 
 
+def test_receipts_count_no_more_once_nobody_wants_the_blob(node: Lone) -> None:
+    wanted(node, DOC)
+    holds(node, node.peers[0], DOC)
+    copies(node).want(b"other job", [DOC], 0.0)
+    copies(node).want(b"job", [], 0.0)
+    assert copies(node).holders([DOC]) == {node.me, node.peers[0]}
+    copies(node).want(b"other job", [DOC], 0.0)
+    assert copies(node).holders([DOC]) == {node.me, node.peers[0]}
+    copies(node).want(b"other job", [], 0.0)
+    assert copies(node).holders([DOC]) == {node.me}, "the peer may have dropped it when the job closed"
+    assert to(copies(node).push([DOC], 10.0, 0.0), "blob_offer"), "the same content again is offered again"
+
+
 def test_invented_receipts_do_not_fill_the_memory(node: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mesh.copies.RECEIPTS_MAX", 10)
     for number in range(50):
