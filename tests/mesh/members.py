@@ -64,8 +64,8 @@ class Mesh:
             incarnation=machine.roster.incarnation,
             life=machine.life,
             protocol_version=2,
-            name=f"n{int(node_id, 16)}",
-            addresses=[common_pb2.NodeAddress(host="10.0.0.1", port=4000 + int(node_id, 16))],
+            name=f"n{node_id.lstrip('0')[:4]}",
+            addresses=[common_pb2.NodeAddress(host="10.0.0.1", port=4000 + int(node_id, 16) % 997)],
         )
 
     def link(self, a: NodeId, b: NodeId) -> None:
@@ -132,9 +132,9 @@ class Mesh:
                 self._arrive(source, target, message)
             elif self.now >= next_tick:
                 next_tick += TICK_S
-                for node_id, machine in self.nodes.items():
+                for node_id in self.nodes:
                     if node_id not in self.frozen:
-                        self.note(node_id, machine.tick(self.now)[0])
+                        self.tick_one(node_id)
 
     def until(self, condition: "object", longest: float) -> float:
         """Run until `condition()`; how long that took. Fails after `longest` seconds."""
@@ -165,6 +165,18 @@ class Mesh:
 
     # Inside
 
+    def tick_one(self, node_id: NodeId) -> None:
+        self.note(node_id, self.nodes[node_id].tick(self.now)[0])
+
+    def hand_over(self, source: NodeId, target: NodeId, message: mesh_pb2.LinkMessage) -> None:
+        machine = self.nodes[target]
+        effects: list[Effect] = []
+        if machine.slept(self.now):
+            effects += machine.tick(self.now)[0]
+        if message.WhichOneof("message") != "leave":
+            effects += machine.word_received(source, self.now)
+        self.note(target, effects + machine.received(source, message, self.now))
+
     def note(self, node_id: NodeId, effects: Sequence[Effect]) -> None:
         self.nodes[node_id].validate()
         for effect in effects:
@@ -191,9 +203,4 @@ class Mesh:
             machine = self.nodes[target]
             if not (member := machine.members.get(source)) or not member.linked:
                 return
-            effects: list[Effect] = []
-            if machine.slept(self.now):
-                effects += machine.tick(self.now)[0]
-            if message.WhichOneof("message") != "leave":
-                effects += machine.word_received(source, self.now)
-            self.note(target, effects + machine.received(source, message, self.now))
+            self.hand_over(source, target, message)
