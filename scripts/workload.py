@@ -85,12 +85,24 @@ async def snapshot(daemon: Daemon, job_id: Job) -> local_pb2.JobSnapshot:
     raise KithError("job-unknown", "the watch said nothing", "")
 
 
+def described(job: local_pb2.JobSnapshot) -> str:
+    """Where a job stands, in a line."""
+    tasks = ", ".join(
+        f"{task.index}.{task.replica} {task.state} {task.node_name}".rstrip()
+        for task in job.tasks
+        if task.state != "done"
+    )
+    reasons = "; ".join(one.message for one in job.reasons)
+    state = local_pb2.JobState.Name(job.state)
+    return f"{state}, {job.tasks_done} of {job.tasks_total} done, {tasks} {job.waiting_for} {reasons}".rstrip()
+
+
 async def under_way(daemon: Daemon, job_id: Job, done: int = 2, on: str = "", within_s: float = 60.0) -> None:
     """Wait until so many tasks are done and one runs, on the node of that name where one is given."""
 
     async def probe() -> bool:
         now = await snapshot(daemon, job_id)
-        assert now.state == OPEN, f"it ended before anything could happen to it: {now}"
+        assert now.state == OPEN, f"it ended before anything could happen to it: {described(now)}"
         running = [task.node_name for task in now.tasks if task.state == "running"]
         return now.tasks_done >= done and (on in running if on else bool(running))
 
@@ -109,14 +121,16 @@ async def ended(daemon: Daemon, job_id: Job, within_s: float = 90.0) -> local_pb
                         return last
         except (KithError, TimeoutError) as error:
             if time.monotonic() > deadline:
-                raise NotInTime(f"{daemon.label}: not ended within {within_s:g} s ({error!r}): {last}") from None
+                raise NotInTime(
+                    f"{daemon.label}: not ended within {within_s:g} s ({error!r}): {described(last)}"
+                ) from None
         await asyncio.sleep(POLL_S)
 
 
 async def completed(daemon: Daemon, job_id: Job, within_s: float = 90.0) -> local_pb2.JobSnapshot:
     """The same; raises `AssertionError` where it ended in another way."""
     last = await ended(daemon, job_id, within_s)
-    assert last.state == COMPLETED, f"{last}\n{daemon.tail()}"
+    assert last.state == COMPLETED, f"{described(last)}\n{daemon.tail()}"
     return last
 
 
@@ -156,9 +170,10 @@ class Standing:
 
 async def standing(daemon: Daemon, jobs: Iterable[Job] | None = None) -> Standing:
     """What this node says of its jobs, with the results of these of them (None: all). Raises `KithError`."""
-    async with asyncio.timeout(ASK_S), daemon.client() as client:
-        status = await client.status()
-        said = await client.jobs()
+    async with daemon.client() as client:
+        async with asyncio.timeout(ASK_S):
+            status = await client.status()
+            said = await client.jobs()
         views: View = {
             one.job_id.hex(): (
                 one.state,
@@ -176,7 +191,8 @@ async def standing(daemon: Daemon, jobs: Iterable[Job] | None = None) -> Standin
         results = {}
         for one in said:
             if one.state == COMPLETED and (wanted is None or one.job_id in wanted):
-                reply = await client.result(one.job_id)
+                async with asyncio.timeout(ASK_S):
+                    reply = await client.result(one.job_id)
                 content = reply.result.SerializeToString(deterministic=True) + reply.document
                 results[one.job_id.hex()] = hashlib.sha256(content).digest()
         return Standing(status.facts, views, results)

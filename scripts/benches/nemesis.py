@@ -1,12 +1,14 @@
 """Nemesis: rounds of random faults over running jobs on five real nodes; after each, everybody must agree again.
 
 A round: three jobs are handed in at random nodes; once tasks of them run, two or three faults begin within a second of
-each other and overlap for one to four seconds: daemons killed, stopped, frozen or with a blocked event loop, engines
+each other and overlap for one to four seconds, and a fourth job is handed in among them, which counts if it was
+accepted: daemons killed, stopped, frozen or with a blocked event loop, engines
 and solvers killed or hung, hosts cut off, cut one way, split or losing 20 % of their frames, clocks jumping, all killed
 at once (scripts/faults.py). Then all is mended; within 90 s the mesh must be whole, every job completed on every node,
 and the nodes agree: as many facts, the same jobs, the same results. A round that does not is `ledgers_diverged` or
 `jobs_lost`, and what its daemons logged is kept. `duplicated_pct`: assignments of tasks beyond the first of each,
-hedged copies and lost work included, in per cent of all tasks.
+hedged copies and lost work included, in per cent of all tasks. After the last round all nodes are killed and started
+again, and must agree on every job of all rounds.
 
 200 rounds take about half an hour; KITH_BENCH_ROUNDS and KITH_BENCH_SEED choose others. The faults follow from the
 seed, what they meet does not: a failing round is a story to read, not one to replay.
@@ -35,6 +37,8 @@ JOBS = 3
 PIECES = 6
 ENVIRONMENT = {"KITH_ECHO_TOKENS_PER_S": "60", "KITH_BLOCK_S": "3", "KITH_JUMP_S": "600"}
 CONVERGED_WITHIN_S = 90.0
+#: A submission whose node is frozen is given up; it was not accepted, as far as anybody knows.
+SUBMIT_WITHIN_S = 15.0
 
 
 class Tally:
@@ -81,7 +85,11 @@ async def _rounds(lan: Lan, tally: Tally) -> None:
         tally.faults += len(drawn)
         jobs = await _hand_in(everyone, number, source)
         tally.jobs += jobs
+        during = asyncio.create_task(_hand_in_amid(source.choice(everyone), number))
         await _break(lan, drawn, source)
+        if (job := await during) is not None:
+            jobs.append(job)
+            tally.jobs.append(job)
         wrong = await _judge(lan, everyone, jobs, tally)
         told = ", ".join(fault.name for fault in drawn)
         print(
@@ -89,6 +97,7 @@ async def _rounds(lan: Lan, tally: Tally) -> None:
         )
         if wrong:
             print(f"    its logs: {_keep_logs(lan, number)}", file=sys.stderr, flush=True)
+    await _restart_all(lan, everyone, tally)
 
 
 async def _hand_in(everyone: Sequence[Daemon], number: int, source: random.Random) -> list[workload.Job]:
@@ -102,6 +111,16 @@ async def _hand_in(everyone: Sequence[Daemon], number: int, source: random.Rando
     )
     await workload.under_way(submitters[0], jobs[0], done=0)
     return list(jobs)
+
+
+async def _hand_in_amid(daemon: Daemon, number: int) -> workload.Job | None:
+    """A job, while faults come and go; None where it was not accepted."""
+    await asyncio.sleep(1.0)
+    try:
+        async with asyncio.timeout(SUBMIT_WITHIN_S):
+            return await workload.submit(daemon, PIECES, f"round{number}-d")
+    except (KithError, TimeoutError):
+        return None
 
 
 async def _break(lan: Lan, drawn: Sequence[faults.Fault], source: random.Random) -> None:
@@ -142,6 +161,22 @@ async def _judge(lan: Lan, everyone: Sequence[Daemon], jobs: list[workload.Job],
         faults.mend_all(lan)
         return f"DIVERGED: {error!r}"
     return "; ".join(left)
+
+
+async def _restart_all(lan: Lan, everyone: Sequence[Daemon], tally: Tally) -> None:
+    """What was told is on disk: it is there after all were killed at once."""
+    for daemon in everyone:
+        daemon.kill()
+    lan.start()
+    await workload.up(everyone, CONVERGED_WITHIN_S)
+    left = await workload.not_completed(everyone, [job for job in tally.jobs if job not in tally.failed], 60.0)
+    tally.lost |= {job for job in tally.jobs if any(job.hex()[:12] in one for one in left)}
+    try:
+        await workload.agreed(everyone, [job for job in tally.jobs if job not in tally.lost], CONVERGED_WITHIN_S)
+    except NotInTime as error:
+        tally.diverged += 1
+        left.append(f"DIVERGED: {error!r}")
+    print("  all restarted" + "".join(f"; {one}" for one in left), file=sys.stderr, flush=True)
 
 
 def _keep_logs(lan: Lan, number: int) -> Path:

@@ -3,11 +3,14 @@
 A frozen node is worse than a dead one: nothing tells that it is not just slow.
 """
 
+import hashlib
 import signal
 import time
 
 import pytest
 
+from mesh.identity import NodeId
+from mesh.rendezvous import holders
 from mesh.wire import membership_pb2
 from scripts import faulty_node
 from scripts.daemons import Daemon, formed, until
@@ -19,6 +22,8 @@ pytestmark = [pytest.mark.lan, pytest.mark.slow, pytest.mark.timeout(120)]
 #: A submission answers by its own deadline (5 s) and a second for the rest, whatever a peer does.
 SUBMIT_WITHIN_S = 8.0
 BLOCK_S = 8.0
+#: A job of 5 s when nobody freezes, with one who does.
+HELD_UP_WITHIN_S = 20.0
 
 
 async def state_of(observer: Daemon, node_id: str) -> int:
@@ -38,6 +43,29 @@ async def test_a_job_outlives_a_frozen_worker_which_wakes(lan_of: LanFactory) ->
     victim.send(signal.SIGCONT)
     assert await formed(everyone) is leader, "who wakes deposes nobody"
     assert (await leader.status()).leader == token
+    await agreed(everyone, [job])
+
+
+async def test_a_frozen_holder_of_the_document_holds_up_nobody(lan_of: LanFactory) -> None:
+    """Four nodes, three copies: the fourth asks for the document, first of all the one who froze."""
+    lan = lan_of(4)
+    everyone = list(lan.daemons.values())
+    leader = await up(everyone)
+    ids = {NodeId((await one.status()).node_id): one for one in everyone}
+    submitter = next(one for one in everyone if one is not leader)
+    # A document whose last holder by rank does not get it, and whose first is free to freeze.
+    for number in range(1000):
+        text = document(12, f"canal{number}-").encode()
+        ranked = [ids[one] for one in holders(hashlib.sha256(text).digest(), sorted(ids), len(ids))]
+        if ranked[0] not in (leader, submitter) and ranked[-1] is not submitter:
+            break
+    async with submitter.client() as client:
+        job = bytes((await client.submit(summary(), text)).job_id)
+    await under_way(submitter, job, on=ranked[-1].name)
+    ranked[0].send(signal.SIGSTOP)
+    await completed(submitter, job, HELD_UP_WITHIN_S)
+    ranked[0].send(signal.SIGCONT)
+    await up(everyone)
     await agreed(everyone, [job])
 
 
