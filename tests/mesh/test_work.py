@@ -3,12 +3,13 @@
 import random
 
 from mesh import events
+from mesh.coordinator import SAY_AGAIN_S
 from mesh.dispatch import REPORT_WAIT_S
-from mesh.effects import Allocate, Author, Persist, Send
+from mesh.effects import Allocate, Author, MakePlan, Persist, Send
 from mesh.facts import Fact
 from mesh.identity import NodeId
 from mesh.replica import Replica
-from mesh.wire import facts_pb2, work_pb2
+from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.mesh.building import BY_ID, B
 from tests.mesh.lone import WALL_MS, Lone, ref, to, token
 
@@ -116,6 +117,28 @@ def test_reports_to_another_leadership_are_not_adopted() -> None:
     node = led()
     running_on(node, B, term=2)
     assert not node.replica.work.coordinator.dispatch.in_flight
+
+
+def test_what_ran_on_a_node_that_left_is_free_again() -> None:
+    node = led()
+    running_on(node, B, term=3)
+    assert node.replica.work.coordinator.dispatch.in_flight
+    node.leaves(B)
+    assert not node.replica.work.coordinator.dispatch.in_flight
+
+
+def test_the_end_of_a_job_is_said_once_while_the_disk_is_slow() -> None:
+    node = Lone(peers=0)
+    node.do(events.SubmitRequested(1, submitted(), 5.0))
+    work = node.replica.work
+    work.coordinator.lead(token(3, node.me), 0.0)
+    assert any(isinstance(effect, MakePlan) for effect in work.tick(1.0))
+    problem = common_pb2.Problem(code="bad-document", message="no text")
+    done = work.handle(events.PlanFailed(b"j" * 32, problem, final=True), 1.1)
+    assert [effect.kind for effect in done if isinstance(effect, Author)] == ["job_failed"]
+    for now in (1.2, 2.0, 10.0, SAY_AGAIN_S):
+        assert not [effect for effect in work.tick(now) if isinstance(effect, Author | MakePlan)]
+    assert any(isinstance(effect, MakePlan) for effect in work.tick(1.2 + SAY_AGAIN_S)), "it was lost with its stream"
 
 
 def test_a_leader_that_was_given_up_commands_nothing() -> None:
