@@ -207,11 +207,10 @@ def test_halves_have_a_leader_each_and_one_when_they_meet(seed: int) -> None:
     mesh.cut(left, right)
     mesh.until(lambda: mesh.agreed(*left) and mesh.agreed(*right), 15.0)
     mesh.run(10.0)
-    leaders = {mesh.follows(left[0]), mesh.follows(right[0])}
     mesh.heal()
     mesh.until(lambda: mesh.agreed() and mesh.whole(), 8.0)
-    # Mostly the larger half's; answers of before the cut, held up all the while, may still count for the other.
-    assert set(mesh.leading()) < leaders
+    # Mostly the larger half's; answers of before the cut, held up all the while, may count for another.
+    assert len(mesh.leading()) == 1
     for told in mesh.leaders.values():
         told.clear()
     mesh.run(20.0)
