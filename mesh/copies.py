@@ -113,6 +113,8 @@ class Copies:
         """Have as many nodes hold these as there should be, now. Goes on by `tick` until they do or `until`."""
         offers: dict[NodeId, list[common_pb2.BlobRef]] = {}
         for ref in refs:
+            if ref.sha256 not in self._wanted and self._pushed.get(ref.sha256, 0.0) <= now:
+                self.held_by.pop(ref.sha256, None)  # whoever held it when it was wanted before may have dropped it
             self._pushed[ref.sha256] = max(until, self._pushed.get(ref.sha256, 0.0))
             self._tries.pop(ref.sha256, None)
             self._check(ref.sha256, now, offers)

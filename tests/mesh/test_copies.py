@@ -216,7 +216,9 @@ def test_receipts_count_no_more_once_nobody_wants_the_blob(node: Lone) -> None:
     assert copies(node).holders([DOC]) == {node.me, node.peers[0]}
     copies(node).want(b"other job", [], 0.0)
     assert copies(node).holders([DOC]) == {node.me}, "the peer may have dropped it when the job closed"
+    holds(node, node.peers[0], DOC)  # late, and dropped then
     assert to(copies(node).push([DOC], 10.0, 0.0), "blob_offer"), "the same content again is offered again"
+    assert copies(node).holders([DOC]) == {node.me}
 
 
 def test_invented_receipts_do_not_fill_the_memory(node: Lone, monkeypatch: pytest.MonkeyPatch) -> None:

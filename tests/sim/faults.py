@@ -36,7 +36,7 @@ class Faults:
             self._split, self._isolate, self._one_way, self._one_way_pair, self._break_links, self._crash, self._crash,
             self._power_loss, self._pause, self._pause, self._stop, self._kill_leader, self._slow_disk, self._full_disk,
             self._lose_store, self._old_backup, self._clock_jump, self._losses, self._twice, self._move,
-            self._freeze_engine, self._freeze_engine, self._crash_engine,
+            self._freeze_engine, self._freeze_engine, self._crash_engine, self._press,
         ]  # fmt: skip
         # Few kinds at a time: a run of pauses alone finds what a mixture hides.
         self._kinds = rng.sample(always, rng.choice([2, 3, 4, 6, 10, len(always)]))
@@ -174,6 +174,20 @@ class Faults:
                 self._end(host, self.rng.choice([0.05, 0.05, 2.0]), "ends")
 
         self.clock.after(self.rng.choice([0.0, 0.5, 3.0]), stop)
+        return True
+
+    def _press(self) -> bool:
+        """Its disk budget is nearly used up: details of closed jobs go at once."""
+        host = self._running()
+        if host is None or host.disk_used:
+            return False
+        self.checks.fault(host, "its disk budget is nearly used up")
+        host.disk_used = 95
+
+        def mend() -> None:
+            host.disk_used = 0
+
+        self._later(40.0, mend)
         return True
 
     def _freeze_engine(self) -> bool:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tests.sim.checks import Checks
 
 TICK_S = 0.1
+#: From the second link to a peer until one is dropped.
+TWIN_GRACE_S = 2.0
+#: Ticks between two looks at the disk.
+MEASURED_EVERY = 30
 #: Facts in one push; the rest waits for the next round.
 PUSH_FACTS_MAX = 64
 #: The wall clock of the world's first moment.
@@ -65,7 +69,9 @@ class Host:
         self.links: dict[NodeId, list[End]] = {}
         self._deferred: list[Call] = []
         self.awake_since = 0.0
+        self._ticks = 0
         self.draining = False
+        self.disk_used = 0  # percent of its budget, as it is told
         self.labour: Labour
 
     @property
@@ -175,27 +181,39 @@ class Host:
     def receive(self, end: End, data: bytes) -> None:
         self.run(lambda: self._read(end, data), end.life)
 
-    def link_up(self, end: End, hello: membership_pb2.Hello) -> None:
+    def link_up(self, end: End, hello: membership_pb2.Hello, stuck: Sequence[End] = ()) -> None:
+        """As node/links.py: `stuck` are the links that this one was dialled to replace."""
+
         def up() -> None:
             if not end.link.alive:
                 return  # it broke before it was known here
             peer = NodeId(hello.node_id)
-            ends = self.links.setdefault(peer, [])
-            ends.append(end)
-            if len(ends) == 1:
+            for old in self.linked(peer):
+                if old.other.life != end.other.life:
+                    self._cut(old)  # of an earlier life of the peer, whose end was not noticed yet
+            if end.dialled and any(old.dialled and old not in stuck for old in self.linked(peer)):
+                self.network.break_link(end.link, 0.05)
+                return
+            first = peer not in self.links
+            self.links.setdefault(peer, []).append(end)
+            for old in stuck:
+                self._cut(old)
+            if first:
                 self.handle(events.LinkOpened(hello, "" if end.dialled else end.other.host.address[0]))
-            self._drop_twin(peer)
+            elif self.id > peer:
+                self.clock.after(TWIN_GRACE_S, lambda: self.run(lambda: self._drop_twin(peer), end.life))
 
         self.run(up, end.life)
+
+    def linked(self, peer: NodeId | None) -> list[End]:
+        """Open links to a peer, as this host knows; the newest last."""
+        return list(self.links.get(peer, ())) if peer is not None else []
 
     def link_lost(self, end: End) -> None:
         def down() -> None:
             peer = end.other.host.id
-            ends = self.links.get(peer, [])
-            if end in ends:
-                ends.remove(end)
-                if not ends:
-                    self.handle(events.LinkClosed(peer))
+            if end in self.links.get(peer, ()):
+                self._remove(end, peer)
 
         self.run(down, end.life)
 
@@ -276,6 +294,9 @@ class Host:
         if self.life != life or self.replica is None or self.paused:
             return
         self.handle(events.Ticked(self.wall_clock_ms()))
+        self._ticks += 1
+        if self._ticks % MEASURED_EVERY == 0:
+            self.handle(events.DiskMeasured(self.disk_used, 100))
         self.clock.after(self.rng.uniform(0.08, TICK_S), lambda: self._tick(life))
 
     def _disk_failed(self) -> None:
@@ -284,12 +305,25 @@ class Host:
             self.crash(0.05)
 
     def _drop_twin(self, peer: NodeId) -> None:
-        """As node/links.py: of two links the node with the higher id closes the one that it dialled."""
-        ends = self.links.get(peer, [])
-        if self.id > peer and any(not end.dialled for end in ends):
+        """Of two links the node with the higher id closes the one that it dialled."""
+        ends = self.linked(peer)
+        if any(not end.dialled for end in ends):
             for end in ends:
                 if end.dialled:
                     self.network.break_link(end.link, 0.05)
+
+    def _cut(self, end: End) -> None:
+        """End a link at once on this side."""
+        peer = end.other.host.id
+        if end in self.links.get(peer, ()):
+            self._remove(end, peer)
+            self.network.break_link(end.link, 1.0)
+
+    def _remove(self, end: End, peer: NodeId) -> None:
+        self.links[peer].remove(end)
+        if not self.links[peer]:
+            del self.links[peer]
+            self.handle(events.LinkClosed(peer))
 
     def _read(self, end: End, data: bytes) -> None:
         peer = end.other.host.id

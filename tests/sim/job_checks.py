@@ -121,6 +121,15 @@ class JobChecks:
                 if end.HasField("token"):
                     assert name not in self._said, f"{host.name} ended job {end.job_id.hex()[:12]} twice in one term"
                     self._said.add(name)
+                if fact.kind == "job_completed" and end.HasField("token"):
+                    self._completion_said(host, end)
+
+    def _completion_said(self, host: Host, completed: facts_pb2.JobCompleted) -> None:
+        assert host.replica is not None
+        finished = host.replica.ledger.jobs[completed.job_id].finished.values()
+        said = {one.result.sha256 for _, one in finished if one.plan_sha256 == completed.plan_sha256}
+        assert said >= set(completed.result_sha256), f"{host.name} completes a job with results that nobody announced"
+        assert completed.result.sha256 in host.disk.content.blobs, f"{host.name} gives an answer that it does not hold"
 
     def _finished_said(self, host: Host, finished: facts_pb2.TaskFinished) -> None:
         if finished.agent.node_id != host.id or not finished.HasField("token"):
@@ -218,9 +227,6 @@ class JobChecks:
     def _of_answer(self, name: str, job: Job, ledger: Ledger, live: Sequence[Host]) -> list[str]:
         completion = job.completion
         assert completion is not None
-        said = {one.result.sha256 for _, one in job.finished.values() if one.plan_sha256 == completion.plan_sha256}
-        if job.submitted is not None and job.finished and not said >= set(completion.result_sha256):
-            return [f"{name} is completed with results that nobody announced"]
         problems = []
         for ref in ledger.blobs_wanted(job):
             holding = [host for host in self.hosts if ref.sha256 in host.disk.content.blobs]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mesh import effects, events
@@ -132,11 +132,12 @@ class Network:
     def dial(self, dialler: Host, dial: effects.Dial) -> None:
         life = dialler.life
         target = self.addresses.get((dial.host, dial.port))
+        stuck = dialler.linked(dial.expected)
         if target is dialler:
             event = events.DialSucceeded(dial.host, dial.port, dialler.key.node_id)
             self.clock.after(self.latency(), lambda: dialler.deliver(event, life))
         else:
-            self.clock.after(self.latency(), lambda: self._arrive(dialler, life, dial, target))
+            self.clock.after(self.latency(), lambda: self._arrive(dialler, life, dial, target, stuck))
 
     def send(self, end: End, data: bytes) -> None:
         if not end.link.alive or end.under_way >= OUTBOX_MAX:
@@ -160,7 +161,7 @@ class Network:
 
     # Inside
 
-    def _arrive(self, dialler: Host, life: int, dial: effects.Dial, target: Host | None) -> None:
+    def _arrive(self, dialler: Host, life: int, dial: effects.Dial, target: Host | None, stuck: Sequence[End]) -> None:
         """A dial reached its target's machine, or nothing."""
         if dialler.life != life or dialler.replica is None:
             return
@@ -176,15 +177,15 @@ class Network:
         self.links[link] = None
         back_s = self.latency()
         link.ends[1].last_ready = self.clock.now + back_s  # nothing overtakes the acceptor's Hello
-        self.clock.after(back_s, lambda: self._answered(dialler, life, dial, link))
+        self.clock.after(back_s, lambda: self._answered(dialler, life, dial, link, stuck))
         target.link_up(link.ends[1], dialler.hello())
 
-    def _answered(self, dialler: Host, life: int, dial: effects.Dial, link: Link) -> None:
+    def _answered(self, dialler: Host, life: int, dial: effects.Dial, link: Link, stuck: Sequence[End]) -> None:
         acceptor = link.ends[1].host
         alive = link.alive and acceptor.life == link.ends[1].life and acceptor.replica is not None
         if alive and dialler.life == life and not self.is_blocked(acceptor, dialler):
             dialler.deliver(events.DialSucceeded(dial.host, dial.port, acceptor.key.node_id), life)
-            dialler.link_up(link.ends[0], acceptor.hello())
+            dialler.link_up(link.ends[0], acceptor.hello(), [end for end in stuck if end.other.host is acceptor])
         else:
             self.break_link(link, 1.0)
             dialler.deliver(events.DialFailed(dial.host, dial.port), life)
