@@ -252,9 +252,8 @@ class Roster:
                 member.accused = record
                 self.doubted.append(node_id)
                 return self.tell(member, record, now)
-            state = SUSPECT  # this node has a link of its own, so it may find out by itself
-            if self.members[node_id].outranks(record.life, state):
-                return []
+            if member.belief == ALIVE:
+                state = SUSPECT  # this node has a link of its own, so it may find out by itself
         if record.life > member.life:
             member.incarnation = record.incarnation
         member.life = record.life

@@ -246,6 +246,14 @@ def test_a_rumour_of_death_about_a_silent_but_linked_node_is_looked_into_first()
     assert mesh.belief(N1, by=N0) == ALIVE, "it denied it through the others"
 
 
+def test_a_death_reaches_those_too_that_only_heard_of_the_suspicion() -> None:
+    mesh = settled(60)
+    mesh.cut([N1])
+    others = [node for node in mesh.ids if node != N1]
+    mesh.until(lambda: any(mesh.state(N1, by) == DEAD for by in others), 20.0)
+    assert mesh.until(lambda: all(mesh.state(N1, by) == DEAD for by in others), 20.0) < 2.0
+
+
 def test_absurd_lives_are_ignored() -> None:
     mesh = settled(3)
     life = mesh.nodes[N0].life
