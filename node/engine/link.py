@@ -81,7 +81,13 @@ class Link:
             raise
         finally:
             theirs.close()
-        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:  # cancelled in between: the child must not be left behind
+            ours.close()
+            process.kill()
+            await process.wait()
+            raise
         return cls(process, reader, writer, log)
 
     @property
