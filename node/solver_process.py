@@ -132,6 +132,10 @@ class SolverProcess:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
             self._supervisor = None
+        if (process := self._process) is not None:
+            # It was being waited for just when the supervisor was cancelled.
+            await process.wait()
+            self._process = None
         self._failures = 0
         self._settled.set()
         self._ending = False
