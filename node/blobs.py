@@ -1,14 +1,18 @@
 """Blobs between this node's disk and its peers: what is asked for is put, read, fetched or dropped.
 
 Idea: a blob is named by its hash, so it may come from anybody. Where copies belong is decided by mesh/copies.py; this
-carries it out, and tells it of every blob that became durable here. `get` reads the own disk, then asks live peers.
+carries it out, and tells it of every blob that became durable here. `get` reads the own disk, then asks live peers, the
+likeliest holder first; one that says nothing for a moment (a frozen machine looks alive for seconds) is not waited for:
+the next is asked beside it, and the first whole answer counts.
 
 Does not: decide who holds what.
 """
 
 import asyncio
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 
 import grpc.aio
 
@@ -21,11 +25,23 @@ from node.errors import KithError
 from node.logs import log, where
 from node.store import Store
 
-CHUNK_BYTES = 1 << 20
-FETCH_TIMEOUT_S = 30.0
+CHUNK_BYTES = 256 << 10
+#: A transfer that brings nothing for so long is given up: a chunk needs 85 KB/s.
+SILENT_MAX_S = 3.0
+#: While all transfers of a blob were silent for so long, the next peer is asked too.
+ASK_NEXT_S = 0.4
+#: Blobs of others that were read lately and are not held here: every task of a job reads its document.
+READ_BYTES_MAX = 32 << 20
 
 Post = Callable[[events.Event], None]
 StubOf = Callable[[NodeId], "mesh_pb2_grpc.MeshAsyncStub | None"]
+
+
+@dataclass
+class _Transfer:
+    """`heard_at` is when the last chunk came, or the asking; in the loop's time."""
+
+    heard_at: float
 
 
 class Blobs:
@@ -35,6 +51,7 @@ class Blobs:
         self._stub_of = stub_of
         self._live_peers = live_peers
         self._tasks: set[asyncio.Task[None]] = set()
+        self._read_lately: OrderedDict[bytes, bytes] = OrderedDict()
 
     async def put(self, content: bytes) -> common_pb2.BlobRef:
         """Store durably on this node. Raises `KithError` (`disk-full`)."""
@@ -44,18 +61,48 @@ class Blobs:
 
     async def get(self, ref: common_pb2.BlobRef) -> bytes:
         """The content, from here or from any live peer. Raises `KithError` (`blob-missing`)."""
-        content = await self._store.get_blob(ref.sha256)
+        content = self._read_lately.get(ref.sha256) or await self._store.get_blob(ref.sha256)
         if content is not None:
             return content
         peers = self._live_peers()
-        for peer in holders(ref.sha256, peers, count=len(peers)):
-            if (content := await self._content_from(peer, ref)) is not None:
-                return content
+        content = await self._first_of(holders(ref.sha256, peers, count=len(peers)), ref)
+        if content is not None:
+            self._remember(ref.sha256, content)
+            return content
         raise KithError(
             "blob-missing",
             f"no node in sight holds the content {ref.sha256.hex()[:12]}",
             "Bring back a node that held it; the job goes on by itself then.",
         )
+
+    async def _first_of(self, peers: list[NodeId], ref: common_pb2.BlobRef) -> bytes | None:
+        """The first whole answer; peers are asked in turn, and beside each other where the earlier are silent."""
+        now = asyncio.get_running_loop().time
+        running: dict[asyncio.Task[bytes | None], _Transfer] = {}
+        try:
+            while peers or running:
+                quiet_s = min((now() - transfer.heard_at for transfer in running.values()), default=ASK_NEXT_S)
+                if peers and quiet_s >= ASK_NEXT_S:
+                    transfer = _Transfer(now())
+                    task = asyncio.create_task(self._content_from(peers.pop(0), ref, transfer), name="read a blob")
+                    running[task] = transfer
+                    continue
+                wait_s = ASK_NEXT_S - quiet_s if peers else None
+                done, _ = await asyncio.wait(running, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    del running[task]
+                    if (content := task.result()) is not None:
+                        return content
+            return None
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _remember(self, sha256: bytes, content: bytes) -> None:
+        self._read_lately[sha256] = content
+        while sum(map(len, self._read_lately.values())) > READ_BYTES_MAX:
+            self._read_lately.popitem(last=False)
 
     def fetch(self, effect: effects.FetchBlob) -> None:
         self._spawn(self._fetch(effect.peer, effect.ref))
@@ -84,27 +131,31 @@ class Blobs:
     async def _stored(self, peer: NodeId, ref: common_pb2.BlobRef) -> bool:
         if await self._store.has_blob(ref.sha256):
             return True
-        content = await self._content_from(peer, ref)
+        content = await self._content_from(peer, ref, _Transfer(asyncio.get_running_loop().time()))
         if content is None:
             return False
         await self._store.put_blob(content)
         return True
 
-    async def _content_from(self, peer: NodeId, ref: common_pb2.BlobRef) -> bytes | None:
+    async def _content_from(self, peer: NodeId, ref: common_pb2.BlobRef, transfer: _Transfer) -> bytes | None:
         """The blob from `peer`, checked against its hash; None where it could not be had."""
         stub = self._stub_of(peer)
         if stub is None:
             return None
         content = bytearray()
+        call = stub.FetchBlob(mesh_pb2.FetchBlobRequest(sha256=ref.sha256))
         try:
-            call = stub.FetchBlob(mesh_pb2.FetchBlobRequest(sha256=ref.sha256), timeout=FETCH_TIMEOUT_S)
-            async for chunk in call:
-                content += chunk.data
-                if len(content) > BLOB_BYTES_MAX:
-                    call.cancel()
-                    return None
-        except grpc.aio.AioRpcError:
+            async with asyncio.timeout(SILENT_MAX_S) as silence:
+                async for chunk in call:
+                    transfer.heard_at = asyncio.get_running_loop().time()
+                    silence.reschedule(transfer.heard_at + SILENT_MAX_S)
+                    content += chunk.data
+                    if len(content) > BLOB_BYTES_MAX:
+                        return None
+        except (grpc.aio.AioRpcError, TimeoutError):
             return None
+        finally:
+            call.cancel()
         return bytes(content) if hashlib.sha256(content).digest() == ref.sha256 else None
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

@@ -2,7 +2,8 @@
 
 Idea: what to run, and what becomes of a result, is decided by mesh/intake.py. Here inputs are read, the engine is
 driven, and the result is stored; a failure is an outcome too, so that it can be counted. An engine that reads a long
-prompt says nothing for seconds, so its steps count as progress of all that runs: continuous batching moves all at once.
+prompt says nothing for seconds, so its steps count as progress of all that is in it: continuous batching moves all at
+once. A task that still reads what it needs from other nodes is not in it.
 
 Does not: take, refuse or retry tasks, or tell anybody but the machines.
 """
@@ -34,6 +35,7 @@ class _Running:
     task: "asyncio.Task[None]"
     progress: work_pb2.TaskProgress = field(default_factory=work_pb2.TaskProgress)
     told_at: float = 0.0
+    reads: int = 0  # blobs that it waits for
 
 
 class Worker:
@@ -71,8 +73,9 @@ class Worker:
             await asyncio.sleep(STEPS_EVERY_S)
             if self._engine.figures.steps != steps:
                 steps = self._engine.figures.steps
-                for key in list(self._running):
-                    self._moved(key, None)
+                for key, running in list(self._running.items()):
+                    if not running.reads:
+                        self._moved(key, None)
 
     async def _run(self, key: TaskKey, assign: work_pb2.Assign) -> None:
         began = time.monotonic()
@@ -86,10 +89,9 @@ class Worker:
             model=self._engine.loaded.model if self._engine.loaded else "",
         )
         try:
-            inputs = [work_pb2.TaskResult.FromString(await self._blobs.get(ref)) for ref in assign.inputs]
-            result, usage = await run_task(
-                assign.task, inputs, self._blobs.get, self._engine, partial(self._moved, key)
-            )
+            read = partial(self._read, self._running[key])
+            inputs = [work_pb2.TaskResult.FromString(await read(ref)) for ref in assign.inputs]
+            result, usage = await run_task(assign.task, inputs, read, self._engine, partial(self._moved, key))
             finished.result.CopyFrom(await self._blobs.put(to_bytes(result)))
             finished.usage.CopyFrom(usage)
             log("info", f"{key.label} has a result after {time.monotonic() - began:.1f} s")
@@ -104,6 +106,13 @@ class Worker:
             )
         del self._running[key]
         self._post(events.TaskEnded(key, finished))
+
+    async def _read(self, running: _Running, ref: common_pb2.BlobRef) -> bytes:
+        running.reads += 1
+        try:
+            return await self._blobs.get(ref)
+        finally:
+            running.reads -= 1
 
     def _stopped(self, key: TaskKey) -> None:
         if self._running.pop(key, None):  # it ended without an outcome, perhaps before it began

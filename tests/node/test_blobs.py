@@ -1,5 +1,6 @@
 """Blobs from a real peer: what is asked for comes checked and durable, and every fetch is answered."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 
 from mesh import effects, events
 from mesh.identity import NodeId
-from mesh.wire import common_pb2, mesh_pb2_grpc
-from node.blobs import CHUNK_BYTES, Blobs
+from mesh.rendezvous import holders
+from mesh.wire import common_pb2, mesh_pb2, mesh_pb2_grpc
+from node.blobs import CHUNK_BYTES, SILENT_MAX_S, Blobs
 from node.errors import KithError
 from node.mesh_service import MeshService
 from node.store import Store
@@ -32,7 +34,7 @@ class World:
 
     def __init__(self, store: Store, peer: Store, stub: Callable[[NodeId], Any]) -> None:
         self.posted = Posted()
-        self.store, self.peer = store, peer
+        self.store, self.peer, self.stub = store, peer, stub
         self.blobs = Blobs(store, self.posted.post, stub, lambda: [GONE, PEER])
 
     async def fetch(self, peer: NodeId, ref: common_pb2.BlobRef) -> events.BlobStored | events.BlobNotStored:
@@ -116,3 +118,33 @@ async def test_a_dropped_blob_is_gone(world: World, monkeypatch: pytest.MonkeyPa
     other = await world.blobs.put(b"other")
     assert await world.store.get_blob(ref.sha256) is None
     assert await world.store.get_blob(other.sha256) == b"other"
+
+
+async def test_a_silent_holder_holds_up_nobody(world: World) -> None:
+    """A frozen machine looks alive for seconds: its kernel accepts the call, and nothing comes."""
+
+    class Frozen(MeshService):
+        async def FetchBlob(self, request: Any, context: Any) -> AsyncIterator[mesh_pb2.BlobChunk]:
+            asked.set()
+            await asyncio.Event().wait()
+            yield mesh_pb2.BlobChunk()
+
+    asked = asyncio.Event()
+    server = grpc.aio.server()
+    mesh_pb2_grpc.add_MeshServicer_to_server(Frozen(cast(Any, None), cast(Any, None), world.store), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    await world.peer.put_blob(LARGE)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        frozen, working = mesh_pb2_grpc.MeshStub(channel), world.stub
+        first, second = holders(ref_of(LARGE).sha256, [GONE, PEER], 2)
+        stub_of = {first: frozen, second: working(PEER)}
+        blobs = Blobs(world.store, world.posted.post, stub_of.get, lambda: [first, second])
+        async with asyncio.timeout(SILENT_MAX_S):
+            assert await blobs.get(ref_of(LARGE)) == LARGE
+        assert asked.is_set(), "the silent one was asked first"
+        assert not await world.store.has_blob(ref_of(LARGE).sha256), "reading makes no copy"
+        stub_of[second] = frozen
+        assert await blobs.get(ref_of(LARGE)) == LARGE, "what was read lately is not fetched again"
+        await blobs.close()
+    await server.stop(None)
