@@ -72,7 +72,7 @@ class CompareStored:
 
 @dataclass(frozen=True)
 class SaveFork:
-    """Store the proof, and delete the stream's facts from its place on. Then read all facts: answered by `ForkSaved`."""
+    """Store the proof, delete the stream's facts from its place on, then read all facts. Answered by `ForkSaved`."""
 
     fork: Fork
 

@@ -7,6 +7,7 @@ retired runs never touch, and none is last.
 import contextlib
 import gc
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import apsw
 
@@ -71,9 +72,9 @@ class FactRows:
         """Each range begins and ends with a stored fact; what lies between may be retired already."""
         for gone in ranges:
             key = _key(gone.stream_id)
-            last = self.db.execute(
+            last = self._select(
                 f"SELECT body, signature FROM facts WHERE {_OF_STREAM} AND sequence = ?", (*key, gone.last)
-            ).fetchall()
+            )
             if not last:
                 continue  # retired before, by a pass that was not heard of, or void
             body, signature = last[0]
@@ -92,9 +93,7 @@ class FactRows:
         ).fetchall()
         self.db.execute(f"DELETE FROM facts WHERE {_OF_STREAM} AND sequence >= ?", (*key, fork.sequence)).fetchall()
         # Of a run that reaches over the place, the part before it stays: the fork's facts name its head.
-        runs = self.db.execute(
-            f"SELECT first FROM retired WHERE {_OF_STREAM} AND last >= ?", (*key, fork.sequence)
-        ).fetchall()
+        runs = self._select(f"SELECT first FROM retired WHERE {_OF_STREAM} AND last >= ?", (*key, fork.sequence))
         self.db.execute(f"DELETE FROM retired WHERE {_OF_STREAM} AND last >= ?", (*key, fork.sequence)).fetchall()
         for (first,) in runs:
             if int(first) < fork.sequence:
@@ -129,10 +128,10 @@ class FactRows:
     def _items(self, wanted: FactRange) -> Iterator[facts_pb2.SignedFact | Retired]:
         """Facts and retired runs of a range, in order. A run that began before the range is cut to it."""
         key = _key(wanted.stream_id)
-        runs = self.db.execute(
+        runs = self._select(
             f"SELECT first, last, head FROM retired WHERE {_OF_STREAM} AND last >= ? AND last < ? ORDER BY first",
             (*key, wanted.first, wanted.last),
-        ).fetchall()
+        )
         facts = self.db.execute(
             f"SELECT sequence, body, signature FROM facts WHERE {_OF_STREAM} AND sequence BETWEEN ? AND ? "
             "ORDER BY sequence",
@@ -144,16 +143,17 @@ class FactRows:
                 yield Retired(wanted.stream_id, max(first, wanted.first), last, bytes(head))
             yield facts_pb2.SignedFact(body=body, signature=signature)
 
+    def _select(self, sql: str, values: tuple[str | int, ...]) -> list[Any]:
+        return self.db.execute(sql, values).fetchall()
+
     def _insert_retired(self, gone: Retired) -> None:
         """Joined with the runs that touch it."""
         key = _key(gone.stream_id)
         first, last, head = gone.first, gone.last, gone.head
-        before = self.db.execute(
-            f"SELECT first FROM retired WHERE {_OF_STREAM} AND last = ?", (*key, first - 1)
-        ).fetchall()
-        after = self.db.execute(
+        before = self._select(f"SELECT first FROM retired WHERE {_OF_STREAM} AND last = ?", (*key, first - 1))
+        after = self._select(
             f"SELECT first, last, head FROM retired WHERE {_OF_STREAM} AND first = ?", (*key, last + 1)
-        ).fetchall()
+        )
         for row in [*before, *after]:
             self.db.execute(f"DELETE FROM retired WHERE {_OF_STREAM} AND first = ?", (*key, row[0])).fetchall()
         if before:

@@ -52,7 +52,7 @@ async def test_closing_the_iterator_cancels() -> None:
         async for event in stream:
             if event.WhichOneof("event") == "started":
                 break
-        assert (await watched.engine.stats()).slots_busy == 1
+        await watched.until_slots_busy()
         await stream.aclose()
         assert (await idle(watched.engine)).slots_busy == 0
 
