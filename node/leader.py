@@ -94,7 +94,7 @@ class Leader:
             ref = await self._blobs.put(to_bytes(plan))
         except KithError as error:
             return events.PlanFailed(effect.job_id, error.to_wire(), final=error.code in FINAL_CODES)
-        log("info", f"job {effect.job_id.hex()[:12]} has a plan of {len(plan.tasks)} tasks")
+        log("debug", f"job {effect.job_id.hex()[:12]} has a plan of {len(plan.tasks)} tasks")
         return events.PlanMade(effect.job_id, ref, plan)
 
     async def _read(self, effect: effects.ReadPlan) -> events.Event:

@@ -94,7 +94,7 @@ class Worker:
             result, usage = await run_task(assign.task, inputs, read, self._engine, partial(self._moved, key))
             finished.result.CopyFrom(await self._blobs.put(to_bytes(result)))
             finished.usage.CopyFrom(usage)
-            log("info", f"{key.label} has a result after {time.monotonic() - began:.1f} s")
+            log("debug", f"{key.label} ran for {time.monotonic() - began:.1f} s")
         except KithError as error:
             log("warning", f"{key.label} failed: {error.code}")
             finished.failure.CopyFrom(error.to_wire())
