@@ -3,7 +3,8 @@
 Idea: every rule drops only what its fold does not read. The details of a closed job (its ends say all it reads as), a
 profile or skill that a later one replaced, knowledge that its author took back. Each rule waits its time by the facts'
 own clocks, and by the wall clock only as far as the mesh's facts confirm it: a node whose clock is years ahead forgets
-nothing early. Under disk pressure details go at once, those of the job that closed longest ago first.
+nothing early. Under disk pressure, and beyond what memory is given to them, details go at once, those of the job that closed
+longest ago first.
 
 Never: anything of an open job; the last fact of a stream (the next one names it); a fact of unknown kind. Nodes need
 not forget at the same time: a retired range stands in the stream for what is gone (journal.py).
@@ -26,6 +27,8 @@ EVERY_UNDER_PRESSURE_S = 5.0
 #: The share of the disk budget from which on there is pressure.
 PRESSURE = 0.9
 DETAILS_KEEP_S = 24 * 3600.0
+#: Facts of closed jobs whose details are kept: about 5 KB of memory each.
+DETAILS_FACTS_MAX = 5_000
 ENDS_KEEP_S = 365 * 24 * 3600.0
 #: How far the wall clock is believed beyond the latest fact of another node.
 CLOCK_BELIEVED_S = 2 * 24 * 3600.0
@@ -89,9 +92,12 @@ class Retention:
             if job.request is not None and job.end is not None and job.end[1].record.HasField("request")
         ]
         due.sort(key=lambda entry: (entry[0], entry[1].job_id))
+        too_many = sum(len(job.details_at) for _, job in due) - DETAILS_FACTS_MAX
         for ended_ms, job in due:
-            if len(places) >= PLACES_MAX or (not self.pressed and now_ms < ended_ms + DETAILS_KEEP_S * 1000):
+            wanted = self.pressed or too_many > 0 or now_ms >= ended_ms + DETAILS_KEEP_S * 1000
+            if len(places) >= PLACES_MAX or not wanted:
                 return
+            too_many -= len(job.details_at)
             last = {place for place in job.details_at if self._is_last(place)}
             places |= job.details_at - last
             freed |= self.ledger.forget_details(job.job_id, keep=last)

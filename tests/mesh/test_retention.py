@@ -175,6 +175,15 @@ def test_under_pressure_details_go_at_once_oldest_job_first(monkeypatch: pytest.
     assert keeper.forget(5 * 3600.0, after_s=5.0) == [FactRange(facts[0].stream_id, 1, 4)]
 
 
+def test_details_beyond_their_share_of_memory_go_at_once_oldest_job_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    author = Author()
+    facts = [*finished_job(author, JOBS[0], 5), *finished_job(author, JOBS[1], 0)]
+    monkeypatch.setattr("mesh.retention.DETAILS_FACTS_MAX", 8)
+    assert Keeper(facts).forget(5 * 3600.0) == []
+    monkeypatch.setattr("mesh.retention.DETAILS_FACTS_MAX", 7)
+    assert Keeper(facts).forget(5 * 3600.0) == [FactRange(facts[0].stream_id, 6, 9)]
+
+
 def test_ends_go_after_a_year_but_never_the_last_fact_of_a_stream() -> None:
     author = Author()
     facts = [*finished_job(author, JOBS[0], 0), *finished_job(author, JOBS[1], 0)]
