@@ -46,6 +46,29 @@ if family == socket.AF_INET6:
 for target in targets:
     s.sendto(name.encode(), (target, 5400))
 """
+#: Counts datagrams until one second is silent.
+COUNTER = """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("", 5401))
+print("listening", flush=True)
+count = 0
+try:
+    while True:
+        s.recv(100)
+        count += 1
+        s.settimeout(1.0)
+except TimeoutError:
+    print(count, flush=True)
+"""
+#: Sends 1,000 datagrams, slowly enough for any buffer.
+FLOOD = """
+import socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(1000):
+    s.sendto(b"x", (sys.argv[1], 5401))
+    time.sleep(0.0002)
+"""
 GROUP = {"4": "224.0.0.251", "6": "ff02::fb"}
 
 
@@ -106,3 +129,33 @@ def test_multicast_cut_and_heal(network: Network, version: str) -> None:
     network.heal()
     assert network.cuts() == []
     assert heard(network, version) == ALL
+
+
+def arrived(network: Network, source: str, target: str) -> int:
+    """Of 1,000 datagrams."""
+    counter = subprocess.Popen(
+        [*network.inside(target), sys.executable, "-c", COUNTER], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert counter.stdout is not None
+        assert counter.stdout.readline() == "listening\n"
+        command = [*network.inside(source), sys.executable, "-c", FLOOD, network.ipv4(target)]
+        subprocess.run(command, check=True, timeout=10)
+        answer, _ = counter.communicate(timeout=10)
+        return int(answer)
+    finally:
+        counter.kill()
+        counter.wait()
+
+
+def test_loss_takes_its_share_each_way_and_addresses_change(network: Network) -> None:
+    network.lose(30)
+    assert 600 < arrived(network, "h1", "h2") < 800
+    assert 600 < arrived(network, "h2", "h1") < 800
+    assert network.cuts() == []
+    network.lose(0)
+    network.readdress("h2", "10.77.0.99")
+    assert arrived(network, "h1", "h2") == 1000
+    network.lose(90)
+    network.heal()
+    assert arrived(network, "h2", "h1") == 1000
