@@ -8,6 +8,7 @@ finds plans and results in the ledger and running work in the workers' reports.
              ─ ready or late tasks ──▶ placement: Allocate ─▶ Assign on the link, Author job_assigned
              ─ all done ──▶ Assemble ─ its copies ─▶ Author job_completed
              ─ a task failed on enough nodes ──▶ Author job_failed with the reasons
+             ─ its plan or a result is lost for good ──▶ MakePlan, a revision later: done again
 
 Does not: decide anything that another node's decision could contradict dangerously: two leaders at a time waste work
 and nothing else (docs/guarantees.md).
@@ -21,7 +22,7 @@ from google.protobuf.message import Message
 
 from mesh import events
 from mesh.copies import Copies
-from mesh.dispatch import REPORT_WAIT_S, Dispatch, InFlight, TaskKey, key_of_event
+from mesh.dispatch import INPUTS_MISSING, REPORT_WAIT_S, Dispatch, InFlight, TaskKey, key_of_event
 from mesh.effects import Assemble, Author, Effect, Log, MakePlan, ReadPlan, Send
 from mesh.facts import Fact
 from mesh.identity import NodeId
@@ -48,6 +49,8 @@ REASON_BYTES_MAX = (100, 1_000, 500)
 PLANS_KEPT_MAX = 2 * JOBS_MAX
 #: What was said and is not durable here after so long was lost with its stream (a proven fork): said again.
 SAY_AGAIN_S = 30.0
+#: A plan or result that no node in sight held for so long is lost: longer than a machine takes to be started again.
+LOST_AFTER_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Coordinator:
     _plans: OrderedDict[bytes, work_pb2.Plan] = field(default_factory=OrderedDict)
     _asked: set[bytes] = field(default_factory=set)  # jobs and plans that the shell works on: answered, whoever leads
     _retry_at: dict[bytes, float] = field(default_factory=dict)
+    _missing: dict[bytes, float] = field(default_factory=dict)  # jobs that lack content, since when
     _saying: dict[bytes, _Saying] = field(default_factory=dict)
     _said: dict[tuple[bytes, str], float] = field(default_factory=dict)  # authored, not folded in yet, and when
     _reports_due: set[NodeId] = field(default_factory=set)
@@ -108,6 +112,7 @@ class Coordinator:
         self.waiting_for.clear()
         self._saying.clear()
         self._retry_at.clear()
+        self._missing.clear()
         self._standings.clear()
 
     # Events
@@ -122,6 +127,8 @@ class Coordinator:
         declined = self.dispatch.event_received(peer, event, now)
         if declined is None:
             return []
+        if event.declined.code == INPUTS_MISSING:
+            self._missing.setdefault(event.job_id, now)
         return [Log("info", f"{declined.key.label} was declined by {peer[:8]}: {event.declined.code}")]
 
     def work_report(self, peer: NodeId, report: work_pb2.WorkReport, now: float) -> list[Effect]:
@@ -171,7 +178,9 @@ class Coordinator:
         self._answered(event.job_id)
         self._keep_plan(event.ref, event.plan)
         job = self.around.ledger.jobs.get(event.job_id)
-        if self.token is None or job is None or job.closed or job.plan is not None:
+        if self.token is None or job is None or job.closed:
+            return []
+        if job.plan is not None and event.plan.revision <= job.plan.revision:
             return []
         planned = facts_pb2.JobPlanned(
             job_id=event.job_id, plan=event.ref, revision=event.plan.revision, task_count=len(event.plan.tasks)
@@ -190,10 +199,16 @@ class Coordinator:
 
     def plan_read(self, event: events.PlanRead, now: float) -> None:
         self._answered(event.ref.sha256)
+        of_it = [job for job in self.around.ledger.open_jobs() if job.plan and job.plan.plan.sha256 == event.ref.sha256]
         if event.plan is None:
             self._retry_at[event.ref.sha256] = now + RETRY_S
+            if self.token is not None:
+                for job in of_it:
+                    self._missing.setdefault(job.job_id, now)
         else:
             self._keep_plan(event.ref, event.plan)
+            for job in of_it:
+                self._missing.pop(job.job_id, None)
 
     def allocated(self, event: events.Allocated, now: float) -> list[Effect]:
         return self.placement.answered(event, self.token, now)
@@ -204,6 +219,8 @@ class Coordinator:
         if self.token is None or job is None or job.closed:
             return []
         if event.result is None:
+            if event.problem is not None and event.problem.code == INPUTS_MISSING:
+                self._missing.setdefault(job.job_id, now)
             self._later(job, event.problem.message if event.problem else "the results", now)
             return []
         plan = self._plans.get(event.plan_sha256)
@@ -290,7 +307,7 @@ class Coordinator:
         """Take a job as far as it goes without workers. Returns its tasks that could run now."""
         if job.job_id in self._saying or any(self._just_said(job.job_id, kind, now) for kind in TERMINAL_KINDS):
             return [], []
-        if job.plan is None:
+        if job.plan is None or now > self._missing.get(job.job_id, now) + LOST_AFTER_S:
             return self._make_plan(job, now), []
         plan = self._plans.get(job.plan.plan.sha256)
         if plan is None:
@@ -312,7 +329,11 @@ class Coordinator:
         if self._just_said(job.job_id, "job_planned", now) or not self._may_ask(job.job_id, now):
             return []
         self.waiting_for[job.job_id] = "a plan"
-        return [MakePlan(job.job_id, job.submitted[1].request)]
+        if job.plan is None:
+            return [MakePlan(job.job_id, job.submitted[1].request)]
+        self._missing[job.job_id] = now
+        again = MakePlan(job.job_id, job.submitted[1].request, job.plan.revision + 1)
+        return [Log("warning", f"job {job.job_id.hex()[:12]} lost content for good: it is planned again"), again]
 
     def _read_plan(self, job: Job, ref: common_pb2.BlobRef, now: float) -> list[Effect]:
         if not self._may_ask(ref.sha256, now):
@@ -402,7 +423,7 @@ class Coordinator:
     def _job_ended(self, job_id: bytes) -> list[Effect]:
         for kind in (*TERMINAL_KINDS, "job_planned"):
             self._said.pop((job_id, kind), None)
-        for part in (self.waiting_for, self._saying, self._retry_at):
+        for part in (self.waiting_for, self._saying, self._retry_at, self._missing):
             part.pop(job_id, None)
         self.placement.job_ended(job_id)
         return [self._cancel(flight, "the job has ended") for flight in self.dispatch.job_ended(job_id)]

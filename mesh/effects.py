@@ -198,6 +198,7 @@ class MakePlan:
 
     job_id: bytes
     request: work_pb2.JobRequest
+    revision: int = 1  # of the plan; above 1 where something that an earlier one led to is lost
 
 
 @dataclass(frozen=True)

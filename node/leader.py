@@ -91,6 +91,7 @@ class Leader:
         try:
             document = await self._document(effect.request)
             plan = await make_plan(effect.job_id, effect.request, document, self._counter())
+            plan.revision = effect.revision
             ref = await self._blobs.put(to_bytes(plan))
         except KithError as error:
             return events.PlanFailed(effect.job_id, error.to_wire(), final=error.code in FINAL_CODES)

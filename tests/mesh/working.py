@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mesh import effects, events
-from mesh.dispatch import TaskKey
+from mesh.dispatch import INPUTS_MISSING, TaskKey
 from mesh.facts import Fact, parse
 from mesh.identity import NodeId, NodeKey
 from mesh.ledger import COMPLETED, Job
@@ -332,8 +332,8 @@ class Desk:
                 self.stopped.append(key)
                 if not self.engine.frozen and self.engine.running.pop(key, None) is not None:
                     self._later(DELAY_S, lambda: self.do(events.TaskStopped(key)))
-            case effects.MakePlan(job_id, request):
-                self._later(THINK_S, lambda: self._plan(job_id, request))
+            case effects.MakePlan(job_id, request, revision):
+                self._later(THINK_S, lambda: self._plan(job_id, request, revision))
             case effects.ReadPlan(ref):
                 self._later(THINK_S, lambda: self._read_plan(ref))
             case effects.Allocate():
@@ -404,12 +404,12 @@ class Desk:
             finished.result.CopyFrom(self.store(b"result" + assign.task.SerializeToString() + inputs, None))
         self.do(events.TaskEnded(key, finished))
 
-    def _plan(self, job_id: bytes, request: work_pb2.JobRequest) -> None:
+    def _plan(self, job_id: bytes, request: work_pb2.JobRequest, revision: int) -> None:
         if self.no_plan:
             problem = common_pb2.Problem(code="bad-document", message="no plan can be made")
             self.do(events.PlanFailed(job_id, problem, final=self.no_plan.pop(0)))
             return
-        plan = work_pb2.Plan(job_id=job_id)
+        plan = work_pb2.Plan(job_id=job_id, revision=revision)
         for number in range(request.ask.panel):
             if request.ask.context == "chain":
                 plan.tasks.add(index=number, depends_on=[number - 1] if number else [])
@@ -426,6 +426,11 @@ class Desk:
         self.do(events.PlanRead(ref, None))
 
     def _assemble(self, asked: effects.Assemble) -> None:
+        reach = [self, *(desk for desk in self.world.others(self) if self.world.connected(self, desk))]
+        if any(all(finished.result.sha256 not in desk.blobs for desk in reach) for finished in asked.results):
+            problem = common_pb2.Problem(code=INPUTS_MISSING, message="a result")
+            self.do(events.Assembled(asked.job_id, asked.plan_sha256, None, problem))
+            return
         content = b"job" + b"".join(finished.result.sha256 for finished in asked.results)
         self.do(events.Assembled(asked.job_id, asked.plan_sha256, self.store(content, None)))
 
