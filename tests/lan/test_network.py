@@ -149,6 +149,7 @@ def arrived(network: Network, source: str, target: str) -> int:
 
 
 def test_loss_takes_its_share_each_way_and_addresses_change(network: Network) -> None:
+    assert arrived(network, "h1", "h2") == 1000  # from now on each knows the other's hardware address
     network.lose(30)
     assert 600 < arrived(network, "h1", "h2") < 800
     assert 600 < arrived(network, "h2", "h1") < 800
