@@ -9,6 +9,7 @@ nothing is cut, no frame is lost and no process is stopped.
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from scripts.daemons import ENGINE, SOLVER, Daemon
@@ -27,8 +28,16 @@ class Fault:
     end: Callable[[], None]
 
 
-def draw(lan: Lan, random: Random) -> Fault:
-    """A fault of a random kind on random hosts."""
+def draw(lan: Lan, random: Random, count: int) -> list[Fault]:
+    """So many faults of random kinds on random hosts, no two the same."""
+    drawn: dict[str, Fault] = {}
+    while len(drawn) < count:
+        fault = _draw(lan, random)
+        drawn.setdefault(fault.name, fault)
+    return list(drawn.values())
+
+
+def _draw(lan: Lan, random: Random) -> Fault:
     hosts = lan.network.hosts
     host, other = random.sample(hosts, 2)
     daemon = lan.daemons[host]
@@ -49,13 +58,15 @@ def draw(lan: Lan, random: Random) -> Fault:
             lambda: _children(daemon, ENGINE, signal.SIGSTOP),
             lambda: _children(daemon, ENGINE, signal.SIGCONT),
         ),
-        Fault(f"kill solver of {host}", lambda: _children(daemon, SOLVER, signal.SIGKILL), _nothing),
+        Fault("kill solvers", lambda: _kill_solvers(lan), _nothing),
         Fault(f"isolate {host}", lambda: lan.isolate(host), _nothing),
         Fault(f"cut {host} from {other}", lambda: lan.cut(host, other), _nothing),
         Fault(f"cut {host} to {other} one way", lambda: lan.cut(host, other, one_way=True), _nothing),
         Fault(f"nobody hears {host}", lambda: _mute(lan, host), _nothing),
         Fault(f"lose {LOSS_PERCENT} %", lambda: lan.lose(LOSS_PERCENT), _nothing),
     ]
+    for small in (one for one in hosts if lan.daemons[one].data_dir.is_mount()):
+        kinds.append(Fault(f"fill disk of {small}", partial(lan.fill_disk, small), partial(lan.free_disk, small)))
     if len(hosts) > 3:
         kinds.append(Fault(f"split off {host} and {other}", lambda: lan.isolate(host, other), _nothing))
     if random.random() < 0.05:  # rare, and slow to mend
@@ -68,6 +79,7 @@ def mend_all(lan: Lan) -> None:
     lan.heal()
     for host, daemon in lan.daemons.items():
         daemon.send_all(signal.SIGCONT)
+        lan.free_disk(host)
         _start(lan, host)
 
 
@@ -89,6 +101,12 @@ def _start(lan: Lan, host: str) -> None:
 def _kill(daemon: Daemon) -> None:
     if daemon.running:
         daemon.kill()
+
+
+def _kill_solvers(lan: Lan) -> None:
+    """Who leads has one, and who led lately."""
+    for daemon in lan.daemons.values():
+        _children(daemon, SOLVER, signal.SIGKILL)
 
 
 def _kill_all(lan: Lan) -> None:
