@@ -2,15 +2,17 @@
 
 Idea: SWIM's: one member an interval, through a few others where it does not answer, suspect where nobody reaches it.
 Because members hold links here, an outcome says more. Who answers others but not this node, twice in a row, is out of
-*its* reach only. And a node that hears nobody at all first doubts itself: it asks everybody at once, takes those that
-do not answer for out of reach, and says nothing against them.
+*its* reach only. A node that hears nobody at all first doubts itself: it asks everybody at once, takes those that do
+not answer for out of reach, and says nothing against them. And the first that answers again is reason to ask the others
+again, so that a cut that is over is over for all within seconds, however many they are. The dead whose link is still
+open are asked too: a cut may leave two nodes dead to each other with nothing more to say.
 
 Source: SWIM and Lifeguard (see probing.py); the buddy system is Lifeguard's section IV.D.
 """
 
 from mesh.effects import Effect, Send
 from mesh.identity import NodeId
-from mesh.member import ALIVE, MISSES_MAX, Member
+from mesh.member import ALIVE, DEAD, LEFT, MISSES_MAX, Member
 from mesh.probing import Probing, Run
 from mesh.roster import Roster
 from mesh.wire import membership_pb2, mesh_pb2
@@ -19,6 +21,8 @@ from mesh.wire import membership_pb2, mesh_pb2
 DOUBT_EVERY_S = 0.4
 #: How often a node that hears nobody may ask everybody at once.
 ROLL_CALL_EVERY_S = 5.0
+#: Others that are asked again when one out of reach answers: each answer asks as many more.
+ASK_AGAIN = 3
 
 
 class Detector:
@@ -30,6 +34,7 @@ class Detector:
         #: Drawn, so that nodes that start together do not probe together.
         self._next_probe_at: float | None = None
         self._next_roll_call_at = 0.0
+        self._next_lost_at = 0.0
 
     def tick(self, now: float) -> list[Effect]:
         effects = self.due(now)
@@ -37,6 +42,9 @@ class Detector:
             effects += self.doubt(self.roster.doubted.pop(), now)
         if self._next_probe_at is None:
             self._next_probe_at = now + self.roster.rng.random() * self.roster.timing.probe_interval_s
+        if now >= self._next_lost_at:
+            self._next_lost_at = now + self.roster.timing.probe_interval_s
+            effects += self._ask_again(now, 1)
         return effects + self.probe_next(now) if now >= self._next_probe_at else effects
 
     def probe_next(self, now: float) -> list[Effect]:
@@ -170,10 +178,23 @@ class Detector:
     def _itself(self, member: Member, now: float) -> list[Effect]:
         """The member itself answered: the way there and back is good."""
         member.accused = None
+        back = member.linked and not member.answers
         if member.misses:
             member.misses = 0
             self.roster.links_changed()
-        return self.roster.refresh(member, now, "answers")
+        effects = self.roster.refresh(member, now, "answers")
+        return effects + self._ask_again(now, ASK_AGAIN) if back else effects
+
+    def _ask_again(self, now: float, count: int) -> list[Effect]:
+        """Those on open links that are out of reach or dead: the ones that were not asked for the longest time."""
+        lost = [member for member in self.roster.members.values() if member.linked and _is_lost(member)]
+        lost.sort(key=lambda member: (member.doubted_at, member.node_id))
+        effects: list[Effect] = []
+        for member in lost[:count]:
+            if not self.probing.probes(member.node_id) and now - member.doubted_at >= DOUBT_EVERY_S:
+                member.doubted_at = now
+                effects += self._probe(member, now, regular=False, ask_others=False)
+        return effects
 
     def _unanswered(self, run: Run, now: float) -> list[Effect]:
         self.probing.end(run)
@@ -202,3 +223,7 @@ class Detector:
             if self.roster.members[peer].answers:
                 effects += self.doubt(peer, now, ask_others=False)
         return effects
+
+
+def _is_lost(member: Member) -> bool:
+    return member.belief == DEAD or (member.belief != LEFT and not member.answers)

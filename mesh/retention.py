@@ -3,8 +3,8 @@
 Idea: every rule drops only what its fold does not read. The details of a closed job (its ends say all it reads as), a
 profile or skill that a later one replaced, knowledge that its author took back. Each rule waits its time by the facts'
 own clocks, and by the wall clock only as far as the mesh's facts confirm it: a node whose clock is years ahead forgets
-nothing early. Under disk pressure, and beyond what memory is given to them, details go at once, those of the job that closed
-longest ago first.
+nothing early. Under disk pressure, and beyond what memory is given to them, details go at once, those of the job that
+closed longest ago first.
 
 Never: anything of an open job; the last fact of a stream (the next one names it); a fact of unknown kind. Nodes need
 not forget at the same time: a retired range stands in the stream for what is gone (journal.py).

@@ -110,6 +110,10 @@ class Mesh:
         for source, target, message in held:
             self._transmit(source, target, message)
 
+    def lose_held(self) -> None:
+        """What was held never arrives: whoever is quiet after a cut is quiet for good, unless somebody asks."""
+        self._held.clear()
+
     def freeze(self, node_id: NodeId) -> None:
         self.frozen.add(node_id)
 

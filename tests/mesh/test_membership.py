@@ -207,6 +207,25 @@ def test_halves_of_a_mesh_die_to_each_other_and_meet_again() -> None:
     assert mesh.nodes[N0].absent_since(named(7)) is None
 
 
+def test_who_was_cut_off_takes_everybody_in_again_at_once_also_in_a_large_mesh() -> None:
+    """Not one a second: the first that answers again is reason to ask the others."""
+    mesh = settled(60)
+    mesh.cut([N3])
+    mesh.until(lambda: mesh.nodes[N3].view() == {N3}, 20.0)
+    mesh.lose_held()
+    mesh.heal()
+    mesh.until(mesh.whole, 5.0)
+
+
+def test_the_dead_are_asked_too_while_their_link_is_open() -> None:
+    mesh = settled(2)
+    mesh.cut([N0])
+    mesh.until(lambda: mesh.state(N1, by=N0) == mesh.state(N0, by=N1) == DEAD, 60.0)
+    mesh.lose_held()
+    mesh.heal()
+    mesh.until(mesh.whole, 3.0)
+
+
 @pytest.mark.parametrize("state", [SUSPECT, DEAD])
 def test_a_rumour_against_a_node_that_just_spoke_is_told_to_it_and_denied_by_it(state: int) -> None:
     mesh = settled(4)
