@@ -78,6 +78,9 @@ class Acceptance:
         if len(self._places) > PLACES_MAX:
             del self._places[next(iter(self._places))]
 
+    def awaits(self, sha256: bytes) -> bool:
+        return any(blob.sha256 == sha256 for pending in self.pending.values() for blob in pending.blobs)
+
     def paused(self, now: float) -> None:
         """This node itself was away: whom it believes to be here may not be."""
         self._not_before = now + PROBE_ROUND_S

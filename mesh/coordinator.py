@@ -237,6 +237,9 @@ class Coordinator:
         )
         return self._say_with_copies(event.job_id, "job_completed", completed, event.result, now)
 
+    def announces(self, sha256: bytes) -> bool:
+        return any(saying.blob.sha256 == sha256 for saying in self._saying.values())
+
     def copies_changed(self, now: float) -> list[Effect]:
         """A peer holds more than before."""
         return self._say_what_has_copies(now)

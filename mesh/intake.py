@@ -228,6 +228,9 @@ class Intake:
         event.ended.success = finished.WhichOneof("outcome") == "result"
         return [self._tell_leader(running, event)]
 
+    def announces(self, sha256: bytes) -> bool:
+        return any(one.finished is not None and one.finished.result.sha256 == sha256 for one in self.running.values())
+
     def load(self) -> tuple[int, int]:
         """Upper bounds of the prompt and output tokens still to be worked through here."""
         prompt = output = 0

@@ -197,6 +197,11 @@ class Replica:
                 case FactsApplied(facts):
                     caused = self.work.facts_applied(facts, now)
                 case DropBlobs(sha256):
+                    # A result that waits to be announced is named by no fact yet, but may be another job's old one.
+                    sha256 = tuple(name for name in sha256 if not self.work.needs(name))
+                    if not sha256:
+                        continue
+                    effect = DropBlobs(sha256)
                     self.work.blobs_dropped(sha256)
             settled.append(effect)
             waiting.extendleft(reversed(caused))

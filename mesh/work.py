@@ -108,6 +108,10 @@ class Work:
         """A receipt, vector or digest of `peer` was noted: it may hold more than before."""
         return self.acceptance.look(now)
 
+    def needs(self, sha256: bytes) -> bool:
+        """Whether a fact that is about to be said names this blob."""
+        return self.intake.announces(sha256) or self.coordinator.announces(sha256) or self.acceptance.awaits(sha256)
+
     def blobs_dropped(self, sha256s: Iterable[bytes]) -> None:
         """Retention had these deleted here."""
         self.copies.dropped(sha256s)

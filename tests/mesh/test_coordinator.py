@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh import events
+from mesh import effects, events
 from mesh.coordinator import RETRY_S
 from mesh.dispatch import INPUTS_MISSING, INPUTS_REST_MAX_S, LATE_S, LEASE_S
 from mesh.ledger import CANCELLED, FAILED, TaskRef
@@ -166,6 +166,19 @@ def test_inputs_that_nobody_holds_now_are_waited_for_and_are_no_failure() -> Non
         desk.fails = lambda task: False
     world.until(lambda: world.completed_everywhere(job_id), INPUTS_REST_MAX_S + 5.0)
     assert not leader.job(job_id).failures()
+
+
+def test_retention_of_an_old_job_leaves_a_result_that_waits_to_be_announced() -> None:
+    """The same content may be both: found by simulated seeds 309 and 1305."""
+    world = World()
+    leader = world.ready()
+    leader.submit(tasks=3)
+    worker = world.desks[0]
+    world.until(lambda: any(one.finished is not None for one in worker.replica.work.intake.running.values()))
+    [waiting] = [one.finished for one in worker.replica.work.intake.running.values() if one.finished is not None]
+    other = b"o" * 32
+    dropped = worker.replica._settle([effects.DropBlobs((other, waiting.result.sha256))], world.now)
+    assert [effect.sha256 for effect in dropped if isinstance(effect, effects.DropBlobs)] == [(other,)]
 
 
 @pytest.mark.parametrize("lost", ["a result", "the plan"])
