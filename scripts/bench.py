@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 
@@ -36,11 +37,16 @@ def machine() -> dict[str, str | int | float]:
     }
 
 
+def _interrupted(_: int, __: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure one thing.")
     parser.add_argument("name", choices=BENCHES)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupted)  # a time limit must not leave daemons behind
     bench = importlib.import_module(f"scripts.benches.{given.name.replace('-', '_')}")
     here = machine()
     print((bench.__doc__ or "").strip())
