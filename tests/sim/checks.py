@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Events of one node between two looks at everything, in a mesh of up to ten nodes; in a larger one in proportion.
 LOOK_EVERY = 10
+#: From this size on the first starts, all of the same few facts, are not looked at.
+LARGE = 100
 
 
 class Checks:
@@ -86,9 +88,9 @@ class Checks:
             told = max((term for term, voter in self.votes if voter == host.id), default=0)
             assert content.term >= told, f"{host.name} forgot its vote in term {told}"
         replica.validate()
-        assert read_of(replica) == folded(content.facts.values()), (
-            f"{host.name} reads its store otherwise than it was written"
-        )
+        if self.clock.now or self.nodes < LARGE:
+            said = folded(content.facts.values())
+            assert read_of(replica) == said, f"{host.name} reads its store otherwise than it was written"
 
     def ended(self, host: Host) -> None:
         self.say(host, "is gone")
@@ -115,9 +117,9 @@ class Checks:
         if isinstance(event, events.Persisted):
             durable = replica.journal.durable
             for stream_id in {fact.stream_id for fact in event.facts}:
-                assert durable[stream_id].sequence <= host.disk.content.end_of(stream_id), (
-                    "counts as durable what is not synced"
-                )
+                if stream_id in durable or stream_id not in self.forged:
+                    synced = host.disk.content.end_of(stream_id)
+                    assert durable[stream_id].sequence <= synced, "counts as durable what is not synced"
         if election.role is Role.LEADER:
             self._check_leader(host)
 

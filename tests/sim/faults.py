@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mesh import events
+from mesh.facts import StreamId, make
+from mesh.wire import facts_pb2, mesh_pb2
 from tests.sim.checks import Checks
 from tests.sim.clock import Clock
 from tests.sim.network import Network
@@ -36,7 +38,7 @@ class Faults:
             self._split, self._isolate, self._one_way, self._one_way_pair, self._break_links, self._crash, self._crash,
             self._power_loss, self._pause, self._pause, self._stop, self._kill_leader, self._slow_disk, self._full_disk,
             self._lose_store, self._old_backup, self._clock_jump, self._losses, self._twice, self._move,
-            self._freeze_engine, self._freeze_engine, self._crash_engine, self._press,
+            self._freeze_engine, self._freeze_engine, self._crash_engine, self._press, self._two_histories,
         ]  # fmt: skip
         # Few kinds at a time: a run of pauses alone finds what a mixture hides.
         self._kinds = rng.sample(always, rng.choice([2, 3, 4, 6, 10, len(always)]))
@@ -174,6 +176,27 @@ class Faults:
                 self._end(host, self.rng.choice([0.05, 0.05, 2.0]), "ends")
 
         self.clock.after(self.rng.choice([0.0, 0.5, 3.0]), stop)
+        return True
+
+    def _two_histories(self) -> bool:
+        """A copied machine: the same life of the same node says two things in one place, one of them to one peer."""
+        host = self._running()
+        peers = sorted(host.links) if host is not None and host.replica is not None and not host.paused else []
+        if host is None or host.replica is None or not peers:
+            return False
+        library = host.replica.library
+        stream_id = StreamId(host.id, library.writing_as, facts_pb2.FACT_STREAM_KNOWLEDGE)
+        if stream_id in library.journal.forks:
+            return False
+        self.checks.fault(host, "says two things in one place")
+        self.checks.forged.add(stream_id)
+        sequence, predecessor = library.journal.next_of(stream_id)
+        other = facts_pb2.KnowledgeAdded(title="another history")
+        forged = make(host.key, library.writing_as, sequence, predecessor, 1, "knowledge_added", other)
+        push = mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=[forged.signed]))
+        self.network.send(host.links[self.rng.choice(peers)][-1], push.SerializeToString())
+        own = facts_pb2.KnowledgeAdded(title="one history")
+        host.handle(events.FactAuthored("knowledge_added", own, host.wall_clock_ms()))
         return True
 
     def _press(self) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mesh.facts import Fact
 from mesh.knowledge import Knowledge
-from mesh.ledger import Ledger
+from mesh.ledger import Job, Ledger
 from mesh.profiles import Profiles
 
 if TYPE_CHECKING:
@@ -28,4 +28,16 @@ def read_of(replica: Replica) -> tuple[object, ...]:
 
 def _read(ledger: Ledger, knowledge: Knowledge, profiles: Profiles) -> tuple[object, ...]:
     items = [item.item_id for item in knowledge.current()]
-    return ledger.fingerprint(), items, sorted((node, entry[:2]) for node, entry in profiles.latest.items())
+    jobs = [_read_job(job) for _, job in sorted(ledger.jobs.items())]
+    return ledger.fingerprint(), jobs, items, sorted((node, entry[:2]) for node, entry in profiles.latest.items())
+
+
+def _read_job(job: Job) -> tuple[object, ...]:
+    """What people and leaders read of it; of a closed job, what its end says."""
+    if job.closed:
+        completion = job.completion
+        others = sorted(said.hash for said, _ in job.completed.values())
+        return job.state, completion.result.sha256 if completion else b"", others
+    plan = job.plan
+    results = [(ref, finished.result.sha256) for ref, finished in job.results().items()]
+    return job.state, plan.plan.sha256 if plan else b"", results

@@ -57,6 +57,7 @@ class Host:
         self.pace = rng.choice([0.1, 0.3, 1.0, 1.0, 3.0])  # a task takes so many times its usual two seconds
         self.stores = True  # holds copies for others
         self.has_agent = True
+        self.is_known = False  # everybody's store holds its profile
         self.seeds: list[tuple[str, int]] = []
         self.cache: set[tuple[str, int]] = set()  # addresses where a peer answered: kept over restarts
         self.wall_skew_ms = rng.randint(-5000, 5000)
@@ -69,6 +70,7 @@ class Host:
         self.links: dict[NodeId, list[End]] = {}
         self._deferred: list[Call] = []
         self.awake_since = 0.0
+        self.ended_at = 0.0
         self._ticks = 0
         self.draining = False
         self.disk_used = 0  # percent of its budget, as it is told
@@ -110,10 +112,8 @@ class Host:
         )  # fmt: skip
         self.labour = Labour(self, random.Random(self.rng.getrandbits(64)))
         self.checks.started(self)
-        profile = facts_pb2.NodeProfile(name=self.name, stores=self.stores)
-        if self.has_agent:
-            profile.agents.add(agent="default", slots=self.slots, abilities=["generate"])
-        self.handle(events.FactAuthored("node_profile", profile, self.wall_clock_ms()))
+        if not self.is_known:
+            self.handle(events.FactAuthored("node_profile", self.profile(), self.wall_clock_ms()))
         for found_by, addresses in (("seed", self.seeds), ("cache", sorted(self.cache))):
             for host, port in addresses:
                 self.handle(events.AddressFound(host, port, found_by))
@@ -127,6 +127,7 @@ class Host:
             return
         self.replica = None
         self.life += 1  # whatever is under way belongs to nobody
+        self.ended_at = self.clock.now
         self.paused = False
         self.disk.crash()
         self.network.host_died(self, notice_max_s)
@@ -229,6 +230,12 @@ class Host:
             name=self.name,
             addresses=[common_pb2.NodeAddress(host=self.address[0], port=self.address[1])],
         )
+
+    def profile(self) -> facts_pb2.NodeProfile:
+        profile = facts_pb2.NodeProfile(name=self.name, stores=self.stores)
+        if self.has_agent:
+            profile.agents.add(agent="default", slots=self.slots, abilities=["generate"])
+        return profile
 
     def run(self, call: Call, life: int) -> None:
         """Run now, or when the process goes on; never in another life."""
@@ -367,7 +374,7 @@ class Host:
             stored = stored[: max(0, PUSH_FACTS_MAX - len(push))]
             while stored and isinstance(stored[-1], Retired):
                 stored.pop()
-            push += [item.signed if isinstance(item, Fact) else item.wire() for item in stored]
+            push += [item.signed if isinstance(item, Fact) else _cut_to(item, wanted.first).wire() for item in stored]
         if push:
             self._send(effect.peer, mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=push)))
 
@@ -380,3 +387,8 @@ class Host:
 
     def _fork_saved(self, stream_id: StreamId) -> None:
         self.handle(events.ForkSaved(stream_id, tuple(self.disk.content.facts.values())))
+
+
+def _cut_to(gone: Retired, first: int) -> Retired:
+    """A retired range that began before what the peer lacks is cut to it."""
+    return Retired(gone.stream_id, max(first, gone.first), gone.last, gone.head)

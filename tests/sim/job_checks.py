@@ -25,7 +25,7 @@ from mesh.election import token_order
 from mesh.facts import Fact
 from mesh.gossip import COPIES
 from mesh.intake import REPLICATE_S
-from mesh.ledger import COMPLETED, OPEN, Job, Ledger, TaskRef
+from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, Job, Ledger, TaskRef
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.sim.disk import Write
 
@@ -73,6 +73,9 @@ class JobChecks:
         job = replica.ledger.jobs.get(answer.job_id)
         if job is not None and job.closed:
             return  # what it read may be dropped already
+        in_time = self.checks.clock.now < due - TIMER_SLACK_S
+        # Who fell silent since the client asked is counted in `wanted`, and not waited for.
+        assert not in_time or answer.copies >= wanted_by(host), f"{host.name} answers before there are enough copies"
         blobs = list(job.submitted[1].blobs) if job is not None and job.submitted is not None else []
         holders = {
             other.index
@@ -166,6 +169,7 @@ class JobChecks:
             assert job is not None, f"{host.name} does not know a job that it saw end"
             assert job.closed, f"{host.name} reads an ended job as open"
             name, now_read = (host.index, host.life, job_id), rank_of(job)
+            assert job.state == (COMPLETED, CANCELLED, FAILED)[now_read[0]], f"{host.name} reads another end"
             before = self._read.get(name)
             assert before is None or now_read <= before, f"{host.name} reads another end than the one that counts"
             self._read[name] = now_read
@@ -207,7 +211,7 @@ class JobChecks:
         name = f"job {order.job_id.hex()[:12]} ({order.submitted.request.ask.question})"
         if job.state == OPEN:
             agents = sum(1 for host in live if host.has_agent)
-            if order.submitted.request.ask.panel > agents or self._gone(ledger.blobs_wanted(job), live):
+            if order.submitted.request.ask.panel > agents or self._out_of_reach(ledger.blobs_wanted(job), live):
                 return []  # it waits, by design, for more agents, or for a node that holds what it reads
             return [f"{name} is still open: {self._why_open(job, live)}"]
         if job.cancelled and not order.cancelled:
@@ -237,9 +241,13 @@ class JobChecks:
                 problems.append(f"{name}: {ref.sha256.hex()[:12]} is on {[host.name for host in holding]}")
         return problems
 
-    def _gone(self, refs: Iterable[common_pb2.BlobRef], live: Sequence[Host]) -> bool:
-        """Whether something that the job reads is on no live node."""
-        return any(not any(ref.sha256 in host.disk.content.blobs for host in live) for ref in refs)
+    def _out_of_reach(self, refs: Iterable[common_pb2.BlobRef], live: Sequence[Host]) -> bool:
+        """Whether something that the job reads is only on nodes that are gone, or was on a store that was lost."""
+        for ref in refs:
+            holding = [host for host in self.hosts if ref.sha256 in host.disk.content.blobs]
+            if not any(host in live for host in holding) and (holding or self._robbed()):
+                return True
+        return False
 
     def _robbed(self) -> bool:
         return any(host.disk.generation for host in self.hosts)

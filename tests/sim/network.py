@@ -69,6 +69,7 @@ class Network:
         self.loss = 0.0  # of a segment, each way
         self.twice = 0.0  # of a message
         self.messages = 0
+        self.bytes = 0
         self._blocks: dict[tuple[int, int], int] = {}
 
     # Faults
@@ -88,16 +89,6 @@ class Network:
                 if end.held and not self.is_blocked(end.host, end.other.host):
                     # TCP tries again some time after the path is back.
                     self.clock.after(self.rng.uniform(0.0, 0.8), lambda end=end: self._let_go(end))  # type: ignore[misc]
-
-    def link_all(self) -> None:
-        """Every pair of running hosts has a link, without a dial."""
-        for index, acceptor in enumerate(self.hosts):
-            for dialler in self.hosts[index + 1 :]:
-                if dialler.replica is not None and acceptor.replica is not None:
-                    link = Link(dialler, acceptor)
-                    self.links[link] = None
-                    for end in link.ends:
-                        end.host.link_up(end, end.other.host.hello())
 
     def is_blocked(self, sender: Host, receiver: Host) -> bool:
         return (sender.index, receiver.index) in self._blocks
@@ -143,6 +134,7 @@ class Network:
         if not end.link.alive or end.under_way >= OUTBOX_MAX:
             return
         self.messages += 1
+        self.bytes += len(data)
         delay_s = self.latency()
         if self.loss:
             wait_s = RESEND_S

@@ -1,24 +1,38 @@
 """Bugs to plant: each takes away one thing that the mesh relies on, and must then be seen by the simulator's checks.
 
 A check that no planted bug trips proves nothing. Each bug is a patch of this process only (no switch in the product),
-says how its trace looks, and in how many seeds at most it must be seen; the same seeds hold without it.
+says how its trace looks, and in how many seeds at most it must be seen; the same seeds hold without it. Some are bugs
+that the simulator found in this code first; they are marked so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mesh import events
-from mesh.effects import Effect, Persist, SaveVote
+from mesh.acceptance import Acceptance
+from mesh.coordinator import Coordinator
+from mesh.copies import Copies, _offers
+from mesh.dispatch import Dispatch
+from mesh.effects import Effect, Persist, SaveVote, Send
 from mesh.election import Election
 from mesh.facts import Fact
 from mesh.gossip import Gossip
 from mesh.identity import NodeId
-from mesh.journal import Journal
+from mesh.intake import Intake, Running
+from mesh.journal import Journal, Position
 from mesh.knowledge import Knowledge
+from mesh.ledger import CANCELLED, Job, Ledger
+from mesh.library import Library
+from mesh.member import Member
 from mesh.membership import Membership
+from mesh.placement import Placement, Ready
+from mesh.profiles import Profiles
+from mesh.retention import Retention
+from mesh.roster import Roster
+from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from tests.sim.disk import Disk, Write
 from tests.sim.host import Host
 
@@ -45,6 +59,9 @@ def _bug(seen_as: str, seeds: int = 10) -> Callable[[Callable[[Patch], None]], C
     return note
 
 
+# Durable before seen
+
+
 @_bug("before it was synced")
 def vote_told_before_its_sync(patch: Patch) -> None:
     inner = Host.perform_one
@@ -69,6 +86,50 @@ def vote_forgotten_at_restart(patch: Patch) -> None:
     patch(Disk, "crash", crash)
 
 
+@_bug("before it was synced|durable what is not synced")
+def folded_before_the_sync(patch: Patch) -> None:
+    inner = Host.perform_one
+
+    def perform(self: Host, effect: Effect) -> None:
+        if isinstance(effect, Persist):
+            life, persisted = self.life, events.Persisted(effect.facts, effect.source, effect.retired)
+            self.disk.write(Write(effect.facts, effect.retired))
+            self.clock.after(0.0, lambda: self.deliver(persisted, life))
+        else:
+            inner(self, effect)
+
+    patch(Host, "perform_one", perform)
+
+
+@_bug("not synced")
+def staged_facts_told(patch: Patch) -> None:
+    inner = Library.receipt
+
+    def receipt(self: Library, peer: NodeId, streams: Any) -> Send:
+        durable, self.journal.durable = self.journal.durable, self.journal.staged
+        try:
+            return inner(self, peer, streams)
+        finally:
+            self.journal.durable = durable
+
+    patch(Library, "receipt", receipt)
+
+
+@_bug("a fact left before its sync")
+def pushed_before_the_sync(patch: Patch) -> None:
+    inner = Library.author
+
+    def author(self: Library, *arguments: Any) -> tuple[Fact, list[Effect]]:
+        fact, effects = inner(self, *arguments)
+        push = mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=[fact.signed]))
+        return fact, [*effects, *[Send(peer, push) for peer in list(self.gossip.equal_at)[:1]]]
+
+    patch(Library, "author", author)
+
+
+# Elections
+
+
 @_bug("voted twice")
 def two_votes_in_a_term(patch: Patch) -> None:
     inner = Election.vote_requested
@@ -78,52 +139,6 @@ def two_votes_in_a_term(patch: Patch) -> None:
         return inner(self, *arguments)
 
     patch(Election, "vote_requested", requested)
-
-
-@_bug("IndexError|KeyError|durable|synced")
-def folded_before_the_sync(patch: Patch) -> None:
-    inner = Host.perform_one
-
-    def perform(self: Host, effect: Effect) -> None:
-        if isinstance(effect, Persist):
-            life = self.life
-            self.disk.write(Write(effect.facts))
-            self.clock.after(0.0, lambda: self.deliver(events.Persisted(effect.facts, effect.source), life))
-        else:
-            inner(self, effect)
-
-    patch(Host, "perform_one", perform)
-
-
-@_bug("not synced")
-def staged_facts_told(patch: Patch) -> None:
-    inner = Journal.vector
-
-    def vector(self: Journal) -> object:
-        durable, self.durable = self.durable, self.staged
-        try:
-            return inner(self)
-        finally:
-            self.durable = durable
-
-    patch(Journal, "vector", vector)
-
-
-@_bug("facts differ")
-def no_anti_entropy(patch: Patch) -> None:
-    patch(Gossip, "vector_received", lambda *_: [])
-
-
-@_bug("reads another thing|otherwise than it was written")
-def fold_depends_on_the_order(patch: Patch) -> None:
-    inner = Knowledge.apply
-
-    def apply(self: Knowledge, fact: Fact) -> bool:
-        if fact.kind == "knowledge_retracted" and fact.body.knowledge_retracted.item_id not in self.added:
-            return True
-        return inner(self, fact)
-
-    patch(Knowledge, "apply", apply)
 
 
 @_bug("len\\(election.votes\\)")
@@ -140,11 +155,349 @@ def a_minority_leads(patch: Patch) -> None:
     patch(Election, "_count", count)
 
 
+@_bug("leader|leads", 20)
+def leaders_that_meet_both_stay(patch: Patch) -> None:
+    """Neither by the other's beat nor by what followers say does one of them give way."""
+    inner = Election.beat_reply_received
+
+    def replied(self: Election, peer: NodeId, reply: membership_pb2.LeaderBeatReply, now: float) -> list[Effect]:
+        return inner(self, peer, reply, now) if reply.token == self.leader else []
+
+    patch(Election, "_leader_met", lambda *_: [])
+    patch(Election, "beat_reply_received", replied)
+
+
+@_bug("still open", 40)
+def a_seen_token_is_not_told(patch: Patch) -> None:
+    """Found by the simulator: of two leaders of one term the lower one stayed, and workers refused it for ever."""
+    inner = Election._beat_reply
+
+    def reply(self: Election, peer: NodeId) -> Send:
+        sent = inner(self, peer)
+        sent.message.leader_beat_reply.ClearField("highest")
+        return sent
+
+    patch(Election, "_beat_reply", reply)
+
+
+# Membership
+
+
 @_bug("sees")
-def the_dead_stay_dead(patch: Patch) -> None:
-    inner = Membership._heard
+def nobody_denies_its_death(patch: Patch) -> None:
+    patch(Roster, "_merge_own", lambda *_: [])
 
-    def heard(self: Membership, member: object, now: float, why: str) -> list[Effect]:
-        return inner(self, member, now, why) if why == "linked" else []  # type: ignore[arg-type]
 
-    patch(Membership, "_heard", heard)
+@_bug("believes in", 20)
+def ghosts_rise(patch: Patch) -> None:
+    """Of two records of one life the later to arrive counts."""
+    patch(Member, "outranks", lambda self, life, state: self.life > life or (self.life, self.belief) == (life, state))
+
+
+@_bug("believes in", 40)
+def suspects_never_die(patch: Patch) -> None:
+    patch(Roster, "suspicions_due", lambda *_: [])
+    patch(Roster, "convict", lambda *_: [])
+
+
+# Facts
+
+
+@_bug("facts differ")
+def no_anti_entropy(patch: Patch) -> None:
+    patch(Gossip, "digest_received", lambda *_: [])
+
+
+@_bug("told of a fact that is not synced")
+def version_vector_off_by_one(patch: Patch) -> None:
+    inner = Journal.vector
+
+    def vector(self: Journal, *arguments: Any) -> list[facts_pb2.StreamPosition]:
+        positions = inner(self, *arguments)
+        for position in positions:
+            position.sequence += 1
+        return positions
+
+    patch(Journal, "vector", vector)
+
+
+@_bug("facts differ|hole|IndexError|fork", 20)
+def pushed_range_off_by_one(patch: Patch) -> None:
+    """The first fact that a peer lacks is left out."""
+    inner = Host._push_stored
+
+    def push(self: Host, effect: Any) -> None:
+        effect = type(effect)(
+            effect.peer,
+            tuple(type(one)(one.stream_id, min(one.first + 1, one.last), one.last) for one in effect.ranges),
+            effect.plain,
+        )
+        inner(self, effect)
+
+    patch(Host, "_push_stored", push)
+
+
+@_bug("hole|durable in stream order")
+def a_gap_is_taken(patch: Patch) -> None:
+    inner = Journal.offer
+
+    def offer(self: Journal, fact: Fact) -> Any:
+        verdict = inner(self, fact)
+        if verdict.name == "GAP":
+            self.staged[fact.stream_id] = Position(fact.sequence, fact.hash)
+            return type(verdict).STAGED
+        return verdict
+
+    patch(Journal, "offer", offer)
+
+
+@_bug("reads another thing|otherwise than it was written")
+def fold_depends_on_the_order(patch: Patch) -> None:
+    inner = Knowledge.apply
+
+    def apply(self: Knowledge, fact: Fact) -> Any:
+        if fact.kind == "knowledge_retracted" and fact.body.knowledge_retracted.item_id not in self.added:
+            return True
+        return inner(self, fact)
+
+    patch(Knowledge, "apply", apply)
+
+
+@_bug("reads another thing|otherwise than it was written")
+def fold_reads_the_clock(patch: Patch) -> None:
+    """What is dated ahead of this node's own clock does not count."""
+    inner = Library.fold
+
+    def fold(self: Library, fact: Fact) -> None:
+        if fact.author == self.me or (fact.hybrid_clock >> 16) <= (self.own_hybrid_clock >> 16) + 2000:
+            inner(self, fact)
+
+    patch(Library, "fold", fold)
+
+
+@_bug("reads another thing|another end", 20)
+def first_come_completion_counts(patch: Patch) -> None:
+    """Wrong merge order: of several completions the one that arrived first."""
+    patch(Job, "completion", property(lambda self: next(iter(self.completed.values()))[1] if self.completed else None))
+
+
+@_bug("reads another end", 20)
+def a_cancellation_outranks_a_completion(patch: Patch) -> None:
+    inner = Job.state.fget  # type: ignore[attr-defined]
+    patch(Job, "state", property(lambda self: CANCELLED if self.cancelled else inner(self)))
+
+
+@_bug("reads another thing|otherwise than it was written", 20)
+def latest_profile_by_arrival(patch: Patch) -> None:
+    inner = Profiles.apply
+
+    def apply(self: Profiles, fact: Fact) -> Any:
+        applied = inner(self, fact)
+        if applied:
+            self.latest[fact.author] = (fact.hybrid_clock, fact.hash, fact.body.node_profile)
+        return applied
+
+    patch(Profiles, "apply", apply)
+
+
+@_bug("found|facts differ|reads another thing|wrote two histories|hole|fork", 30)
+def a_fork_is_not_proven(patch: Patch) -> None:
+    """Each node keeps the history that it saw first."""
+    patch(Library, "fork_proven", lambda *_: [])
+
+
+# Retention
+
+
+@_bug("reads another thing|otherwise than|last fact of a stream", 40)
+def retention_drops_the_ends_too(patch: Patch) -> None:
+    """A closed job changes: its terminal fact goes with the details."""
+    inner = Ledger.closed_with_details
+
+    def closed(self: Ledger) -> list[Job]:
+        jobs = inner(self)
+        for job in jobs:
+            job.details_at |= job.ends_at
+        return jobs
+
+    patch(Ledger, "closed_with_details", closed)
+
+
+@_bug("last fact of a stream", 40)
+def retention_drops_the_last_fact(patch: Patch) -> None:
+    patch(Retention, "_is_last", lambda *_: False)
+
+
+@_bug("still open|is on \\[", 40)
+def blobs_dropped_while_they_are_named(patch: Patch) -> None:
+    """A closed job's answer goes with its details."""
+    inner = Ledger.forget_details
+
+    def forget(self: Ledger, job_id: bytes, *arguments: Any, **named: Any) -> set[bytes]:
+        names = {ref.sha256 for ref in self.blobs_named(self.jobs[job_id])}
+        return inner(self, job_id, *arguments, **named) | names
+
+    patch(Ledger, "forget_details", forget)
+    patch(Ledger, "names", lambda *_: False)
+
+
+# Accepting
+
+
+@_bug("before there are enough copies")
+def submit_answered_at_once(patch: Patch) -> None:
+    patch(Acceptance, "_settled", lambda *_: True)
+
+
+@_bug("nodes, it is on", 20)
+def blob_not_counted(patch: Patch) -> None:
+    """A node counts that holds the job, but not what it reads."""
+    inner = Acceptance.holders
+    patch(Acceptance, "holders", lambda self, job_id, _: inner(self, job_id, ()))
+
+
+@_bug("after its deadline|never answered", 20)
+def submit_waits_for_everybody(patch: Patch) -> None:
+    def look(self: Acceptance, now: float) -> list[Effect]:
+        everybody = len(self.around.membership.view())
+        holders = {one.ticket: self.holders(one.job_id, one.blobs) for one in self.pending.values()}
+        return [self._answer(ticket) for ticket, held in holders.items() if len(held) >= everybody]
+
+    patch(Acceptance, "look", look)
+
+
+# Work
+
+
+@_bug("announces")
+def a_result_waits_for_no_copies(patch: Patch) -> None:
+    patch(Copies, "enough", lambda *_: True)
+
+
+@_bug("announces|nodes, it is on", 60)
+def receipts_outlive_their_use(patch: Patch) -> None:
+    """Found by the simulator: a copy that was dropped with its first job counted for the same content again."""
+    patch(Copies, "push", _push_without_asking_again)
+    patch(Copies, "want", _want_without_forgetting)
+
+
+@_bug("works for|after one for|more tasks", 20)
+def fencing_ignored(patch: Patch) -> None:
+    """A worker obeys whoever commands."""
+    inner = Intake.offered
+
+    def offered(self: Intake, sender: NodeId, assign: work_pb2.Assign) -> common_pb2.Problem | None:
+        problem = inner(self, sender, assign)
+        free = sum(one.uses_engine for one in self.running.values()) < self.slots and self.engine_ready
+        refused = problem is not None and problem.code in ("stale-leader", "not-leader")
+        return None if refused and free and not self.draining else problem
+
+    patch(Intake, "offered", offered)
+
+
+@_bug("works for one it does not see", 60)
+def a_leader_out_of_view_is_obeyed(patch: Patch) -> None:
+    """Found by the simulator: it was heard, but not seen alive."""
+    inner = Intake.offered
+    view = Membership.view
+    heard: list[NodeId] = []
+
+    def offered(self: Intake, sender: NodeId, assign: work_pb2.Assign) -> common_pb2.Problem | None:
+        heard.append(sender)
+        try:
+            return inner(self, sender, assign)
+        finally:
+            heard.clear()
+
+    patch(Intake, "offered", offered)
+    patch(Membership, "view", lambda self: view(self) | set(heard))
+
+
+@_bug("more tasks were started|uses_engine")
+def slots_ignored(patch: Patch) -> None:
+    inner = Intake.offered
+
+    def offered(self: Intake, sender: NodeId, assign: work_pb2.Assign) -> common_pb2.Problem | None:
+        problem = inner(self, sender, assign)
+        return None if problem is not None and problem.code == "busy" else problem
+
+    patch(Intake, "offered", offered)
+    patch(Dispatch, "on_node", lambda *_: [])
+
+
+@_bug("twice")
+def an_outcome_said_twice(patch: Patch) -> None:
+    inner = Intake._announce
+
+    def announce(self: Intake, key: Any, running: Running, *rest: Any) -> list[Effect]:
+        effects = inner(self, key, running, *rest)
+        return effects + effects[:1]
+
+    patch(Intake, "_announce", announce)
+
+
+@_bug("twice in one term")
+def duplicate_acceptance(patch: Patch) -> None:
+    """A leader ends a job again while its first word is on the way to the disk."""
+    inner = Coordinator._say
+
+    def say(self: Coordinator, job_id: bytes, kind: str, *rest: Any) -> list[Effect]:
+        effects = inner(self, job_id, kind, *rest)
+        return effects + effects[:1] if kind == "job_completed" else effects
+
+    patch(Coordinator, "_say", say)
+
+
+@_bug("still open", 40)
+def a_lease_that_never_expires(patch: Patch) -> None:
+    """Nor is a late task given to another, nor one whose node says that it does not run it: only death counts."""
+    patch(Dispatch, "tick", lambda *_: [])
+    patch(Dispatch, "why_late", lambda *_: "")
+    patch(Dispatch, "not_running", lambda *_: [])
+
+
+@_bug("still open", 20)
+def the_lost_are_waited_for(patch: Patch) -> None:
+    """What ran on a dead node is never given to another."""
+    patch(Dispatch, "member_lost", lambda *_: [])
+    patch(Dispatch, "tick", lambda *_: [])
+    patch(Placement, "_why_late", lambda *_: "")
+
+
+@_bug("still open", 40)
+def a_task_may_fail_for_ever(patch: Patch) -> None:
+    for name in ("_failed_for_good", "failed_for_good"):
+        if hasattr(Coordinator, name):
+            patch(Coordinator, name, lambda *_: False)
+
+
+@_bug("still open", 40)
+def a_failed_panel_member_finds_no_seat(patch: Patch) -> None:
+    """Found by the simulator: forbidden where it failed, and where the others of its panel sit."""
+    inner = Placement._forbidden
+
+    def forbidden(self: Placement, one: Ready, flights: Any, everybody: set[tuple[str, str]]) -> Any:
+        return inner(self, one, flights, everybody) | one.failed_on
+
+    patch(Placement, "_forbidden", forbidden)
+
+
+def _push_without_asking_again(
+    self: Copies, refs: Sequence[common_pb2.BlobRef], until: float, now: float
+) -> list[Effect]:
+    offers: dict[NodeId, list[common_pb2.BlobRef]] = {}
+    for ref in refs:
+        self._pushed[ref.sha256] = max(until, self._pushed.get(ref.sha256, 0.0))
+        self._tries.pop(ref.sha256, None)
+        self._check(ref.sha256, now, offers)
+    return _offers(offers)
+
+
+_want = Copies.want
+
+
+def _want_without_forgetting(self: Copies, owner: bytes, refs: Sequence[common_pb2.BlobRef], now: float) -> None:
+    before = {sha256: dict(said) for sha256, said in self.held_by.items()}
+    _want(self, owner, refs, now)
+    for sha256, said in before.items():
+        self.held_by.setdefault(sha256, said)

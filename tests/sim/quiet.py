@@ -12,20 +12,24 @@ if TYPE_CHECKING:
     from tests.sim.checks import Checks
     from tests.sim.host import Host
 
+#: After so long everybody must have heard that a node is gone.
+GHOSTS_GONE_S = 45.0
 #: In a larger mesh the folds of so many nodes are computed afresh; all are compared with each other.
 FOLDED_MAX = 12
 
 
-def quiet_problems(checks: Checks, live: Sequence[Host], quiet_since: float) -> list[str]:
+def quiet_problems(checks: Checks, hosts: Sequence[Host], quiet_since: float) -> list[str]:
     """What is wrong, in words; empty where all is well."""
-    problems = [problem for host in live for problem in _of_one(host, live)]
+    live = [host for host in hosts if host.replica is not None]
+    gone = [host for host in hosts if host.replica is None and host.ended_at < checks.clock.now - GHOSTS_GONE_S]
+    problems = [problem for host in live for problem in _of_one(host, live, gone)]
     problems += _of_leaders(live)
     if checks.last_change_at > quiet_since:
         problems.append(f"the leader changed at {checks.last_change_at:.1f}, after {quiet_since:.1f}")
     return problems + _of_facts(live)
 
 
-def _of_one(host: Host, live: Sequence[Host]) -> list[str]:
+def _of_one(host: Host, live: Sequence[Host], gone: Sequence[Host]) -> list[str]:
     problems: list[str] = []
     replica = host.replica
     assert replica is not None
@@ -35,6 +39,10 @@ def _of_one(host: Host, live: Sequence[Host]) -> list[str]:
     if view != everyone:
         seen = sorted(other.name for other in live if other.id in view)
         problems.append(f"{host.name} sees {seen[:20]} of {len(everyone)} nodes, {len(view - everyone)} ghosts")
+    alive = {member.node_id for member in replica.membership.members.values() if not member.departed}
+    ghosts = sorted(other.name for other in gone if other.id in alive)
+    if ghosts:
+        problems.append(f"{host.name} still believes in {ghosts[:20]}, which are gone")
     if replica.election.leader != host.leader:
         problems.append(f"{host.name}'s shell was told of another leader than its machine follows")
     if replica.journal.durable != replica.journal.staged:

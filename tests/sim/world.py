@@ -7,10 +7,11 @@ import random
 from collections.abc import Sequence
 
 from mesh import events
-from tests.sim.checks import Checks
+from tests.sim.checks import LARGE, Checks
 from tests.sim.clients import Clients
 from tests.sim.clock import Clock
 from tests.sim.faults import TROUBLE_UNTIL_S, Faults
+from tests.sim.formed import form, introduce
 from tests.sim.host import Host
 from tests.sim.network import Network
 from tests.sim.quiet import quiet_problems
@@ -23,8 +24,6 @@ QUIET_SINCE_S = 112.0
 #: Jobs that still run then get this long at most; every other promise is looked at when they are done.
 JOBS_UNTIL_S = 300.0
 JOBS_LOOK_S = 10.0
-#: Meshes from this size on start with all links made: how they are made is what the smaller ones show.
-LARGE = 100
 
 
 def size_of(rng: random.Random) -> int:
@@ -69,16 +68,17 @@ class World:
     def run(self) -> list[str]:
         """Live through it all. Returns what is wrong in the end; raises where an invariant broke on the way."""
         large = len(self.hosts) >= LARGE
+        if large:
+            introduce(self.hosts)
         self.faults.schedule(together=large)
         if large:
-            self.network.link_all()
+            form(self.network, self.hosts)
         self.workload.start()
         self.clients.start()
         self.clock.run_until(VIRTUAL_S)
-        problems = quiet_problems(self.checks, self.live, QUIET_SINCE_S)
-        while self.checks.jobs.open_jobs(self.live) and self.clock.now < JOBS_UNTIL_S and not problems:
-            self.clock.run_until(self.clock.now + JOBS_LOOK_S)
-        problems = problems or quiet_problems(self.checks, self.live, QUIET_SINCE_S)
+        while self.checks.jobs.open_jobs(self.live) and self.clock.now < JOBS_UNTIL_S:
+            self.clock.run_until(self.clock.now + JOBS_LOOK_S)  # while jobs run, facts are always on their way
+        problems = quiet_problems(self.checks, self.hosts, QUIET_SINCE_S)
         return problems + self.checks.jobs.quiet_problems(self.live, self.clients.orders)
 
     def _give_roles(self, rng: random.Random) -> None:
