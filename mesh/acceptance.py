@@ -87,7 +87,7 @@ class Acceptance:
 
     def look(self, now: float) -> list[Effect]:
         """Answer what can be answered now."""
-        if now < self._not_before:
+        if not self.pending or now < self._not_before:
             return []
         due = [
             pending.ticket

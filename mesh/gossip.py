@@ -105,18 +105,21 @@ class Gossip:
         """The first leg of an exchange."""
         if peer in self.old_peers:
             return self._vector_to(peer, None, reply_wanted=True)
-        hashes = b"".join(value.to_bytes(HASH_BYTES, "big") for value in self.journal.digest())
-        return Send(peer, mesh_pb2.LinkMessage(vector_digest=facts_pb2.VectorDigest(buckets=hashes)))
+        return Send(peer, mesh_pb2.LinkMessage(vector_digest=facts_pb2.VectorDigest(buckets=self.journal.digest())))
 
     def digest_received(self, peer: NodeId, digest: facts_pb2.VectorDigest) -> list[Effect]:
         """Note which buckets are equal; answer with our positions in the others."""
         if len(digest.buckets) != BUCKETS * HASH_BYTES:
             return []
         equal_at = self.equal_at.setdefault(peer, [-1] * BUCKETS)
+        ours, theirs = self.journal.digest(), digest.buckets
+        if ours == theirs:
+            equal_at[:] = [self.journal.serial] * BUCKETS
+            return []
         differing: list[int] = []
-        for bucket, ours in enumerate(self.journal.digest()):
-            theirs = digest.buckets[bucket * HASH_BYTES : (bucket + 1) * HASH_BYTES]
-            if ours.to_bytes(HASH_BYTES, "big") == theirs:
+        for bucket in range(BUCKETS):
+            its = slice(bucket * HASH_BYTES, (bucket + 1) * HASH_BYTES)
+            if ours[its] == theirs[its]:
                 equal_at[bucket] = self.journal.serial
             else:
                 differing.append(bucket)

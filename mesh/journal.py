@@ -92,6 +92,7 @@ class Journal:
     _buckets: list[set[StreamId]] = field(default_factory=lambda: [set() for _ in range(BUCKETS)], compare=False)
     _bucket_hashes: list[int] = field(default_factory=lambda: [0] * BUCKETS, compare=False)
     _hashes: dict[StreamId, int] = field(default_factory=dict, compare=False)
+    _digest: bytes = field(default=bytes(BUCKETS * HASH_BYTES), compare=False)
     _stale: set[StreamId] = field(default_factory=set, compare=False)
 
     def offer(self, fact: Fact) -> Verdict:
@@ -214,15 +215,18 @@ class Journal:
     def streams_in_bucket(self, bucket: int) -> int:
         return len(self._buckets[bucket])
 
-    def digest(self) -> list[int]:
+    def digest(self) -> bytes:
         """One hash a bucket: equal exactly where two nodes hold the same, but for crafted collisions."""
+        if not self._stale:
+            return self._digest
         for stream_id in self._stale:
             new = _hash_of(stream_id, self.durable[stream_id]) if stream_id in self.durable else 0
             self._bucket_hashes[bucket_of(stream_id)] ^= self._hashes.pop(stream_id, 0) ^ new
             if new:
                 self._hashes[stream_id] = new
         self._stale.clear()
-        return self._bucket_hashes
+        self._digest = b"".join(value.to_bytes(HASH_BYTES, "big") for value in self._bucket_hashes)
+        return self._digest
 
     def validate(self) -> None:
         """Assert the invariants."""

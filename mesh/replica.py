@@ -178,6 +178,8 @@ class Replica:
 
     def _settle(self, effects: list[Effect], now: float) -> list[Effect]:
         """Carry out `Author` and messages to this node itself; let the work see what the other machines found out."""
+        if not effects:
+            return effects
         waiting = deque(effects)
         settled: list[Effect] = []
         while waiting:

@@ -157,7 +157,7 @@ def a_minority_leads(patch: Patch) -> None:
 
 @_bug("leader|leads", 20)
 def leaders_that_meet_both_stay(patch: Patch) -> None:
-    """Neither by the other's beat nor by what followers say does one of them give way."""
+    """Neither the other's beat, nor what followers say, nor that they are gone makes one of them give way."""
     inner = Election.beat_reply_received
 
     def replied(self: Election, peer: NodeId, reply: membership_pb2.LeaderBeatReply, now: float) -> list[Effect]:
@@ -165,6 +165,13 @@ def leaders_that_meet_both_stay(patch: Patch) -> None:
 
     patch(Election, "_leader_met", lambda *_: [])
     patch(Election, "beat_reply_received", replied)
+    lead = Election._lead
+
+    def lead_on(self: Election, now: float, view: frozenset[NodeId]) -> list[Effect]:
+        self.followers = dict.fromkeys(view - {self.me}, now)
+        return lead(self, now, view)
+
+    patch(Election, "_lead", lead_on)
 
 
 @_bug("still open", 40)
@@ -188,10 +195,19 @@ def nobody_denies_its_death(patch: Patch) -> None:
     patch(Roster, "_merge_own", lambda *_: [])
 
 
-@_bug("believes in", 20)
+@_bug("believes in|sees", 20)
 def ghosts_rise(patch: Patch) -> None:
-    """Of two records of one life the later to arrive counts."""
-    patch(Member, "outranks", lambda self, life, state: self.life > life or (self.life, self.belief) == (life, state))
+    """Others deny a node's death for it, which only the node itself may."""
+    inner = Member.record
+
+    def record(self: Member, said_by: str = "") -> membership_pb2.MemberRecord:
+        told = inner(self, said_by)
+        if told.state == membership_pb2.MEMBER_STATE_DEAD:
+            told.state = membership_pb2.MEMBER_STATE_ALIVE
+            told.life += 1
+        return told
+
+    patch(Member, "record", record)
 
 
 @_bug("believes in", 40)

@@ -62,8 +62,8 @@ def test_a_seed_tells_the_same_story_in_every_process() -> None:
 def test_a_failure_is_told_with_its_story_and_how_to_see_it_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Gossip, "vector_received", lambda *_: [])
-    monkeypatch.setattr("mesh.replica.PUSH_PEERS", 0)
+    monkeypatch.setattr(Gossip, "digest_received", lambda *_: [])
+    monkeypatch.setattr("mesh.library.PUSH_PEERS", 0)
     assert main(["--seed", "3"]) == 1
     told = capsys.readouterr().out
     assert "PROBLEM: facts differ" in told
