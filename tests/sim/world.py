@@ -35,6 +35,13 @@ def size_of(rng: random.Random) -> int:
     return round(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
+def size_of_seed(seed: int) -> int:
+    """How many nodes `World(seed)` has, without making it."""
+    rng = random.Random(seed)
+    rng.getrandbits(64)  # the network's
+    return size_of(random.Random(rng.getrandbits(64)))
+
+
 class World:
     def __init__(self, seed: int, nodes: int | None = None) -> None:
         rng = random.Random(seed)
