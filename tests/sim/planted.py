@@ -174,22 +174,6 @@ def leaders_that_meet_both_stay(patch: Patch) -> None:
     patch(Election, "_lead", lead_on)
 
 
-@_bug("still open", 40)
-def a_seen_token_is_not_told(patch: Patch) -> None:
-    """Found by the simulator: of two leaders of one term the lower one stayed, and workers refused it for ever."""
-    inner = Election._beat_reply
-
-    def reply(self: Election, peer: NodeId) -> Send:
-        sent = inner(self, peer)
-        sent.message.leader_beat_reply.ClearField("highest")
-        return sent
-
-    patch(Election, "_beat_reply", reply)
-
-
-# Membership
-
-
 @_bug("sees")
 def nobody_denies_its_death(patch: Patch) -> None:
     patch(Roster, "_merge_own", lambda *_: [])
@@ -462,29 +446,6 @@ def duplicate_acceptance(patch: Patch) -> None:
         return effects + effects[:1] if kind == "job_completed" else effects
 
     patch(Coordinator, "_say", say)
-
-
-@_bug("still open", 40)
-def a_lease_that_never_expires(patch: Patch) -> None:
-    """Nor is a late task given to another, nor one whose node says that it does not run it: only death counts."""
-    patch(Dispatch, "tick", lambda *_: [])
-    patch(Dispatch, "why_late", lambda *_: "")
-    patch(Dispatch, "not_running", lambda *_: [])
-
-
-@_bug("still open", 20)
-def the_lost_are_waited_for(patch: Patch) -> None:
-    """What ran on a dead node is never given to another."""
-    patch(Dispatch, "member_lost", lambda *_: [])
-    patch(Dispatch, "tick", lambda *_: [])
-    patch(Placement, "_why_late", lambda *_: "")
-
-
-@_bug("still open", 40)
-def a_task_may_fail_for_ever(patch: Patch) -> None:
-    for name in ("_failed_for_good", "failed_for_good"):
-        if hasattr(Coordinator, name):
-            patch(Coordinator, name, lambda *_: False)
 
 
 @_bug("still open", 40)
