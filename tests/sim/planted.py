@@ -395,24 +395,6 @@ def fencing_ignored(patch: Patch) -> None:
     patch(Intake, "offered", offered)
 
 
-@_bug("works for one it does not see", 60)
-def a_leader_out_of_view_is_obeyed(patch: Patch) -> None:
-    """Found by the simulator: it was heard, but not seen alive."""
-    inner = Intake.offered
-    view = Membership.view
-    heard: list[NodeId] = []
-
-    def offered(self: Intake, sender: NodeId, assign: work_pb2.Assign) -> common_pb2.Problem | None:
-        heard.append(sender)
-        try:
-            return inner(self, sender, assign)
-        finally:
-            heard.clear()
-
-    patch(Intake, "offered", offered)
-    patch(Membership, "view", lambda self: view(self) | set(heard))
-
-
 @_bug("more tasks were started|uses_engine")
 def slots_ignored(patch: Patch) -> None:
     inner = Intake.offered
