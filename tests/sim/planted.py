@@ -27,7 +27,6 @@ from mesh.knowledge import Knowledge
 from mesh.ledger import CANCELLED, Job, Ledger
 from mesh.library import Library
 from mesh.member import Member
-from mesh.membership import Membership
 from mesh.placement import Placement, Ready
 from mesh.profiles import Profiles
 from mesh.retention import Retention
