@@ -299,13 +299,14 @@ class Election:
         if now < self.next_beat_at:
             return []
         self.next_beat_at = now + BEAT_S
-        self.beaten = {peer: self.beaten.get(peer, now) for peer in view if peer != self.me}
+        peers = sorted(view - {self.me})
+        self.beaten = {peer: self.beaten.get(peer, now) for peer in peers}
         since = now - UNHEARD_S
         self.silent = [
             peer for peer, first in self.beaten.items() if first < since and self.followers.get(peer, first) < since
         ]
         beat = membership_pb2.LeaderBeat(token=self._token(), group_size=len(recent | {self.me}))
-        return [Send(peer, mesh_pb2.LinkMessage(leader_beat=beat)) for peer in sorted(view - {self.me})]
+        return [Send(peer, mesh_pb2.LinkMessage(leader_beat=beat)) for peer in peers]
 
     def _leader_met(self, peer: NodeId, beat: membership_pb2.LeaderBeat, now: float) -> list[Effect]:
         """Two leaders met. The larger group's stays and stands above both terms; the other concedes."""

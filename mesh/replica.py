@@ -228,7 +228,7 @@ class Replica:
             self.addresses.add(host, port, "peer", now, node_id)
         for node_id in returned:
             self.addresses.returned(node_id, now)
-        for node_id in self.membership.stuck():
+        for node_id in sorted(self.membership.stuck()):  # each draws a time: the same ones in every process
             self.addresses.link_stuck(node_id, now)
         return self.addresses.tick(now, self.membership.reached())
 

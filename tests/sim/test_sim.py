@@ -51,13 +51,14 @@ def test_many_seeds_hold() -> None:
     assert max(sizes) >= 100
 
 
-def test_a_seed_tells_the_same_story_in_every_process() -> None:
+@pytest.mark.parametrize("seed", [7, pytest.param(17, marks=pytest.mark.slow), 32])
+def test_a_seed_tells_the_same_story_in_every_process(seed: int) -> None:
     stories = {
         subprocess.run(
-            [sys.executable, "-m", "tests.sim.run", "--seed", "7", "--story", "--no-rate"],
+            [sys.executable, "-m", "tests.sim.run", "--seed", str(seed), "--story", "--no-rate"],
             cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True,
         ).stdout
-        for hash_seed in ("1", "2")
+        for hash_seed in ("1", "2", "3")
     }  # fmt: skip
     assert len(stories) == 1
     assert len(stories.pop().splitlines()) > 50
