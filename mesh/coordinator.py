@@ -442,21 +442,13 @@ class Coordinator:
         of_use = not job.closed and event.plan_sha256 == job.plan.plan.sha256 and key.ref not in job.results()
         if of_use and self.dispatch.adopt(peer, event.plan_sha256, event, now):
             return []
-        cancel = work_pb2.CancelTask(
-            token=self.token,
-            job_id=key.job_id,
-            task_index=key.ref.index,
-            replica=key.ref.replica,
-            reason="its result is of no use",
-        )
-        return [Send(peer, mesh_pb2.LinkMessage(cancel_task=cancel))]
+        return [self._cancel_on(peer, key, "its result is of no use")]
 
     def _cancel(self, flight: InFlight, reason: str) -> Effect:
+        return self._cancel_on(flight.node_id, flight.key, reason)
+
+    def _cancel_on(self, node_id: NodeId, key: TaskKey, reason: str) -> Effect:
         cancel = work_pb2.CancelTask(
-            token=self.token,
-            job_id=flight.key.job_id,
-            task_index=flight.key.ref.index,
-            replica=flight.key.ref.replica,
-            reason=reason,
+            token=self.token, job_id=key.job_id, task_index=key.ref.index, replica=key.ref.replica, reason=reason
         )
-        return Send(flight.node_id, mesh_pb2.LinkMessage(cancel_task=cancel))
+        return Send(node_id, mesh_pb2.LinkMessage(cancel_task=cancel))

@@ -49,7 +49,7 @@ PUSH_RANGES_MAX = 2_000
 #: A push of so many bytes was probably cut by its limit: ask for the rest at once.
 FULL_PUSH_BYTES = 512 * 1024
 SUSPECTS_MAX = 64
-#: The version of peers that know no digests and no retired ranges.
+#: The version of peers that know no digests and no retired ranges, and of membership heartbeats only.
 OLD_PROTOCOL = 1
 
 

@@ -171,11 +171,7 @@ class Intake:
 
     def ended(self, key: TaskKey, finished: facts_pb2.TaskFinished, now: float) -> list[Effect]:
         """A task has its outcome: a success waits for copies, a failure is said at once."""
-        running = self.running.get(key)
-        if running is None or running.finished is not None:
-            return []
-        if running.stopping:
-            del self.running[key]
+        if (running := self._left_the_engine(key)) is None:
             return []
         running.finished = facts_pb2.TaskFinished()
         running.finished.CopyFrom(finished)
@@ -193,11 +189,7 @@ class Intake:
 
     def stopped(self, key: TaskKey) -> list[Effect]:
         """A task ended without an outcome. A leader that did not ask for it hears so."""
-        running = self.running.get(key)
-        if running is None or running.finished is not None:
-            return []
-        if running.stopping:
-            del self.running[key]
+        if (running := self._left_the_engine(key)) is None:
             return []
         return self._give_back(key, running, _refuse("stopped", "the task was stopped on its node"))
 
@@ -257,6 +249,16 @@ class Intake:
         if job.plan is not None and job.plan.plan.sha256 == assign.plan_sha256 and key.ref in job.results():
             return _refuse("task-done", "the task has a result")
         return None
+
+    def _left_the_engine(self, key: TaskKey) -> Running | None:
+        """The task, if it matters how it ended: one that was being stopped is simply over."""
+        running = self.running.get(key)
+        if running is None or running.finished is not None:
+            return None
+        if running.stopping:
+            del self.running[key]
+            return None
+        return running
 
     def _announce(self, key: TaskKey, running: Running, now: float) -> list[Effect]:
         assert running.finished is not None

@@ -97,7 +97,7 @@ class Journal:
 
     def offer(self, fact: Fact) -> Verdict:
         """Stage `fact` if it is the next of its stream. The caller persists what was staged, in this order."""
-        if self._is_void(fact.stream_id, fact.sequence):
+        if self.is_void(fact.stream_id, fact.sequence):
             return Verdict.VOID
         last = self.staged.get(fact.stream_id, Position())
         if fact.sequence <= last.sequence:
@@ -113,7 +113,7 @@ class Journal:
 
     def offer_retired(self, retired: Retired, after: Fact | None) -> Verdict:
         """Stage a retired range if it is the next of its stream and `after`, the true fact after it, names its head."""
-        if self._is_void(retired.stream_id, retired.last + 1):
+        if self.is_void(retired.stream_id, retired.last + 1):
             return Verdict.VOID
         last = self.staged.get(retired.stream_id, Position())
         if retired.last <= last.sequence:
@@ -131,7 +131,7 @@ class Journal:
     def persisted(self, facts: Iterable[Fact], retired: Iterable[Retired] = ()) -> None:
         """What was staged before is on disk and synced."""
         for item in in_stream_order(facts, retired):
-            if self._is_void(item.stream_id, item.last):
+            if self.is_void(item.stream_id, item.last):
                 continue  # the fork was proven meanwhile
             position = self.durable.get(item.stream_id, Position())
             assert item.first == position.sequence + 1, "facts become durable in stream order"
@@ -235,9 +235,10 @@ class Journal:
             assert durable.sequence <= staged.sequence
             assert durable.sequence < staged.sequence or durable.head == staged.head
             assert durable.sequence >= 1
-            assert not self._is_void(stream_id, staged.sequence)
+            assert not self.is_void(stream_id, staged.sequence)
 
-    def _is_void(self, stream_id: StreamId, sequence: int) -> bool:
+    def is_void(self, stream_id: StreamId, sequence: int) -> bool:
+        """Whether a place is at or after a proven fork."""
         fork = self.forks.get(stream_id)
         return fork is not None and sequence >= fork.sequence
 

@@ -26,6 +26,8 @@ COMPLETED = JobState.JOB_STATE_COMPLETED
 CANCELLED = JobState.JOB_STATE_CANCELLED
 FAILED = JobState.JOB_STATE_FAILED
 TERMINAL_KINDS = frozenset({"job_completed", "job_cancelled", "job_failed"})
+#: Every kind of fact that names a job.
+_OF_JOBS = TERMINAL_KINDS | {"job_submitted", "job_planned", "job_assigned", "task_finished", "evidence"}
 
 
 @dataclass(frozen=True, order=True)
@@ -97,11 +99,10 @@ class Job:
     @property
     def end(self) -> tuple[Said, facts_pb2.JobCompleted | facts_pb2.JobCancelled | facts_pb2.JobFailed] | None:
         """The terminal fact that counts."""
-        if self.completed:
-            return self.completed[min(self.completed)]
-        if self.cancelled:
-            return self.cancelled[min(self.cancelled)]
-        return self.failed[min(self.failed)] if self.failed else None
+        for ends in (self.completed, self.cancelled, self.failed):
+            if ends:
+                return ends[min(ends)]
+        return None
 
     def results(self) -> dict[TaskRef, facts_pb2.TaskFinished]:
         """The accepted success of each finished task of the winning plan."""
@@ -235,12 +236,7 @@ class Ledger:
                 refs.append(job.plan.plan)
             refs += _accepted_results(job)
         elif job.completed:
-            refs += [completed.result for _, completed in job.completed.values()]
-            refs += [
-                completed.record.request.summarize.document
-                for _, completed in job.completed.values()
-                if completed.record.request.HasField("summarize")
-            ]
+            refs += [ref for _, completed in job.completed.values() for ref in _answer_and_document(completed)]
         return _distinct(refs)
 
     def blobs_named(self, job: Job) -> list[common_pb2.BlobRef]:
@@ -300,6 +296,14 @@ class Ledger:
         return job
 
 
+def job_of(fact: Fact) -> bytes | None:
+    """The job that a fact is about."""
+    if fact.kind not in _OF_JOBS:
+        return None
+    job_id: bytes = getattr(fact.body, fact.kind).job_id
+    return job_id or None
+
+
 def _said(fact: Fact) -> Said:
     return Said(fact.hash, fact.author, fact.hybrid_clock)
 
@@ -314,10 +318,13 @@ def _named_in(fact: Fact) -> list[common_pb2.BlobRef]:
             finished = fact.body.task_finished
             return [finished.result] if finished.WhichOneof("outcome") == "result" else []
         case "job_completed":
-            completed = fact.body.job_completed
-            request = completed.record.request
-            return [completed.result, *([request.summarize.document] if request.HasField("summarize") else [])]
+            return _answer_and_document(fact.body.job_completed)
     return []
+
+
+def _answer_and_document(completed: facts_pb2.JobCompleted) -> list[common_pb2.BlobRef]:
+    request = completed.record.request
+    return [completed.result, *([request.summarize.document] if request.HasField("summarize") else [])]
 
 
 def _reading(job: Job) -> tuple[object, ...]:

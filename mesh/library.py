@@ -124,7 +124,7 @@ class Library:
         self, facts: Sequence[Fact], source: NodeId | None, retired: Sequence[Retired], live_peers: Sequence[NodeId]
     ) -> list[Effect]:
         self.journal.persisted(facts, retired)
-        counting = [fact for fact in facts if not self._is_void(fact)]
+        counting = [fact for fact in facts if not self.journal.is_void(fact.stream_id, fact.sequence)]
         for fact in counting:
             self.fold(fact)
         if self._forks_being_saved:
@@ -170,7 +170,7 @@ class Library:
             elif fact.sequence <= self.journal.durable.get(fact.stream_id, Position()).sequence:
                 equal[fact.stream_id] = fact  # or retired here, and then beyond comparing
         for stream_id, fact in equal.items():
-            if stream_id not in self.journal.forks or fact.sequence < self.journal.forks[stream_id].sequence:
+            if not self.journal.is_void(stream_id, fact.sequence):
                 effects += self.gossip.found_equal(peer, fact)
         return effects
 
@@ -200,7 +200,7 @@ class Library:
         for fold in (self.ledger, self.knowledge, self.profiles):
             fold.clear()
         for fact in [*facts, *self._folded_meanwhile]:
-            if not self._is_void(fact):
+            if not self.journal.is_void(fact.stream_id, fact.sequence):
                 self.fold(fact)
                 if (fact.stream_id, fact.sequence) == (stream_id, fork.sequence - 1):
                     self.journal.reset_end(fork, fact.hash)
@@ -214,10 +214,6 @@ class Library:
     def proofs_to(self, peer: NodeId) -> list[Effect]:
         """All proven forks, for a peer that came (back)."""
         return self.gossip.proofs_to(peer, sorted(self.journal.forks))
-
-    def _is_void(self, fact: Fact) -> bool:
-        fork = self.journal.forks.get(fact.stream_id)
-        return fork is not None and fact.sequence >= fork.sequence
 
 
 def _before(fact: Fact) -> Position:

@@ -6,6 +6,7 @@ node acts on: a member that the mesh believes alive but that this node can not r
 
 from dataclasses import dataclass, field
 
+from mesh.gossip import OLD_PROTOCOL
 from mesh.identity import NodeId
 from mesh.suspicion import Suspicion
 from mesh.wire import membership_pb2
@@ -21,8 +22,6 @@ MISSES_MAX = 2
 #: Lives start at the wall clock in seconds. A record further ahead of what is known than this (136 years) is nonsense
 #: and would leave no number to deny it with.
 LIFE_JUMP_MAX = 1 << 32
-#: The release before knew only heartbeats: no probes of its own, no records but addresses.
-OLD_PROTOCOL = 1
 
 
 @dataclass

@@ -93,6 +93,13 @@ class Membership:
         """When a member became dead or left; None for one that is here, suspect or unknown."""
         return self.roster.absent_since(node_id)
 
+    def load_of(self, node_id: NodeId) -> membership_pb2.NodeLoad:
+        """What a node told last of what it is doing; nothing of one that is not known. This node's own is `load`."""
+        if node_id == self.me:
+            return self.load
+        member = self.members.get(node_id)
+        return member.load if member else membership_pb2.NodeLoad()
+
     def take_hints(self) -> tuple[list[tuple[str, int, NodeId]], list[NodeId]]:
         """Addresses worth dialling (host, port, who is said to live there) and members that are back, learnt since."""
         return self.roster.take_hints()

@@ -19,7 +19,7 @@ from mesh.facts import FACT_BYTES_MAX
 from mesh.identity import NodeId
 from mesh.ledger import Job, TaskRef
 from mesh.surroundings import Surroundings
-from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
+from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
 #: A round that is not answered after so long is given up: the next may begin.
 ROUND_LOST_S = 30.0
@@ -82,8 +82,8 @@ class Placement:
         if self.under_way is not None and now < self.under_way.began_at + ROUND_LOST_S:
             return []
         agents = self._agents(now)
-        free = {(state.agent.node_id, state.agent.agent) for state in agents if state.slots_free and not state.draining}
-        everybody = {(state.agent.node_id, state.agent.agent) for state in agents}
+        free = {agent_of(state.agent) for state in agents if state.slots_free and not state.draining}
+        everybody = {agent_of(state.agent) for state in agents}
         tasks: list[ReadyTask] = []
         chosen: dict[TaskKey, tuple[Ready, str]] = {}
         for one in ready:
@@ -113,7 +113,7 @@ class Placement:
         for node_id in sorted(self.around.membership.view()):
             profile = self.around.profiles.of(node_id)
             flights = self.dispatch.on_node(node_id) if profile else []
-            load = self.load_of(node_id)
+            load = self.around.membership.load_of(node_id)
             shut = load.engine_stalled or self.dispatch.rests(node_id, now) or self.dispatch.is_stuck(node_id, now)
             for agent in profile.agents if profile else ():
                 own = [flight for flight in flights if flight.agent.agent == agent.agent and flight.uses_engine]
@@ -129,13 +129,6 @@ class Placement:
                 )
         return states
 
-    def load_of(self, node_id: NodeId) -> membership_pb2.NodeLoad:
-        membership = self.around.membership
-        if node_id == self.around.me:
-            return membership.load
-        member = membership.members.get(node_id)
-        return member.load if member else membership_pb2.NodeLoad()
-
     def _why_late(self, flights: Iterable[InFlight], now: float) -> str:
         """Why a task in flight needs a second copy; empty where it moves or has one already."""
         reasons = [self._why_one_is_late(flight, now) for flight in flights]
@@ -144,18 +137,18 @@ class Placement:
     def _why_one_is_late(self, flight: InFlight, now: float) -> str:
         if flight.node_id not in self.around.membership.view():
             return "its node is suspected"
-        if self.load_of(flight.node_id).engine_stalled:
+        if self.around.membership.load_of(flight.node_id).engine_stalled:
             return "the engine of its node does not move"
         return self.dispatch.why_late(flight, now)
 
     def _forbidden(self, one: Ready, flights: Iterable[InFlight], everybody: set[Agent]) -> set[Agent]:
-        taken = {_agent(flight.agent) for flight in flights}
+        taken = {agent_of(flight.agent) for flight in flights}
         if one.task.panel:
             # Members of a panel sit on distinct agents, those that answered or are answering included.
             index = one.task.index
-            taken |= {_agent(done.agent) for ref, done in one.job.results().items() if ref.index == index}
+            taken |= {agent_of(done.agent) for ref, done in one.job.results().items() if ref.index == index}
             in_flight = self.dispatch.of_job(one.job.job_id)
-            taken |= {_agent(flight.agent) for flight in in_flight if flight.key.ref.index == index}
+            taken |= {agent_of(flight.agent) for flight in in_flight if flight.key.ref.index == index}
         if one.failed_on | taken >= everybody:
             return taken  # it failed wherever it may run: try again where it failed
         return taken | one.failed_on
@@ -270,7 +263,7 @@ class Placement:
         return effects
 
 
-def _agent(ref: common_pb2.AgentRef) -> Agent:
+def agent_of(ref: common_pb2.AgentRef) -> Agent:
     return ref.node_id, ref.agent
 
 

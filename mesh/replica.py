@@ -148,10 +148,6 @@ class Replica:
         self.election.validate()
         self.work.validate()
 
-    def copies_of(self, fact: Fact) -> set[NodeId]:
-        """Peers known to hold `fact` durably."""
-        return self.gossip.holders(fact.stream_id, fact.sequence)
-
     # Time and membership
 
     def _tick(self, now: float) -> list[Effect]:
@@ -270,13 +266,13 @@ class Replica:
                 effects += self.election.transfer_received(peer, message.leader_transfer, now, view)
             case "vector_digest":
                 effects += self.gossip.digest_received(peer, message.vector_digest)
-                effects += [Deliver(peer, message), *self.work.positions_told(peer, now)]
+                effects += self.work.positions_told(peer, now)
             case "version_vector":
                 effects += self.gossip.vector_received(peer, message.version_vector)
-                effects += [Deliver(peer, message), *self.work.positions_told(peer, now)]
+                effects += self.work.positions_told(peer, now)
             case "fact_receipt":
                 self.gossip.note_positions(peer, message.fact_receipt.positions)
-                effects += [Deliver(peer, message), *self.work.positions_told(peer, now)]
+                effects += self.work.positions_told(peer, now)
             case _ if kind in MESSAGES:
                 effects += self.work.received(peer, message, now)
             case _:

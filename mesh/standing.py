@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mesh.ledger import Job, TaskRef
-from mesh.placement import Ready
+from mesh.placement import Ready, agent_of
 from mesh.surroundings import Surroundings
 from mesh.wire import facts_pb2, work_pb2
 
@@ -40,7 +40,7 @@ def standing_of(job: Job, plan: work_pb2.Plan, plan_sha256: bytes) -> Standing:
         failed.append(tuple(failures.get(ref, ())))
         if done.issuperset(task.depends_on):
             inputs = tuple(results[TaskRef(index, 0)].result for index in task.depends_on)
-            failed_on = frozenset((one.agent.node_id, one.agent.agent) for one in failed[-1])
+            failed_on = frozenset(agent_of(one.agent) for one in failed[-1])
             ready.append(Ready(job, plan_sha256, task, inputs, failed_on))
     return Standing(tuple(ready), tuple(one for one in failed if one), not undone)
 

@@ -15,17 +15,9 @@ from dataclasses import dataclass
 
 from mesh.facts import Fact, FactRange
 from mesh.identity import NodeId
-from mesh.ledger import Job
+from mesh.ledger import TERMINAL_KINDS, Job, job_of
 from mesh.retention import as_ranges
 from mesh.wire import common_pb2, facts_pb2
-
-#: The kinds of fact that name a job.
-_KINDS = frozenset(
-    {
-        "job_submitted", "job_planned", "job_assigned", "task_finished", "job_completed", "job_cancelled", "job_failed",
-        "evidence",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,17 +49,9 @@ def story(job_id: bytes, facts: Iterable[Fact]) -> list[Event]:
     return told
 
 
-def job_of(fact: Fact) -> bytes | None:
-    """The job that a fact is about."""
-    if fact.kind not in _KINDS:
-        return None
-    job_id: bytes = getattr(fact.body, fact.kind).job_id
-    return job_id or None
-
-
 def _recorded(ends: Iterable[Fact]) -> list[Event]:
     for fact in ends:
-        if fact.kind in ("job_completed", "job_cancelled", "job_failed"):
+        if fact.kind in TERMINAL_KINDS:
             record: facts_pb2.JobRecord = getattr(fact.body, fact.kind).record
             if record.accepted_by:
                 text = f"accepted; {record.tasks} tasks in its plan; its details are not kept any more"

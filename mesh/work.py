@@ -17,6 +17,7 @@ from mesh.effects import Effect
 from mesh.facts import Fact
 from mesh.identity import NodeId
 from mesh.intake import Intake
+from mesh.ledger import job_of
 from mesh.surroundings import Surroundings
 from mesh.wire import common_pb2, mesh_pb2
 
@@ -176,11 +177,3 @@ class Work:
         load.queued_prompt_tokens, load.queued_output_tokens = self.intake.load()
         load.engine_stalled = self.intake.engine_stalled
         load.draining = self.intake.draining
-
-
-def job_of(fact: Fact) -> bytes | None:
-    """The job that a fact is about."""
-    if not fact.kind.startswith(("job_", "task_")):
-        return None
-    job_id: bytes = getattr(fact.body, fact.kind).job_id
-    return job_id

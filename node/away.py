@@ -15,10 +15,10 @@ from pathlib import Path
 
 import apsw
 
-from mesh.facts import FactError, parse
+from mesh.facts import Fact, FactError
 from mesh.ledger import Ledger
 from mesh.retention import ENDS_KEEP_S
-from mesh.wire import facts_pb2
+from node.fact_rows import FactRows
 
 
 def set_aside(journal: Path, wall_clock_s: float) -> str:
@@ -36,7 +36,7 @@ def set_aside(journal: Path, wall_clock_s: float) -> str:
         return ""
     ledger = Ledger()
     for fact in facts:
-        ledger.apply(parse(fact))
+        ledger.apply(fact)
     stamp = datetime.datetime.fromtimestamp(wall_clock_s, datetime.UTC).strftime("%Y%m%d-%H%M%S")
     aside = journal.with_name(f"{journal.name}.away-{stamp}")
     exported = journal.with_name(f"open-jobs-{stamp}.jsonl")
@@ -63,16 +63,15 @@ def set_aside(journal: Path, wall_clock_s: float) -> str:
     return f"this node was away for over a year: it starts empty, its journal is now {aside.name}{jobs}"
 
 
-def _facts_if_old(journal: Path, wall_clock_s: float) -> list[facts_pb2.SignedFact] | None:
+def _facts_if_old(journal: Path, wall_clock_s: float) -> list[Fact] | None:
     """The facts of a journal that is too old; None where it is not, or where nobody knows how old it is."""
     db = apsw.Connection(str(journal))
     try:
         rows = db.execute("SELECT value FROM meta WHERE key = 'last_seen_ms'").fetchall()
         if not rows or wall_clock_s - int(str(rows[0][0])) / 1000 <= ENDS_KEEP_S:
             return None
-        return [
-            facts_pb2.SignedFact(body=body, signature=signature)
-            for body, signature in db.execute("SELECT body, signature FROM facts ORDER BY id")
-        ]
+        stored = FactRows()
+        stored.db = db
+        return stored.all_facts()
     finally:
         db.close()

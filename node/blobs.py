@@ -11,7 +11,7 @@ Does not: decide who holds what.
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import grpc.aio
@@ -21,6 +21,7 @@ from mesh.copies import BLOB_BYTES_MAX
 from mesh.identity import NodeId
 from mesh.rendezvous import holders
 from mesh.wire import common_pb2, mesh_pb2, mesh_pb2_grpc
+from node.background import Background
 from node.errors import KithError
 from node.logs import log, where
 from node.store import Store
@@ -50,7 +51,7 @@ class Blobs:
         self._post = post
         self._stub_of = stub_of
         self._live_peers = live_peers
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._transfers = Background()
         self._read_lately: OrderedDict[bytes, bytes] = OrderedDict()
 
     async def put(self, content: bytes) -> common_pb2.BlobRef:
@@ -105,15 +106,13 @@ class Blobs:
             self._read_lately.popitem(last=False)
 
     def fetch(self, effect: effects.FetchBlob) -> None:
-        self._spawn(self._fetch(effect.peer, effect.ref))
+        self._transfers.spawn(self._fetch(effect.peer, effect.ref), "blobs")
 
     def drop(self, sha256: Iterable[bytes]) -> None:
-        self._spawn(self._store.drop_blobs(list(sha256)))
+        self._transfers.spawn(self._store.drop_blobs(list(sha256)), "blobs")
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._transfers.cancel()
 
     async def _fetch(self, peer: NodeId, ref: common_pb2.BlobRef) -> None:
         refused = False
@@ -157,13 +156,3 @@ class Blobs:
         finally:
             call.cancel()
         return bytes(content) if hashlib.sha256(content).digest() == ref.sha256 else None
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work, name="blobs")
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log("error", f"blobs: {where(error)}")

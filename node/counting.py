@@ -56,7 +56,7 @@ def counter_of(engine: Engine, replica: Replica, links: Links) -> Counter:
         return engine
     for node_id in sorted(replica.membership.live_peers()):
         profile = replica.profiles.of(node_id)
-        load = replica.membership.members[node_id].load
+        load = replica.membership.load_of(node_id)
         stub = links.stub(NodeId(node_id))
         if profile is None or not profile.agents or load.engine_stalled or load.draining or stub is None:
             continue

@@ -18,7 +18,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc.aio
@@ -38,6 +38,7 @@ from mesh.wire import (
 )
 from node import __version__, clock, logs
 from node.away import set_aside
+from node.background import Background
 from node.blobs import Blobs
 from node.config import NodeConfig
 from node.counting import Counter, counter_of
@@ -92,7 +93,7 @@ class Daemon:
         self._drain_s = 10.0
         self._fatal = ""
         self._changed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._profile = facts_pb2.NodeProfile()
 
     # Life
@@ -174,11 +175,11 @@ class Daemon:
             self.shell.post(events.AddressFound(host, port, "cache"))
         for host, port in map(address_of, config.seeds):
             self.shell.post(events.AddressFound(host, port, "seed"))
-        self._spawn(self._discover(), "discover")
-        self._spawn(self._bring_up_engine(), "engine")
-        self._spawn(self._keep_load(), "load")
-        self._spawn(self._measure_disk(), "disk")
-        self._spawn(self.worker.watch_steps(), "steps")
+        self._background.spawn(self._discover(), "discover")
+        self._background.spawn(self._bring_up_engine(), "engine")
+        self._background.spawn(self._keep_load(), "load")
+        self._background.spawn(self._measure_disk(), "disk")
+        self._background.spawn(self.worker.watch_steps(), "steps")
         if config.http:
             from node.http import serve
 
@@ -195,9 +196,7 @@ class Daemon:
                     await asyncio.sleep(DRAIN_LOOK_S)
         await self.worker.stop_all()
         await self.leader.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.cancel()
         if self.discovery is not None:
             await self.discovery.stop()
         await asyncio.gather(self.solver.stop(), self.engine.stop())
@@ -271,7 +270,7 @@ class Daemon:
         logs.log("info", f"engine: {self.engine.state} {self.engine.problem}".rstrip())
         self.shell.post(events.EngineChanged(self.engine.state == "ready", self.engine.stalled))
         if self.engine.state in ("ready", "failed", "restarting"):
-            self._spawn(self._publish_profile(), "profile")
+            self._background.spawn(self._publish_profile(), "profile")
 
     async def _publish_profile(self) -> None:
         """Tell the mesh what this node can do now; only when it differs from what was told."""
@@ -374,7 +373,7 @@ class Daemon:
     def leader_changed(self, token: common_pb2.FencingToken | None) -> None:
         if token is not None and token.leader_id == self.replica.me:
             # Warm before the first round; it stops by itself when it was idle for long enough.
-            self._spawn(self.solver.start(), "solver")
+            self._background.spawn(self.solver.start(), "solver")
         self._job_changed()
 
     def facts_applied(self, facts: Sequence[Fact]) -> None:
@@ -383,16 +382,6 @@ class Daemon:
     def _job_changed(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logs.log("error", f"{task.get_name()}: {logs.where(error)}")
 
 
 def disk_budget_bytes(config: NodeConfig) -> int:

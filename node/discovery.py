@@ -31,12 +31,9 @@ from zeroconf import DNSQuestionType, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from node.interfaces import Interface
+from node.links import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
 SERVICE_TYPE = "_kith._tcp.local."
-#: The lowest of the mesh service that this node speaks: what it advertises, so that the previous release dials it too.
-PROTOCOL_VERSION = 1
-#: The newest that it speaks; adverts of nodes that speak later ones only are left alone.
-NEWEST_VERSION = 2
 #: Addresses remembered as given away; the oldest is forgotten first. Threat: a host that floods the LAN with adverts.
 CANDIDATES_MAX = 64
 #: Addresses taken from one advert. The same threat.
@@ -119,7 +116,7 @@ class Discovery:
             self._service_type,
             self._instance,
             port=self._port,
-            properties={"txtvers": "1", "v": str(PROTOCOL_VERSION), **({"m": self._tag} if self._tag else {})},
+            properties={"txtvers": "1", "v": str(PROTOCOL_VERSION_MIN), **({"m": self._tag} if self._tag else {})},
             server=f"kith-{self._instance.partition('.')[0]}.local.",
             parsed_addresses=[address.partition("%")[0] for address in self._addresses],
         )
@@ -205,8 +202,8 @@ class Discovery:
 
     def _report(self, info: AsyncServiceInfo) -> None:
         version = info.decoded_properties.get("v")
-        if not version or not version.isdigit() or not PROTOCOL_VERSION <= int(version) <= NEWEST_VERSION:
-            self._log.info("discovery: %s speaks protocol %s, this node %d", info.name, version, NEWEST_VERSION)
+        if not version or not version.isdigit() or not PROTOCOL_VERSION_MIN <= int(version) <= PROTOCOL_VERSION:
+            self._log.info("discovery: %s speaks protocol %s, this node %d", info.name, version, PROTOCOL_VERSION)
             return
         if not info.port or (info.decoded_properties.get("m") or "") != self._tag:
             return

@@ -6,12 +6,12 @@ here, and one event that answers it, whatever happens.
 Does not: decide anything, or remember anything between two questions.
 """
 
-import asyncio
 from collections.abc import Callable, Coroutine
 
 from mesh import effects, events
 from mesh.dispatch import TaskKey
 from mesh.wire import common_pb2, facts_pb2, work_pb2
+from node.background import Background
 from node.blobs import Blobs
 from node.counting import Counter
 from node.errors import KithError
@@ -45,7 +45,7 @@ class Leader:
         self._plans = plans
         self.solver = solver
         self._name_of = name_of
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._questions = Background()
 
     def make_plan(self, effect: effects.MakePlan) -> None:
         self._answer(lambda: self._plan(effect), lambda problem: events.PlanFailed(effect.job_id, problem, final=True))
@@ -67,9 +67,7 @@ class Leader:
         )
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._questions.cancel()
 
     def _answer(self, answer: Answer, on_crash: Callable[[common_pb2.Problem], events.Event]) -> None:
         """Post what `answer` yields; where it fails by a programmer's error, what `on_crash` makes of that."""
@@ -83,9 +81,7 @@ class Leader:
                 event = on_crash(common_pb2.Problem(code="internal", message=message, remedy="Please report it."))
             self._post(event)
 
-        task = asyncio.create_task(run(), name="leader")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._questions.spawn(run(), "leader")
 
     async def _plan(self, effect: effects.MakePlan) -> events.Event:
         try:

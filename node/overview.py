@@ -35,7 +35,7 @@ def status_of(daemon: "Daemon") -> local_pb2.StatusReply:
         http_address=daemon.http_address,
         mdns=daemon.mdns,
         solver_state=daemon.solver.state,
-        forked=sorted({stream_id.author for stream_id in replica.journal.forks}),
+        forked=sorted(_forked(daemon)),
         disk_used_bytes=daemon.disk_used_bytes,
         disk_budget_bytes=daemon.store.budget_bytes,
         network=daemon.config.network,
@@ -45,11 +45,16 @@ def status_of(daemon: "Daemon") -> local_pb2.StatusReply:
     return status
 
 
+def _forked(daemon: "Daemon") -> set[NodeId]:
+    """Who wrote two histories."""
+    return {stream_id.author for stream_id in daemon.replica.journal.forks}
+
+
 def node_infos(daemon: "Daemon") -> list[local_pb2.NodeInfo]:
     """This node first, then the others by name."""
     replica = daemon.replica
     leader = replica.election.leader.leader_id if replica.election.leader else ""
-    forked = {stream_id.author for stream_id in replica.journal.forks}
+    forked = _forked(daemon)
     own = local_pb2.NodeInfo(
         node_id=replica.me,
         name=daemon.name,

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 import grpc.aio
 
+from mesh.effects import AgentState
 from mesh.identity import NodeId
 from mesh.replica import Replica
-from mesh.wire import common_pb2, engine_pb2, membership_pb2, mesh_pb2
+from mesh.wire import common_pb2, engine_pb2, mesh_pb2
 from node.engine.api import Engine
 from node.errors import ExitCode, KithError
+from node.leader import load_of
 from node.links import Links
 from node.rpc import to_kith_error
-from solver.costs import AgentLoad, TaskNeed, cost_terms, why_not
+from solver.costs import TaskNeed, cost_terms, why_not
 
 #: Output assumed for the cost where the client set no limit.
 OUTPUT_TOKENS_GUESS = 256
@@ -53,23 +55,22 @@ class Router:
             for agent in profile.agents:
                 if model and agent.model != model:
                     continue
-                load = self._load_of(node_id)
-                candidate = AgentLoad(
-                    agent_id=f"{node_id}/{agent.agent}",
-                    prefill_tokens_per_s=agent.prefill_tokens_per_s,
-                    decode_tokens_per_s=agent.decode_tokens_per_s,
-                    queued_prompt_tokens=load.queued_prompt_tokens,
-                    queued_output_tokens=load.queued_output_tokens,
-                    context_tokens=agent.context_tokens,
-                    abilities=frozenset(agent.abilities),
-                    model=agent.model,
-                    draining=load.draining,
+                load = self._replica.membership.load_of(node_id)
+                ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)
+                candidate = load_of(
+                    AgentState(
+                        agent=ref,
+                        profile=agent,
+                        slots_free=1,
+                        queued_prompt_tokens=load.queued_prompt_tokens,
+                        queued_output_tokens=load.queued_output_tokens,
+                        draining=load.draining,
+                    )
                 )
                 terms = cost_terms(candidate, need)
                 if terms is None:
                     reasons.append(f"{profile.name}: {why_not(candidate, need)}")
                     continue
-                ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)
                 cost = sum(terms.values())
                 # Ties go to this node itself: no hop is cheaper than one.
                 tie = "" if node_id == self._replica.me else node_id
@@ -108,11 +109,6 @@ class Router:
             raise to_kith_error(error, unreachable) from error
         finally:
             call.cancel()
-
-    def _load_of(self, node_id: NodeId) -> membership_pb2.NodeLoad:
-        if node_id == self._replica.me:
-            return self._replica.membership.load
-        return self._replica.membership.members[node_id].load
 
     def _nobody(self, model: str, node: str, reasons: list[str]) -> KithError:
         if node and not reasons:

@@ -9,7 +9,7 @@ Does not: take decisions.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from google.protobuf.message import Message
@@ -21,8 +21,9 @@ from mesh.journal import Fork
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
 from node import clock
+from node.background import Background
 from node.links import Links
-from node.logs import log, where
+from node.logs import log
 from node.store import Store
 
 TICK_S = 0.05
@@ -58,7 +59,8 @@ class Shell:
         self._hello = hello
         self._listener = listener
         self.links = Links(self, replica.me)
-        self._tasks: set[asyncio.Task[None]] = set()
+        #: A failed disk stops the node through the store's own hook; anything else in here is a programmer's error.
+        self._duties = Background()
         self._authoring: dict[bytes, asyncio.Future[Fact]] = {}
         self._ticker: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -97,7 +99,7 @@ class Shell:
             self._ticker.cancel()
         await self.links.close()
         self._stopped = True
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._duties.settled()
         for future in self._authoring.values():
             future.cancel()
 
@@ -141,17 +143,17 @@ class Shell:
             case effects.Send(peer, message):
                 self.links.send(peer, message)
             case effects.Persist(facts, source, retired):
-                self._spawn(self._persist(facts, source, retired))
+                self._duties.spawn(self._persist(facts, source, retired))
             case effects.SaveVote(term, voted_for, then):
-                self._spawn(self._save_vote(term, voted_for, then))
+                self._duties.spawn(self._save_vote(term, voted_for, then))
             case effects.PushStored(peer, ranges, plain):
-                self._spawn(self._push_stored(peer, ranges, plain))
+                self._duties.spawn(self._push_stored(peer, ranges, plain))
             case effects.CompareStored(peer, facts):
-                self._spawn(self._compare_stored(peer, facts))
+                self._duties.spawn(self._compare_stored(peer, facts))
             case effects.SaveFork(fork):
-                self._spawn(self._save_fork(fork))
+                self._duties.spawn(self._save_fork(fork))
             case effects.RetireFacts(ranges):
-                self._spawn(self._store.retire(ranges))
+                self._duties.spawn(self._store.retire(ranges))
             case effects.Dial(host, port, expected):
                 self.links.dial(host, port, expected, lambda node, refused: self._dial_ended(host, port, node, refused))
             case effects.Deliver(peer, message):
@@ -197,17 +199,6 @@ class Shell:
             self.post(events.DialFailed(host, port, refused))
         else:
             self.post(events.DialSucceeded(host, port, answered))
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Future[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # A failed disk stops the node through the store's own hook; anything else is a programmer's error.
-            log("error", where(error))
 
 
 def verified(peer: NodeId, push: facts_pb2.FactPush) -> tuple[tuple[Fact, ...], tuple[Retired, ...]]:

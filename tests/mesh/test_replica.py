@@ -157,12 +157,12 @@ def test_a_peer_that_lacks_facts_gets_them_from_the_store(node: Node) -> None:
 def test_copies_are_counted_from_receipts(node: Node) -> None:
     node.note()
     [fact] = node.stored
-    assert node.replica.copies_of(fact) == set()
+    assert node.replica.gossip.holders(fact.stream_id, fact.sequence) == set()
     receipt = facts_pb2.FactReceipt(positions=[wire_position(fact.stream_id, Position(1, fact.hash))])
     node.receive(B, fact_receipt=receipt)
-    assert node.replica.copies_of(fact) == {B}
+    assert node.replica.gossip.holders(fact.stream_id, fact.sequence) == {B}
     node.do(events.LinkClosed(B))
-    assert node.replica.copies_of(fact) == set()
+    assert node.replica.gossip.holders(fact.stream_id, fact.sequence) == set()
 
 
 def test_a_restart_reads_what_was_stored_and_writes_a_stream_of_its_own(node: Node) -> None:

@@ -12,8 +12,9 @@ import pytest
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from node import discovery as discovery_module
-from node.discovery import CANDIDATES_MAX, PROTOCOL_VERSION, SERVICE_TYPE, Discovery
+from node.discovery import CANDIDATES_MAX, SERVICE_TYPE, Discovery
 from node.interfaces import Interface
+from node.links import PROTOCOL_VERSION_MIN
 
 LOG = logging.getLogger("test.discovery")
 LOOPBACK = Interface("lo", 1, (ip_address("127.0.0.1"),))
@@ -120,7 +121,7 @@ async def test_an_advert_says_nothing_about_the_machine_or_its_user(nodes: Nodes
     async with AsyncZeroconf(interfaces=["127.0.0.1"]) as outsider:
         info = await outsider.async_get_service_info(nodes.service_type, node.instance)
     assert info is not None
-    assert info.decoded_properties == {"txtvers": "1", "v": str(PROTOCOL_VERSION)}
+    assert info.decoded_properties == {"txtvers": "1", "v": str(PROTOCOL_VERSION_MIN)}
     label = node.instance.partition(".")[0]
     assert len(label) == 8
     assert int(label, 16) >= 0
@@ -132,8 +133,8 @@ async def test_an_advert_says_nothing_about_the_machine_or_its_user(nodes: Nodes
 async def test_adverts_that_make_no_sense_are_left_alone(nodes: Nodes) -> None:
     _, found = await nodes.start(7001)
     await nodes.advertise("other-version", 7002, ["127.0.0.1"], "999")
-    await nodes.advertise("elsewhere", 7003, ["192.0.2.1", "0.0.0.0", "224.0.0.1"], str(PROTOCOL_VERSION))
-    await nodes.advertise("good", 7004, ["127.0.0.1"], str(PROTOCOL_VERSION))
+    await nodes.advertise("elsewhere", 7003, ["192.0.2.1", "0.0.0.0", "224.0.0.1"], str(PROTOCOL_VERSION_MIN))
+    await nodes.advertise("good", 7004, ["127.0.0.1"], str(PROTOCOL_VERSION_MIN))
     assert await take(found, 1) == [("127.0.0.1", 7004)]
     assert found.empty()
 
@@ -167,7 +168,7 @@ def test_a_flood_of_adverts_is_bounded() -> None:
             SERVICE_TYPE,
             f"x{number}.{SERVICE_TYPE}",
             port=7000,
-            properties={"v": str(PROTOCOL_VERSION)},
+            properties={"v": str(PROTOCOL_VERSION_MIN)},
             parsed_addresses=[f"10.0.{number}.{last}" for last in range(1, 20)],
         )
         node._report(info)

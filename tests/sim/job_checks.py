@@ -25,7 +25,7 @@ from mesh.election import token_order
 from mesh.facts import Fact
 from mesh.gossip import COPIES
 from mesh.intake import REPLICATE_S
-from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, Job, Ledger, TaskRef
+from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, TERMINAL_KINDS, Job, Ledger, TaskRef
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.sim.disk import Write
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 ANSWER_SLACK_S = 2.5
 #: The deadline of a result is looked at once a tick; the fact is written after it.
 TIMER_SLACK_S = 0.3
-_ENDS = ("job_completed", "job_cancelled", "job_failed")
 
 
 class JobChecks:
@@ -162,7 +161,7 @@ class JobChecks:
         """Facts were folded in: an end that is read may only be outranked."""
         assert host.replica is not None
         for fact in facts:
-            if fact.kind not in _ENDS:
+            if fact.kind not in TERMINAL_KINDS:
                 continue
             job_id = getattr(fact.body, fact.kind).job_id
             job = host.replica.ledger.jobs.get(job_id)
