@@ -49,21 +49,21 @@ class NodeKey:
         """The key with this private scalar (1 … order − 1): for simulated nodes, whose keys follow from a seed."""
         return cls(ec.derive_private_key(scalar, _CURVE))
 
-    def sign(self, body: bytes) -> bytes:
-        """64 bytes, r then s, over the fact domain and `body`."""
-        der = self._private_key.sign(FACT_DOMAIN + body, _ALGORITHM)
+    def sign(self, body: bytes, domain: bytes = FACT_DOMAIN) -> bytes:
+        """64 bytes, r then s, over `domain` and `body`."""
+        der = self._private_key.sign(domain + body, _ALGORITHM)
         r, s = decode_dss_signature(der)
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
-def verify(public_key: bytes, body: bytes, signature: bytes) -> bool:
-    """Whether `signature` over `body` is of the owner of `public_key`. Malformed keys and signatures are just false."""
+def verify(public_key: bytes, body: bytes, signature: bytes, domain: bytes = FACT_DOMAIN) -> bool:
+    """Whether `signature` over `domain` and `body` is of the owner of `public_key`. What is malformed is just false."""
     if len(public_key) != PUBLIC_KEY_BYTES or len(signature) != SIGNATURE_BYTES:
         return False
     try:
         key = ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, public_key)
         der = encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
-        key.verify(der, FACT_DOMAIN + body, ec.ECDSA(hashes.SHA256()))
+        key.verify(der, domain + body, ec.ECDSA(hashes.SHA256()))
     except (ValueError, InvalidSignature):
         return False
     return True

@@ -1081,9 +1081,12 @@ class Deny(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     LAST_POSITIONS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     epoch: _builtins.int
     reason: _builtins.str
+    signature: _builtins.bytes
+    """by the CA key, 64 bytes, over "kith-deny-v1\\0" and this message without its signature"""
     @_builtins.property
     def last_positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamPosition]: ...
     def __init__(
@@ -1093,10 +1096,11 @@ class Deny(_message.Message):
         epoch: _builtins.int = ...,
         last_positions: _abc.Iterable[Global___StreamPosition] | None = ...,
         reason: _builtins.str = ...,
+        signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "last_positions", b"last_positions", "node_id", b"node_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "last_positions", b"last_positions", "node_id", b"node_id", "reason", b"reason", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
