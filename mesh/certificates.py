@@ -34,7 +34,7 @@ from mesh.wire import facts_pb2
 CERTIFICATE_BYTES_MAX = 4096
 #: Old and new CA, while one is exchanged for the other.
 ROOTS_MAX = 2
-#: Read certificates that are remembered, about 1 KiB each; a check of a signature costs 0.1 ms.
+#: Read certificates that are remembered, about 1 KiB each; to read one costs up to a millisecond.
 REMEMBERED_MAX = 1024
 
 CA_DAYS = 3650.0
@@ -257,6 +257,8 @@ def _parsed(der: bytes) -> x509.Certificate:
         raise CertificateError(f"no certificate: {error}") from error
     if certificate.serial_number < 1:
         raise CertificateError("its serial number is not positive")
+    if not der.endswith(b"\0" + certificate.signature):
+        raise CertificateError("its signature has unused bits")
     return certificate
 
 

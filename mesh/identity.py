@@ -38,7 +38,7 @@ class NodeKey:
     def __init__(self, private_key: ec.EllipticCurvePrivateKey) -> None:
         if not isinstance(private_key.curve, ec.SECP256R1):
             raise ValueError(f"a node key is on P-256, not {private_key.curve.name}")
-        self._private_key = private_key
+        self.private_key = private_key
         self.public_key = private_key.public_key().public_bytes(
             serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
         )
@@ -51,7 +51,7 @@ class NodeKey:
 
     def sign(self, body: bytes, domain: bytes = FACT_DOMAIN) -> bytes:
         """64 bytes, r then s, over `domain` and `body`."""
-        der = self._private_key.sign(domain + body, _ALGORITHM)
+        der = self.private_key.sign(domain + body, _ALGORITHM)
         r, s = decode_dss_signature(der)
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 

@@ -34,12 +34,35 @@ def set_aside(journal: Path, wall_clock_s: float) -> str:
         return ""
     if facts is None:
         return ""
-    ledger = Ledger()
-    for fact in facts:
-        ledger.apply(fact)
     stamp = datetime.datetime.fromtimestamp(wall_clock_s, datetime.UTC).strftime("%Y%m%d-%H%M%S")
     aside = journal.with_name(f"{journal.name}.away-{stamp}")
     exported = journal.with_name(f"open-jobs-{stamp}.jsonl")
+    open_jobs = _write_open_jobs(facts, exported)
+    for suffix in ("-wal", "-shm", ""):  # the file itself last: until then the next start begins again
+        part = journal.with_name(journal.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    jobs = f"; {open_jobs} open jobs are listed in {exported.name}" if open_jobs else ""
+    return f"this node was away for over a year: it starts empty, its journal is now {aside.name}{jobs}"
+
+
+def export_open_jobs(journal: Path, into: Path) -> int:
+    """List the open jobs of a journal that is about to be set aside; how many, and no file where there are none.
+
+    None of a journal that is missing or can not be read. Raises `OSError`.
+    """
+    if not journal.exists():
+        return 0
+    try:
+        return _write_open_jobs(_facts_of(journal), into)
+    except (apsw.Error, FactError, ValueError):
+        return 0
+
+
+def _write_open_jobs(facts: list[Fact], into: Path) -> int:
+    ledger = Ledger()
+    for fact in facts:
+        ledger.apply(fact)
     rows = []
     for job in ledger.open_jobs():
         assert job.submitted is not None
@@ -54,13 +77,8 @@ def set_aside(journal: Path, wall_clock_s: float) -> str:
             }
         )
     if rows:
-        exported.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    for suffix in ("-wal", "-shm", ""):  # the file itself last: until then the next start begins again
-        part = journal.with_name(journal.name + suffix)
-        if part.exists():
-            part.rename(aside.with_name(aside.name + suffix))
-    jobs = f"; {len(rows)} open jobs are listed in {exported.name}" if rows else ""
-    return f"this node was away for over a year: it starts empty, its journal is now {aside.name}{jobs}"
+        into.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return len(rows)
 
 
 def _facts_if_old(journal: Path, wall_clock_s: float) -> list[Fact] | None:
@@ -70,8 +88,20 @@ def _facts_if_old(journal: Path, wall_clock_s: float) -> list[Fact] | None:
         rows = db.execute("SELECT value FROM meta WHERE key = 'last_seen_ms'").fetchall()
         if not rows or wall_clock_s - int(str(rows[0][0])) / 1000 <= ENDS_KEEP_S:
             return None
-        stored = FactRows()
-        stored.db = db
-        return stored.all_facts()
+        return _facts_in(db)
     finally:
         db.close()
+
+
+def _facts_of(journal: Path) -> list[Fact]:
+    db = apsw.Connection(str(journal))
+    try:
+        return _facts_in(db)
+    finally:
+        db.close()
+
+
+def _facts_in(db: apsw.Connection) -> list[Fact]:
+    stored = FactRows()
+    stored.db = db
+    return stored.all_facts()

@@ -1,6 +1,8 @@
-"""The node's private key on disk: made once, 0600, never sent anywhere."""
+"""Private keys on disk: the node's own, made once, and on issuers the CA's. 0600, PKCS #8, never sent anywhere.
 
-import os
+The one exception to "never sent" is a promotion, in which one issuer hands the CA key to another over mutual TLS.
+"""
+
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -8,36 +10,53 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from mesh.identity import NodeKey
 from node.errors import ExitCode, KithError
+from node.files import write_atomically
+
+
+def new_private_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
 
 
 def load_or_make_key(path: Path) -> NodeKey:
     """The key in `path`; made there when the file is missing. Raises `KithError` (`key-unreadable`)."""
     try:
         if not path.exists():
-            _write_new(path)
+            write_atomically(path, private_pem(new_private_key()))
+        return load_key(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def load_key(path: Path) -> NodeKey:
+    """The node's key in `path`. Raises `KithError` (`key-unreadable`)."""
+    try:
+        return NodeKey(read_private_key(path))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Raises `OSError`, or `ValueError` for a file that holds no such key."""
+    try:
         loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
-        if not isinstance(loaded, ec.EllipticCurvePrivateKey):
-            raise ValueError("it holds no elliptic-curve key")
-        return NodeKey(loaded)
-    except (OSError, ValueError, TypeError) as error:
-        raise KithError(
-            "key-unreadable",
-            f"the node's key {path} can not be used: {error}",
-            "Restore it from a backup, or move it away: the node then starts as a new one.",
-            ExitCode.CANNOT_START,
-        ) from error
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(loaded, ec.EllipticCurvePrivateKey):
+        raise ValueError("it holds no elliptic-curve key")
+    return loaded
 
 
-def _write_new(path: Path) -> None:
-    """Write a new key so that the file is never there in half."""
-    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The key in clear: for a 0600 file."""
+    return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    draft = path.with_suffix(f".{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(descriptor, pem)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    draft.replace(path)
+
+
+def _unreadable(path: Path, error: Exception) -> KithError:
+    return KithError(
+        "key-unreadable",
+        f"the node's key {path} can not be used: {error}",
+        "Restore it from a backup, or move it away: the node then starts as a new one.",
+        ExitCode.CANNOT_START,
+    )

@@ -1,6 +1,8 @@
 """Where a node keeps what it keeps: one place for the layout of the data directory.
 
 node.key        the node's private key, 0600; whoever holds it is the node
+mesh/           0700: the mesh that the node is in, see node/enrolment.py; absent: it runs alone
+left-TIME-PID/  what `kith leave` moved aside
 node.toml       optional configuration file
 journal.sqlite  facts, blobs, term and vote
 peers.json      addresses of nodes met before
@@ -40,6 +42,28 @@ class NodePaths:
     @property
     def key(self) -> Path:
         return self.data_dir / "node.key"
+
+    @property
+    def mesh(self) -> Path:
+        """0700."""
+        return self.data_dir / "mesh"
+
+    @property
+    def ca(self) -> Path:
+        return self.mesh / "ca.pem"
+
+    @property
+    def ca_key(self) -> Path:
+        """0600; on issuers only."""
+        return self.mesh / "ca.key"
+
+    @property
+    def certificate(self) -> Path:
+        return self.mesh / "node.pem"
+
+    @property
+    def about_mesh(self) -> Path:
+        return self.mesh / "mesh.json"
 
     @property
     def config(self) -> Path:
