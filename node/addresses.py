@@ -13,3 +13,8 @@ def split_address(text: str) -> tuple[str, int] | None:
     if not (port.isascii() and port.isdigit()) or int(port) > 65535:
         return None
     return host, int(port)
+
+
+def target(host: str, port: int) -> str:
+    """HOST:PORT, also as a gRPC target; IPv6 literals in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

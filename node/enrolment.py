@@ -55,7 +55,7 @@ class Enrolment:
         label: str,
     ) -> None:
         """Raises `CertificateError` where the parts do not belong together."""
-        self._paths = paths
+        self.paths = paths
         self.key = key
         self.roots = roots
         self.identity = self._own(certificate_der)
@@ -80,13 +80,13 @@ class Enrolment:
     def renewed(self, certificate_der: bytes) -> None:
         """Go on with this certificate for the same key. Raises `CertificateError`, `OSError`; then nothing changed."""
         identity = self._own(certificate_der)
-        write_atomically(self._paths.certificate, _pem([certificate_der]))
+        write_atomically(self.paths.certificate, pem_of([certificate_der]))
         self.identity = identity
 
     def take_authority(self, ca_private_key: ec.EllipticCurvePrivateKey) -> None:
         """Become an issuer. Raises `CertificateError` for another mesh's key, `OSError`; then nothing changed."""
         authority = _authority_of(ca_private_key, self.roots)
-        write_atomically(self._paths.ca_key, private_pem(ca_private_key))
+        write_atomically(self.paths.ca_key, private_pem(ca_private_key))
         self.authority = authority
         self.renewed(self.issue(self.key.public_key, Role.ISSUER))
 
@@ -164,8 +164,8 @@ def enrol(
         ) from error
     about = {"label": enrolment.label, "machine": machine_mark(key.node_id, machine_id())}
     files = {
-        paths.ca: _pem(ca_ders),
-        paths.certificate: _pem([certificate_der]),
+        paths.ca: pem_of(ca_ders),
+        paths.certificate: pem_of([certificate_der]),
         paths.about_mesh: json.dumps(about).encode(),
     }
     if ca_private_key is not None:
@@ -180,7 +180,7 @@ def enrol(
         draft.rename(paths.mesh)
         sync_folder(paths.data_dir)
     except OSError as error:
-        raise _unwritable(paths, error) from error
+        raise unwritable(paths, error) from error
     return enrolment
 
 
@@ -204,7 +204,7 @@ def leave(paths: NodePaths) -> Path:
         sync_folder(aside)
         sync_folder(paths.data_dir)
     except OSError as error:
-        raise _unwritable(paths, error) from error
+        raise unwritable(paths, error) from error
     return aside
 
 
@@ -217,7 +217,7 @@ def accept_move(paths: NodePaths) -> None:
         about = _about(paths) | {"machine": machine_mark(key.node_id, machine_id())}
         write_atomically(paths.about_mesh, json.dumps(about).encode())
     except (OSError, ValueError) as error:
-        raise _unwritable(paths, error) from error
+        raise unwritable(paths, error) from error
 
 
 def require_no_mesh(paths: NodePaths) -> None:
@@ -268,15 +268,19 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _pem(ders: Sequence[bytes]) -> bytes:
+def pem_of(ders: Sequence[bytes]) -> bytes:
     return "".join(ssl.DER_cert_to_PEM_cert(der) for der in ders).encode()
 
 
-def _ders(path: Path) -> list[bytes]:
-    text = _read(path).decode("ascii")
+def ders_in(text: str) -> list[bytes]:
+    """The certificates of a PEM text, in order. Raises `ValueError`."""
     end = ssl.PEM_FOOTER
     blocks = [block.strip() + f"\n{end}\n" for block in text.split(end)[:-1]]
     return [ssl.PEM_cert_to_DER_cert(block) for block in blocks]
+
+
+def _ders(path: Path) -> list[bytes]:
+    return ders_in(_read(path).decode("ascii"))
 
 
 def _move(path: Path, folder: Path) -> None:
@@ -284,7 +288,7 @@ def _move(path: Path, folder: Path) -> None:
         path.rename(folder / path.name)
 
 
-def _unwritable(paths: NodePaths, error: Exception) -> KithError:
+def unwritable(paths: NodePaths, error: Exception) -> KithError:
     return KithError(
         "data-dir-unusable",
         f"the data directory {paths.data_dir} can not be written: {error}",

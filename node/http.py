@@ -27,9 +27,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
 from mesh.wire import common_pb2, engine_pb2
+from node.addresses import target
 from node.errors import EXIT_CODE_OF, ExitCode, KithError
 from node.interfaces import is_loopback
-from node.links import target
 from node.listening import address_of
 from node.overview import node_infos, status_of
 from node.router import Route

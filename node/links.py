@@ -12,8 +12,13 @@ of the old one.
 Sending is best effort: a message to a peer whose queue is full is dropped, as a network would, and the machines above
 live with that.
 
-Does not: know what messages mean, judge liveness, or (until nodes have certificates) prove who a peer is: see
-node/interfaces.py for what a node may bind until then.
+Who a peer is, TLS proves (credentials.py): a node is dialled by its name, an address without one is asked first who is
+there (handshake.py), and a Hello must say what the certificate says. A connection outlives the certificate that began
+it, so none may grow old: whoever dialled a link dials it anew before the other side's age limit, the new one takes the
+place of the old one, and a peer whose certificate has ended meanwhile is not reached any more. A node that belongs to
+no mesh has no credentials and dials nobody.
+
+Does not: know what messages mean or judge liveness.
 """
 
 import asyncio
@@ -26,20 +31,37 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from mesh.identity import NodeId, node_id_of
+from mesh.authorisation import may_send
+from mesh.certificates import CertificateError, Identity
+from mesh.identity import NodeId
 from mesh.wire import membership_pb2, mesh_pb2, mesh_pb2_grpc
+from node.addresses import target
+from node.callers import Denied, caller_of
+from node.credentials import Credentials
+from node.handshake import DENIED, NOT_LISTENING, SILENT, HandshakeError, identify
+from node.once import Once
 
-PROTOCOL_VERSION = 2
-#: The previous release's, which a mesh may hold while it is upgraded.
-PROTOCOL_VERSION_MIN = 1
+PROTOCOL_VERSION = 3
+#: Earlier ones were spoken in plain text, between nodes of one machine only.
+PROTOCOL_VERSION_MIN = 3
 #: Messages waiting for one slow peer.
 QUEUE_MAX = 2000
 #: A dial that has not exchanged Hellos by then failed.
 HELLO_TIMEOUT_S = 3.0
 #: From the second link to a peer until it is dropped.
 TWIN_GRACE_S = 2.0
-#: How long a failed dial may ask whether anybody listens there at all.
-REFUSED_WITHIN_S = 0.5
+#: How long a handshake may take that asks who is at an address.
+IDENTIFY_TIMEOUT_S = 3.0
+#: The same of an address where a known node did not answer: mostly nobody listens there, which is said at once.
+IDENTIFY_AGAIN_S = 0.5
+#: Whoever dialled a link dials it anew at an age from here on; a part of it is drawn by the node's id, so that a mesh
+#: that began at once does not begin anew at once. Failing that, again and again, until the link has to end.
+LINK_RENEW_S = 720.0
+LINK_RENEW_SPREAD_S = 240.0
+LINK_RENEW_AGAIN_S = 30.0
+LINK_AGE_MAX_S = 1800.0
+#: An address that turned out wrong in the same way is logged again after this.
+LOG_AGAIN_S = 600.0
 #: From the end of a stuck link until the calls beside it are ended too.
 CALLS_GRACE_S = 30.0
 #: Against a peer that sends one huge message: facts come 1 MiB a push, blobs in 1 MiB chunks.
@@ -63,6 +85,14 @@ GRPC_OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
     ("grpc.http2.max_ping_strikes", 0),
+]
+#: Of the mesh port. Calls go on a new connection, and so on a new handshake, after 20 minutes (10 % more or less); what
+#: still runs on the old one has 10 more. Links are made anew before that. Threat: an end of a certificate, or a change
+#: of the roots, that a connection which was open before never hears of.
+PORT_OPTIONS: list[tuple[str, int]] = [
+    *GRPC_OPTIONS,
+    ("grpc.max_connection_age_ms", 1_200_000),
+    ("grpc.max_connection_age_grace_ms", 600_000),
 ]
 
 
@@ -88,10 +118,13 @@ class Link:
 
     peer: NodeId
     hello: membership_pb2.Hello
+    identity: Identity  # of the peer, proved by TLS
     dialled: bool
     host: str  # of the peer
     port: int = 0  # where it was dialled
     cut: asyncio.Event = field(default_factory=asyncio.Event)
+    opened_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    refused: set[str] = field(default_factory=set)  # kinds of messages that it may not send and did
     outbox: "asyncio.Queue[mesh_pb2.LinkMessage | None]" = field(default_factory=lambda: asyncio.Queue(QUEUE_MAX))
 
     @property
@@ -123,12 +156,26 @@ Write = Callable[[mesh_pb2.LinkMessage], Awaitable[None]]
 class Links:
     """All links of this node. Invariant: no peer is in `_links` with an empty list."""
 
-    def __init__(self, owner: Owner, me: NodeId, twin_grace_s: float = TWIN_GRACE_S) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        me: NodeId,
+        credentials: Credentials | None,
+        denied: Denied = lambda _: False,
+        *,
+        twin_grace_s: float = TWIN_GRACE_S,
+        renew_s: float = LINK_RENEW_S,
+    ) -> None:
+        """`credentials`: None for a node that belongs to no mesh; `denied`: who was cut off from the mesh."""
         self._owner = owner
+        self._credentials = credentials
+        self._denied = denied
         self._twin_grace_s = twin_grace_s
+        self._renew_s = renew_s + int(me[:4], 16) / 0xFFFF * min(LINK_RENEW_SPREAD_S, renew_s)
         self._me = me
         self._links: dict[NodeId, list[Link]] = {}
-        self._channels: dict[tuple[str, int], grpc.aio.Channel] = {}
+        self._channels: dict[tuple[str, int, NodeId], grpc.aio.Channel] = {}
+        self._once = Once(LOG_AGAIN_S)
         self._dialling: set[tuple[str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -160,6 +207,9 @@ class Links:
         """
         if (host, port) in self._dialling or self._closing:
             return
+        if self._credentials is None or (expected is not None and self._denied(expected)):
+            asyncio.get_running_loop().call_soon(on_end, None, False)
+            return
         self._dialling.add((host, port))
         task = asyncio.create_task(self._dial(host, port, expected, on_end), name=f"dial {host}:{port}")
         self._tasks.add(task)
@@ -170,25 +220,48 @@ class Links:
         links = self._links.get(peer)
         if not links or (address := links[-1].address) is None:
             return None
-        return mesh_pb2_grpc.MeshStub(self._channel(*address))
+        return mesh_pb2_grpc.MeshStub(self._channel(*address, peer))
+
+    def identity_of(self, peer: NodeId) -> Identity | None:
+        """What the certificate of a linked peer says."""
+        links = self._links.get(peer)
+        return links[-1].identity if links else None
+
+    def cut(self, peer: NodeId) -> None:
+        """End every link with this peer and the calls beside them, at once: it was denied."""
+        for link in list(self._links.get(peer, ())):
+            self._remove(link)
+            link.cut.set()
+        self._end_calls({peer}, 0.0)
+
+    def renewed(self) -> None:
+        """This node's certificate was renewed and `Credentials.refresh` called: what this node dialled is made anew."""
+        self._end_calls({peer for _, _, peer in self._channels}, CALLS_GRACE_S)
+        for links in list(self._links.values()):
+            for link in links:
+                if link.dialled:
+                    self._dial_anew(link)
 
     async def accept(
         self,
         request_iterator: AsyncIterator[mesh_pb2.LinkMessage],
         context: "grpc.aio.ServicerContext[mesh_pb2.LinkMessage, mesh_pb2.LinkMessage]",
     ) -> None:
-        """Serve a link that a peer dialled; returns when it ends."""
+        """Serve a link that a peer dialled; returns when it ends. Called through `callers.Callers`."""
+        identity = caller_of(context)
 
         async def read() -> mesh_pb2.LinkMessage | None:
             return await anext(request_iterator, None)
 
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
-                hello = await self._first(read)
+                hello = self._checked(await self._first(read), identity)
             await context.write(mesh_pb2.LinkMessage(hello=self._owner.hello()))
         except (TimeoutError, HelloError) as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error) or "no Hello came in time")
-        await self._run(Link(NodeId(hello.node_id), hello, False, host_of(context.peer())), read, context.write)
+            self._owner.log("warning", f"{identity.node_id} can not be linked with: {error or 'it said no Hello'}")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not linked")
+        link = Link(identity.node_id, hello, identity, False, host_of(context.peer()))
+        await self._run(link, read, context.write)
 
     async def close(self) -> None:
         """End all links, flushing what waits for at most half a second."""
@@ -207,10 +280,55 @@ class Links:
     async def _dial(
         self, host: str, port: int, expected: NodeId | None, on_end: Callable[[NodeId | None, bool], None]
     ) -> None:
+        """One dial. Where another node answers than was expected, that one is linked with."""
         stuck = list(self._links.get(expected, ())) if expected is not None else []
-        channel = grpc.aio.insecure_channel(target(host, port), options=GRPC_OPTIONS)
-        answered: NodeId | None = None
-        failed = False
+        answered: list[NodeId] = []
+        refused = False
+
+        def on_answer(node_id: NodeId) -> None:
+            self._dialling.discard((host, port))
+            answered.append(node_id)
+            on_end(node_id, False)
+
+        try:
+            if expected is None or not await self._link(host, port, expected, expected, stuck, on_answer):
+                within_s = IDENTIFY_TIMEOUT_S if expected is None else IDENTIFY_AGAIN_S
+                there = await self._who_is_at(host, port, within_s)
+                if there == self._me:
+                    on_answer(there)
+                elif there != expected:
+                    await self._link(host, port, there, expected, stuck, on_answer)
+        except HandshakeError as error:
+            refused = error.reason == NOT_LISTENING
+            if error.reason not in (NOT_LISTENING, SILENT):
+                self._say_once(host, port, error.said)
+        except HelloError as error:
+            self._say_once(host, port, str(error))
+        finally:
+            self._dialling.discard((host, port))
+            if not answered:
+                on_end(None, refused and not self._closing)
+
+    async def _who_is_at(self, host: str, port: int, within_s: float) -> NodeId:
+        assert self._credentials is not None
+        there = (await identify(self._credentials, host, port, within_s)).node_id
+        if self._denied(there):
+            raise HandshakeError(DENIED, f"{there} is there, which was cut off from the mesh")
+        return there
+
+    async def _link(
+        self,
+        host: str,
+        port: int,
+        peer: NodeId,
+        expected: NodeId | None,
+        stuck: list[Link],
+        on_answer: Callable[[NodeId], None],
+    ) -> bool:
+        """Link with `peer`, until the link ends. Returns whether it answered. Raises `HelloError`."""
+        assert self._credentials is not None
+        channel = self._credentials.channel(host, port, peer, GRPC_OPTIONS)
+        answered = False
         try:
             call = mesh_pb2_grpc.MeshStub(channel).Link(timeout=None)
 
@@ -218,53 +336,76 @@ class Links:
                 message = await call.read()
                 return message if isinstance(message, mesh_pb2.LinkMessage) else None
 
-            mine = self._owner.hello()
-            mine.answers_to = expected or ""
-            async with asyncio.timeout(HELLO_TIMEOUT_S):
-                await call.write(mesh_pb2.LinkMessage(hello=mine))
-                hello = await self._first(read)
-            answered = NodeId(hello.node_id)
-            on_end(answered, False)
-            self._dialling.discard((host, port))
-            linked = self._links.get(answered, ())
-            stuck = [link for link in linked if link in stuck]
-            if answered == self._me or any(link.dialled and link not in stuck for link in linked):
-                call.cancel()
-                return
-
             async def write(message: mesh_pb2.LinkMessage) -> None:
                 await call.write(message)
 
+            mine = self._owner.hello()
+            mine.answers_to = expected or ""
             try:
-                await self._run(Link(answered, hello, True, host, port), read, write, instead_of=stuck)
+                async with asyncio.timeout(HELLO_TIMEOUT_S):
+                    await call.write(mesh_pb2.LinkMessage(hello=mine))
+                    hello = await self._first(read)
+                    identity = self._named_by(hello, peer)
+                    self._checked(hello, identity)
+                answered = True
+                on_answer(peer)
+                linked = self._links.get(peer, ())
+                stuck = [link for link in linked if link in stuck]
+                if any(link.dialled and link not in stuck for link in linked):
+                    return True
+                link = Link(peer, hello, identity, True, host, port)
+                renewal = asyncio.get_running_loop().call_later(self._renew_s, self._dial_anew, link)
+                try:
+                    await self._run(link, read, write, instead_of=stuck)
+                finally:
+                    renewal.cancel()
             finally:
                 call.cancel()
-        except HelloError as error:
-            self._owner.log("warning", f"{target(host, port)} can not be linked with: {error}")
-        except grpc.aio.AioRpcError:
-            failed = True
-        except (TimeoutError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError):
             pass
         finally:
-            refused = failed and answered is None and not self._closing and await is_refused(host, port)
-            self._dialling.discard((host, port))
-            if answered is None:
-                on_end(None, refused)
             await channel.close()
+        return answered
+
+    def _dial_anew(self, link: Link) -> None:
+        """Make a link before the old one grows too old; the old one carries on until then."""
+        if link not in self._links.get(link.peer, ()) or self._closing:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - link.opened_at > LINK_AGE_MAX_S:
+            link.close()
+            return
+        # Where the dial succeeds, the link is replaced, and this finds it gone.
+        loop.call_later(LINK_RENEW_AGAIN_S, self._dial_anew, link)
+        self.dial(link.host, link.port, link.peer, lambda _node, _refused: None)
+
+    def _named_by(self, hello: membership_pb2.Hello, peer: NodeId) -> Identity:
+        """The identity of a peer that was dialled: TLS has proved its id, its certificate in Hello says the rest."""
+        assert self._credentials is not None
+        try:
+            identity = self._credentials.roots.read(hello.certificate)
+        except CertificateError as error:
+            raise HelloError(f"the certificate in its Hello: {error}") from error
+        if identity.node_id != peer:
+            raise HelloError("the certificate in its Hello is another node's")
+        return identity
 
     async def _first(self, read: Read) -> membership_pb2.Hello:
         message = await read()
         if message is None or message.WhichOneof("message") != "hello":
             raise HelloError("the first message was no Hello")
-        hello = message.hello
-        if node_id_of(hello.public_key) != hello.node_id:
-            raise HelloError("its id is not the hash of its key")
-        if hello.mesh_id != self._owner.hello().mesh_id:
-            raise HelloError("it belongs to another mesh")
+        return message.hello
+
+    def _checked(self, hello: membership_pb2.Hello, identity: Identity) -> membership_pb2.Hello:
+        """Whether both can be linked, and Hello says what the certificate says. Raises `HelloError`."""
+        if (hello.node_id, hello.public_key) != (identity.node_id, identity.public_key):
+            raise HelloError("its Hello names another node than its certificate")
         if hello.protocol_version_min > PROTOCOL_VERSION or hello.protocol_version < PROTOCOL_VERSION_MIN:
             theirs = f"{hello.protocol_version_min} to {hello.protocol_version}"
             ours = f"{PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}"
             raise HelloError(f"it speaks protocol {theirs}, this node {ours}")
+        if not may_send(identity.role, "hello"):
+            raise HelloError(f"a {identity.role} has no link")
         if hello.node_id == self._me and hello.incarnation != self._owner.hello().incarnation:
             self._owner.log("error", "another node runs with a copy of this data directory; give it one of its own")
         return hello
@@ -306,8 +447,12 @@ class Links:
         """A newer link to the same peer is in place: end this one as it is, and the connection of the calls beside."""
         self._remove(stuck)
         stuck.cut.set()
-        if (address := stuck.address) is not None and (channel := self._channels.pop(address, None)) is not None:
-            task = asyncio.create_task(channel.close(CALLS_GRACE_S), name=f"end of calls to {stuck.peer}")
+        self._end_calls({stuck.peer}, CALLS_GRACE_S)
+
+    def _end_calls(self, peers: set[NodeId], grace_s: float) -> None:
+        """Let no call begin any more on the channels to these, and end those that run after `grace_s`."""
+        for key in [key for key in self._channels if key[2] in peers]:
+            task = asyncio.create_task(self._channels.pop(key).close(grace_s), name=f"end of calls to {key[2]}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -333,40 +478,33 @@ class Links:
     async def _read(self, link: Link, read: Read) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
             while (message := await read()) is not None:
-                if message.WhichOneof("message") == "hello":
+                kind = message.WhichOneof("message") or ""
+                if kind == "hello":
                     self._owner.log("warning", f"{link.peer} said Hello twice: link ended")
                     return
+                if self._denied(link.peer):
+                    return
+                if not may_send(link.identity.role, kind):
+                    if kind not in link.refused:
+                        link.refused.add(kind)
+                        self._owner.log("warning", f"{link.peer} is a {link.identity.role}: its {kind!r} is ignored")
+                    continue
                 await self._owner.message_received(link.peer, message)
 
-    def _channel(self, host: str, port: int) -> grpc.aio.Channel:
-        channel = self._channels.get((host, port))
+    def _channel(self, host: str, port: int, peer: NodeId) -> grpc.aio.Channel:
+        assert self._credentials is not None, "who is linked has credentials"
+        channel = self._channels.get((host, port, peer))
         if channel is None:
-            channel = grpc.aio.insecure_channel(target(host, port), options=GRPC_OPTIONS)
-            self._channels[(host, port)] = channel
+            channel = self._credentials.channel(host, port, peer, GRPC_OPTIONS)
+            self._channels[host, port, peer] = channel
         return channel
 
-
-async def is_refused(host: str, port: int) -> bool:
-    """Whether that machine answers that nobody listens there; gRPC does not tell this from silence."""
-    try:
-        async with asyncio.timeout(REFUSED_WITHIN_S):
-            _, writer = await asyncio.open_connection(host, port)
-    except ConnectionRefusedError:
-        return True
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return False
+    def _say_once(self, host: str, port: int, text: str) -> None:
+        if self._once.due((host, port, text)):
+            self._owner.log("warning", f"{target(host, port)} can not be linked with: {text}")
 
 
 def host_of(peer: str) -> str:
     """The host in gRPC's name of a peer, `ipv4:10.0.0.1:4000` or `ipv6:%5Bfd77::1%5D:4000`."""
     _, _, address = unquote(peer).partition(":")
     return address.rpartition(":")[0].strip("[]")
-
-
-def target(host: str, port: int) -> str:
-    """The gRPC target of an address; IPv6 literals in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

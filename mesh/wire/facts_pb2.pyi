@@ -335,18 +335,24 @@ class FactPush(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FACTS_FIELD_NUMBER: _builtins.int
+    CERTIFICATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def facts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedFact]:
         """in stream order"""
+
+    @_builtins.property
+    def certificates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of authors of these facts, where the sender thinks that the receiver lacks them: X.509, DER, of this mesh."""
 
     def __init__(
         self,
         *,
         facts: _abc.Iterable[Global___SignedFact] | None = ...,
+        certificates: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates", b"certificates", "facts", b"facts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1073,7 +1079,9 @@ Global___SkillObservation: _TypeAlias = SkillObservation  # noqa: Y015
 
 @_typing.final
 class Deny(_message.Message):
-    """Cuts a node off. Facts of it after `last_sequences` are dropped, the same ones everywhere."""
+    """Cuts a node off. Of its streams only the places up to `last_positions` count, the same ones everywhere; a stream that
+    is not named counts for nothing, and one of deny facts has no limit. Of several denials the least place counts.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1082,13 +1090,20 @@ class Deny(_message.Message):
     LAST_POSITIONS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     epoch: _builtins.int
     reason: _builtins.str
     signature: _builtins.bytes
     """by the CA key, 64 bytes, over "kith-deny-v1\\0" and this message without its signature"""
+    part: _builtins.int
+    """A denial whose list is too long for one fact: part 0 … `parts` - 1 of one epoch. 0 parts: this is all of it."""
+    parts: _builtins.int
     @_builtins.property
-    def last_positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamPosition]: ...
+    def last_positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamPosition]:
+        """`author_id` is left empty: it is `node_id`"""
+
     def __init__(
         self,
         *,
@@ -1097,10 +1112,12 @@ class Deny(_message.Message):
         last_positions: _abc.Iterable[Global___StreamPosition] | None = ...,
         reason: _builtins.str = ...,
         signature: _builtins.bytes = ...,
+        part: _builtins.int = ...,
+        parts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "last_positions", b"last_positions", "node_id", b"node_id", "reason", b"reason", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "last_positions", b"last_positions", "node_id", b"node_id", "part", b"part", "parts", b"parts", "reason", b"reason", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

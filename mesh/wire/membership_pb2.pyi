@@ -93,6 +93,7 @@ class Hello(_message.Message):
     MESH_ID_FIELD_NUMBER: _builtins.int
     ANSWERS_TO_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     incarnation: _builtins.int
     """drawn at random at every start of the daemon"""
@@ -105,11 +106,13 @@ class Hello(_message.Message):
     """for people; not unique"""
     software_version: _builtins.str
     mesh_id: _builtins.str
-    """of the mesh, the same on both sides or there is no link; until meshes have keys, of its name"""
+    """for people; what counts is the certificate"""
     answers_to: _builtins.str
     """node id the dialler expected to find; empty where it did not know"""
     life: _builtins.int
-    """as in MemberRecord; protocol 1 does not say it"""
+    """as in MemberRecord"""
+    certificate: _builtins.bytes
+    """the sender's, X.509, DER; TLS has proved its key"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.NodeAddress]:
         """where the sender accepts links"""
@@ -128,10 +131,11 @@ class Hello(_message.Message):
         mesh_id: _builtins.str = ...,
         answers_to: _builtins.str = ...,
         life: _builtins.int = ...,
+        certificate: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "answers_to", b"answers_to", "incarnation", b"incarnation", "life", b"life", "mesh_id", b"mesh_id", "name", b"name", "node_id", b"node_id", "protocol_version", b"protocol_version", "protocol_version_min", b"protocol_version_min", "public_key", b"public_key", "software_version", b"software_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "answers_to", b"answers_to", "certificate", b"certificate", "incarnation", b"incarnation", "life", b"life", "mesh_id", b"mesh_id", "name", b"name", "node_id", b"node_id", "protocol_version", b"protocol_version", "protocol_version_min", b"protocol_version_min", "public_key", b"public_key", "software_version", b"software_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,9 +187,7 @@ Global___MemberRecord: _TypeAlias = MemberRecord  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
-    """Sent once per heartbeat interval to peers that speak protocol 1 only, which know no probes.
-    Invariant: sequence rises by one a message on one link.
-    """
+    """Of protocols 1 and 2 only: not sent any more, and refused."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

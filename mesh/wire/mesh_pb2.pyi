@@ -54,7 +54,9 @@ class LinkMessage(_message.Message):
     @_builtins.property
     def hello(self) -> _membership_pb2.Hello: ...
     @_builtins.property
-    def heartbeat(self) -> _membership_pb2.Heartbeat: ...
+    def heartbeat(self) -> _membership_pb2.Heartbeat:
+        """protocols 1 and 2 only"""
+
     @_builtins.property
     def probe(self) -> _membership_pb2.Probe: ...
     @_builtins.property

@@ -32,6 +32,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MeshStub:
+    """Every call is over mutual TLS; who may call what is in mesh/authorisation.py."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -47,6 +49,8 @@ class MeshStub:
 
 @_typing.type_check_only
 class MeshAsyncStub(MeshStub):
+    """Every call is over mutual TLS; who may call what is in mesh/authorisation.py."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Link: _aio.StreamStreamMultiCallable[_mesh_pb2.LinkMessage, _mesh_pb2.LinkMessage]  # type: ignore[assignment]
     """Invariant: Hello is the first message of either side. When the stream ends, both suspect each other at once."""
@@ -58,6 +62,8 @@ class MeshAsyncStub(MeshStub):
     """Chunks of at most 1 MiB, in order from `offset`. NOT_FOUND where the node does not hold it."""
 
 class MeshServicer(metaclass=_abc_1.ABCMeta):
+    """Every call is over mutual TLS; who may call what is in mesh/authorisation.py."""
+
     @_abc_1.abstractmethod
     def Link(
         self,

@@ -3,31 +3,41 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
 
-from mesh.identity import NodeId, NodeKey
+from mesh.certificates import Role
+from mesh.identity import NodeId
 from mesh.wire import facts_pb2, membership_pb2, mesh_pb2, mesh_pb2_grpc
-from node.links import GRPC_OPTIONS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, QUEUE_MAX, Link, Links, host_of
+from node.callers import Callers
+from node.credentials import Credentials
+from node.enrolment import Enrolment
+from node.handshake import identify
+from node.links import PORT_OPTIONS, PROTOCOL_VERSION, QUEUE_MAX, Link, Links, host_of
+from scripts.throwaway import ThrowawayMesh
 
 
 class Node:
     """An owner that writes down what it hears."""
 
-    def __init__(self, scalar: int) -> None:
-        self.key = NodeKey.from_scalar(scalar)
+    def __init__(self, enrolment: Enrolment, renew_s: float) -> None:
+        self.enrolment = enrolment
+        self.credentials = Credentials(enrolment)
+        self.key = enrolment.key
         self.me = self.key.node_id
         self.port = 0
         self.version = PROTOCOL_VERSION
-        self.version_min = PROTOCOL_VERSION_MIN
+        self.denied: set[NodeId] = set()
         self.opened: list[NodeId] = []
         self.dialled_from: list[str] = []
         self.closed: list[NodeId] = []
         self.received: list[mesh_pb2.LinkMessage] = []
         self.said: list[str] = []
-        self.links = Links(self, self.me, twin_grace_s=0.1)
+        self.links = Links(self, self.me, self.credentials, self.denied.__contains__, twin_grace_s=0.1, renew_s=renew_s)
+        self.callers = Callers(lambda: enrolment.roots, self.denied.__contains__, self.log)
         self.server: grpc.aio.Server | None = None
 
     def hello(self) -> membership_pb2.Hello:
@@ -36,7 +46,8 @@ class Node:
             incarnation=1,
             public_key=self.key.public_key,
             protocol_version=self.version,
-            protocol_version_min=self.version_min,
+            protocol_version_min=self.version,
+            certificate=self.enrolment.identity.certificate,
         )
         hello.addresses.add(host="127.0.0.1", port=self.port)
         return hello
@@ -79,23 +90,46 @@ class Service(mesh_pb2_grpc.MeshServicer):  # only the link; the rest is not cal
         await self.node.links.accept(request_iterator, context)
 
 
-@asynccontextmanager
-async def nodes(*scalars: int) -> AsyncIterator[list[Node]]:
-    """Nodes in order of their ids, each with a server."""
-    made = sorted((Node(scalar) for scalar in scalars), key=lambda node: node.me)
-    for node in made:
-        node.server = grpc.aio.server(options=GRPC_OPTIONS)
-        mesh_pb2_grpc.add_MeshServicer_to_server(Service(node), node.server)  # type: ignore[abstract]
-        node.port = node.server.add_insecure_port("127.0.0.1:0")
-        await node.server.start()
-    try:
-        yield made
-    finally:
-        for node in made:
+class Made:
+    """Nodes of a mesh, by role, in order of their ids, each with a server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mesh = ThrowawayMesh()
+        self.all: list[Node] = []
+
+    async def __call__(
+        self, *roles: Role, mesh: ThrowawayMesh | None = None, renew_s: float = 600.0, days: float = 30.0
+    ) -> list[Node]:
+        made = []
+        for role in roles:
+            data_dir = self.folder / str(len(self.all))
+            enrolment = await asyncio.to_thread((mesh or self.mesh).enrol, data_dir, role, days=days)
+            node = Node(enrolment, renew_s)
+            node.server = grpc.aio.server(options=PORT_OPTIONS, interceptors=[node.callers])
+            mesh_pb2_grpc.add_MeshServicer_to_server(Service(node), node.server)  # type: ignore[abstract]
+            node.port = node.server.add_secure_port("127.0.0.1:0", node.credentials.server())
+            await node.server.start()
+            made.append(node)
+            self.all.append(node)
+        return sorted(made, key=lambda node: node.me)
+
+    async def close(self) -> None:
+        for node in self.all:
             await node.links.close()
-        for node in made:
+        for node in self.all:
             assert node.server is not None
             await node.server.stop(None)
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[Made]:
+    made = Made(tmp_path)
+    yield made
+    await made.close()
+
+
+TWO = (Role.NODE, Role.NODE)
 
 
 class Way:
@@ -146,72 +180,73 @@ def note(text: str) -> mesh_pb2.LinkMessage:
     return mesh_pb2.LinkMessage(leave=membership_pb2.Leave(reason=text))
 
 
-async def test_a_dialled_link_carries_messages_both_ways_in_order() -> None:
-    async with nodes(1, 2) as (a, b):
-        assert await a.dial(b) == b.me
-        await b.until(lambda: b.opened == [a.me])
-        await a.until(lambda: a.opened == [b.me])
-        for number in range(50):
-            assert a.links.send(b.me, note(str(number)))
-            assert b.links.send(a.me, note(str(number)))
-        await b.until(lambda: len(b.received) == 50)
-        await a.until(lambda: len(a.received) == 50)
-        assert [message.leave.reason for message in b.received] == [str(number) for number in range(50)]
+async def test_a_dialled_link_carries_messages_both_ways_in_order(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    assert await a.dial(b) == b.me
+    await b.until(lambda: b.opened == [a.me])
+    await a.until(lambda: a.opened == [b.me])
+    for number in range(50):
+        assert a.links.send(b.me, note(str(number)))
+        assert b.links.send(a.me, note(str(number)))
+    await b.until(lambda: len(b.received) == 50)
+    await a.until(lambda: len(a.received) == 50)
+    assert [message.leave.reason for message in b.received] == [str(number) for number in range(50)]
 
 
-async def test_a_peer_that_ends_is_heard_of_once() -> None:
-    async with nodes(1, 2) as (a, b):
-        await a.dial(b)
-        await b.until(lambda: b.opened == [a.me])
-        await a.links.close()
-        await b.until(lambda: b.closed == [a.me])
-        assert b.links.count(a.me) == 0
-        assert not b.links.send(a.me, note("lost"))
+async def test_a_peer_that_ends_is_heard_of_once(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    await a.dial(b)
+    await b.until(lambda: b.opened == [a.me])
+    await a.links.close()
+    await b.until(lambda: b.closed == [a.me])
+    assert b.links.count(a.me) == 0
+    assert not b.links.send(a.me, note("lost"))
 
 
-async def test_two_that_dial_at_once_stay_linked_and_hear_of_it_once() -> None:
-    async with nodes(1, 2) as (a, b):
-        await asyncio.gather(a.dial(b), b.dial(a))
-        await a.until(lambda: a.opened == [b.me])
-        await b.until(lambda: b.opened == [a.me])
-        assert a.links.send(b.me, note("one way"))
-        assert b.links.send(a.me, note("and back"))
-        await b.until(lambda: len(b.received) == 1)
-        await a.until(lambda: len(a.received) == 1)
-        await a.until(lambda: (a.links.count(b.me), b.links.count(a.me)) == (1, 1))
-        assert (a.opened, a.closed, b.opened, b.closed) == ([b.me], [], [a.me], [])
+async def test_two_that_dial_at_once_stay_linked_and_hear_of_it_once(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    await asyncio.gather(a.dial(b), b.dial(a))
+    await a.until(lambda: a.opened == [b.me])
+    await b.until(lambda: b.opened == [a.me])
+    assert a.links.send(b.me, note("one way"))
+    assert b.links.send(a.me, note("and back"))
+    await b.until(lambda: len(b.received) == 1)
+    await a.until(lambda: len(a.received) == 1)
+    await a.until(lambda: (a.links.count(b.me), b.links.count(a.me)) == (1, 1))
+    assert (a.opened, a.closed, b.opened, b.closed) == ([b.me], [], [a.me], [])
 
 
-async def test_a_second_dial_to_a_linked_peer_is_not_kept() -> None:
-    async with nodes(1, 2) as (a, b):
-        await a.dial(b)
-        await a.until(lambda: a.opened == [b.me])
-        assert await a.dial(b) == b.me
-        assert a.opened == [b.me]
+async def test_a_second_dial_to_a_linked_peer_is_not_kept(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    await a.dial(b)
+    await a.until(lambda: a.opened == [b.me])
+    assert await a.dial(b) == b.me
+    assert a.opened == [b.me]
 
 
-async def test_a_node_that_dials_itself_learns_that_it_is_itself() -> None:
-    async with nodes(1) as (a,):
-        assert await a.dial(a) == a.me
-        assert a.opened == []
+async def test_a_node_that_dials_itself_learns_that_it_is_itself(nodes: Made) -> None:
+    [a] = await nodes(Role.NODE)
+    assert await a.dial(a) == a.me
+    assert a.opened == []
 
 
-async def test_nobody_there_is_a_failed_dial_and_told_from_somebody_else_there() -> None:
-    async with nodes(1, 2) as (a, b):
-        assert b.server is not None
-        await b.server.stop(None)
-        assert await a.dial_port(b.port) == (None, True)
+async def test_nobody_there_is_a_failed_dial_and_told_from_somebody_else_there(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    assert b.server is not None
+    await b.server.stop(None)
+    assert await a.dial_port(b.port) == (None, True)
 
-        async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.close()
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
 
-        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as stranger:
-            assert await a.dial_port(stranger.sockets[0].getsockname()[1]) == (None, False)
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as stranger:
+        assert await a.dial_port(stranger.sockets[0].getsockname()[1]) == (None, False)
 
 
 @pytest.mark.parametrize("lower_dials", [True, False])
-async def test_a_dial_of_a_linked_node_by_name_replaces_a_stuck_link(lower_dials: bool) -> None:
-    async with nodes(1, 2) as made, stoppable_way_to(made[1] if lower_dials else made[0]) as way:
+async def test_a_dial_of_a_linked_node_by_name_replaces_a_stuck_link(nodes: Made, lower_dials: bool) -> None:
+    made = await nodes(*TWO)
+    async with stoppable_way_to(made[1] if lower_dials else made[0]) as way:
         a, b = made if lower_dials else made[::-1]
         assert (await a.dial_port(way.port))[0] == b.me
         await b.until(lambda: b.links.count(a.me) == 1)
@@ -228,23 +263,23 @@ async def test_a_dial_of_a_linked_node_by_name_replaces_a_stuck_link(lower_dials
         assert (a.opened, a.closed, b.opened, b.closed) == ([b.me], [], [a.me], [])
 
 
-async def test_two_that_replace_their_link_at_once_stay_linked() -> None:
-    async with nodes(1, 2) as (a, b):
-        await a.dial(b)
-        await b.until(lambda: b.links.count(a.me) == 1)
-        for _ in range(5):
-            await asyncio.gather(a.dial(b, b.me), b.dial(a, a.me))
-        await a.until(lambda: (a.links.count(b.me), b.links.count(a.me)) == (1, 1))
-        assert (a.closed, b.closed) == ([], [])
-        assert a.links.send(b.me, note("still here"))
-        await b.until(lambda: len(b.received) == 1)
+async def test_two_that_replace_their_link_at_once_stay_linked(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    await a.dial(b)
+    await b.until(lambda: b.links.count(a.me) == 1)
+    for _ in range(5):
+        await asyncio.gather(a.dial(b, b.me), b.dial(a, a.me))
+    await a.until(lambda: (a.links.count(b.me), b.links.count(a.me)) == (1, 1))
+    assert (a.closed, b.closed) == ([], [])
+    assert a.links.send(b.me, note("still here"))
+    await b.until(lambda: len(b.received) == 1)
 
 
-async def test_the_owner_hears_where_a_peer_dialled_from() -> None:
-    async with nodes(1, 2) as (a, b):
-        await a.dial(b)
-        await b.until(lambda: b.opened == [a.me])
-        assert (a.dialled_from, b.dialled_from) == ([""], ["127.0.0.1"])
+async def test_the_owner_hears_where_a_peer_dialled_from(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    await a.dial(b)
+    await b.until(lambda: b.opened == [a.me])
+    assert (a.dialled_from, b.dialled_from) == ([""], ["127.0.0.1"])
 
 
 @pytest.mark.parametrize(
@@ -260,66 +295,162 @@ def test_the_host_in_a_peers_name(peer: str, host: str) -> None:
     assert host_of(peer) == host
 
 
-async def test_nodes_of_this_release_and_of_the_previous_one_link() -> None:
-    async with nodes(1, 2) as (a, b):
-        b.version = b.version_min = PROTOCOL_VERSION_MIN
-        assert await a.dial(b) == b.me
-        await a.until(lambda: a.opened == [b.me])
+@pytest.mark.parametrize("broken", ["id", "version", "certificate"])
+@pytest.mark.parametrize("dialler_is_wrong", [True, False])
+async def test_a_peer_that_is_not_what_it_says_or_speaks_otherwise_is_refused(
+    nodes: Made, broken: str, dialler_is_wrong: bool
+) -> None:
+    a, b = await nodes(*TWO)
+    wrong, right = (a, b) if dialler_is_wrong else (b, a)
+    other = nodes.mesh.enrol(nodes.folder / "other")
+    if broken == "id":
+        wrong.key = other.key
+        wrong.me = other.key.node_id
+    elif broken == "version":
+        wrong.version = 99
+    else:
+        wrong.enrolment = other
+    assert await a.dial(b) is None or (broken, dialler_is_wrong) == ("certificate", True)
+    await a.links.close()
+    # Who dials shows its certificate to TLS; what its Hello holds beside is not looked at.
+    assert (right.opened == []) == ((broken, dialler_is_wrong) != ("certificate", True))
 
 
-@pytest.mark.parametrize("broken", ["id", "version"])
-async def test_a_peer_that_is_not_what_it_says_or_speaks_otherwise_is_refused(broken: str) -> None:
-    async with nodes(1, 2) as (a, b):
-        if broken == "id":
-            a.me = NodeId("0" * 32)
-        else:
-            a.version = a.version_min = 99
-        await a.dial(b)
-        await a.links.close()
-        assert b.opened == []
+async def test_a_node_of_another_mesh_is_not_linked_with_and_it_is_said_once(nodes: Made) -> None:
+    [a] = await nodes(Role.NODE)
+    [b] = await nodes(Role.NODE, mesh=ThrowawayMesh())
+    for _ in range(2):
+        assert await a.dial_port(b.port) == (None, False)
+        assert await a.dial_port(b.port, b.me) == (None, False)
+    assert (a.opened, b.opened) == ([], [])
+    assert len([text for text in a.said if "does not belong to this mesh" in text]) == 1
 
 
-async def test_what_a_slow_peer_does_not_take_is_dropped_and_not_kept() -> None:
-    async with nodes(1, 2) as (a, b):
-        blocked = asyncio.Event()
-
-        async def never(peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
-            await blocked.wait()
-
-        b.message_received = never  # type: ignore[method-assign]
-        await a.dial(b)
-        await a.until(lambda: a.opened == [b.me])
-        large = mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=[facts_pb2.SignedFact(body=b"x" * 16_000)] * 4))
-        sent = [a.links.send(b.me, large) for _ in range(QUEUE_MAX + 500)]
-        assert not all(sent)
-        blocked.set()
+async def test_where_another_node_answers_than_was_expected_that_one_is_linked_with(nodes: Made) -> None:
+    a, b, c = await nodes(*TWO, Role.NODE)
+    assert await a.dial_port(b.port, c.me) == (b.me, False)
+    await a.until(lambda: a.opened == [b.me])
 
 
-async def test_a_link_that_is_cancelled_while_it_ends_is_gone_all_the_same() -> None:
+async def test_a_client_has_no_link_and_a_worker_leads_nobody(nodes: Made) -> None:
+    [node] = await nodes(Role.NODE)
+    [client] = await nodes(Role.CLIENT)
+    [worker] = await nodes(Role.WORKER)
+    await client.dial(node)
+    await worker.dial(node)
+    await node.until(lambda: node.opened == [worker.me])
+    await worker.until(lambda: worker.opened == [node.me])
+    for said in ("leader_beat", "vote_request", "assign"):
+        message = mesh_pb2.LinkMessage()
+        getattr(message, said).SetInParent()
+        for _ in range(2):
+            assert worker.links.send(node.me, message)
+    assert worker.links.send(node.me, note("is heard"))
+    await node.until(lambda: bool(node.received))
+    assert [message.WhichOneof("message") for message in node.received] == ["leave"]
+    assert len([text for text in node.said if "is a worker" in text]) == 3
+    assert any("is a client" in text for text in node.said)
+
+
+async def test_a_denied_peer_is_cut_off_and_neither_dialled_nor_let_in_again(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    await a.dial(b)
+    await b.until(lambda: b.opened == [a.me])
+    b.denied.add(a.me)
+    b.links.cut(a.me)
+    b.callers.cut(a.me)
+    assert b.closed == [a.me]
+    await a.until(lambda: a.closed == [b.me])
+    assert await a.dial(b) is None
+    assert await b.dial(a, a.me) is None
+    assert await b.dial(a) is None
+    assert (a.opened, b.opened) == ([b.me], [a.me])
+    assert any("is denied" in text for text in b.said)
+    assert any("cut off from the mesh" in text for text in b.said)
+
+
+async def test_links_are_made_anew_before_they_grow_old_and_nobody_notices(nodes: Made) -> None:
+    a, b = await nodes(*TWO, renew_s=0.2)
+    await a.dial(b)
+    await b.until(lambda: b.links.count(a.me) == 1)
+    [first] = a.links._links[b.me]
+    await a.until(lambda: b.callers.running(a.me) == 1 and a.links._links[b.me][-1] is not first)
+    assert a.links.send(b.me, note("on the new one"))
+    await b.until(lambda: len(b.received) == 1)
+    assert (a.opened, a.closed, b.opened, b.closed) == ([b.me], [], [a.me], [])
+
+
+async def test_a_renewed_certificate_is_shown_on_both_sides_and_no_link_breaks(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    await a.dial(b)
+    await b.until(lambda: b.opened == [a.me])
+    for node, other in ((a, b), (b, a)):
+        renewed = nodes.mesh.certificate(node.key.public_key, days=20)
+        node.enrolment.renewed(renewed)
+        node.credentials.refresh()
+        node.links.renewed()
+        if node is a:  # it dialled, and b reads what TLS shows
+            await b.until(lambda: b.links._links[a.me][-1].identity == a.enrolment.identity)
+        else:  # the next handshake shows it
+            there = await identify(other.credentials, "127.0.0.1", node.port, 3.0)
+            assert there.certificate == renewed
+    assert (a.closed, b.closed) == ([], [])
+
+
+async def test_a_link_ends_with_the_certificate_of_who_dialled(nodes: Made) -> None:
+    [a] = await nodes(Role.NODE, days=2.0 / 86_400)
+    [b] = await nodes(Role.NODE)
+    await a.dial(b)
+    await b.until(lambda: b.opened == [a.me])
+    await b.until(lambda: b.closed == [a.me])
+    assert await a.dial(b) is None
+    assert await b.dial(a) is None
+    assert b.opened == [a.me]
+
+
+async def test_what_a_slow_peer_does_not_take_is_dropped_and_not_kept(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    blocked = asyncio.Event()
+
+    async def never(peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
+        await blocked.wait()
+
+    b.message_received = never  # type: ignore[method-assign]
+    await a.dial(b)
+    await a.until(lambda: a.opened == [b.me])
+    large = mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=[facts_pb2.SignedFact(body=b"x" * 16_000)] * 4))
+    sent = [a.links.send(b.me, large) for _ in range(QUEUE_MAX + 500)]
+    assert not all(sent)
+    blocked.set()
+
+
+async def test_a_link_that_is_cancelled_while_it_ends_is_gone_all_the_same(nodes: Made) -> None:
     """gRPC cancels the call of a peer that was killed; the end of its stream may have been read just before."""
-    async with nodes(1, 2) as (a, b):
-        ended = asyncio.Event()
+    a, b = await nodes(*TWO)
+    ended = asyncio.Event()
 
-        async def read() -> mesh_pb2.LinkMessage | None:
-            await ended.wait()
-            return None
+    async def read() -> mesh_pb2.LinkMessage | None:
+        await ended.wait()
+        return None
 
-        slow = asyncio.Event()
+    slow = asyncio.Event()
 
-        async def slow_write(_: mesh_pb2.LinkMessage) -> None:
-            try:
-                await asyncio.Event().wait()
-            finally:
-                await slow.wait()  # what is being written takes its time to be cancelled
+    async def slow_write(_: mesh_pb2.LinkMessage) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await slow.wait()  # what is being written takes its time to be cancelled
 
-        call = asyncio.create_task(a.links._run(Link(b.me, b.hello(), False, "127.0.0.1"), read, slow_write))
-        await a.until(lambda: a.opened == [b.me])
-        a.links.send(b.me, note("stuck"))
+    call = asyncio.create_task(
+        a.links._run(Link(b.me, b.hello(), b.enrolment.identity, False, "127.0.0.1"), read, slow_write)
+    )
+    await a.until(lambda: a.opened == [b.me])
+    a.links.send(b.me, note("stuck"))
+    await asyncio.sleep(0)
+    ended.set()
+    for _ in range(5):
         await asyncio.sleep(0)
-        ended.set()
-        for _ in range(5):
-            await asyncio.sleep(0)
-        call.cancel()
-        slow.set()
-        await asyncio.gather(call, return_exceptions=True)
-        assert (a.links.count(b.me), a.closed) == (0, [b.me])
+    call.cancel()
+    slow.set()
+    await asyncio.gather(call, return_exceptions=True)
+    assert (a.links.count(b.me), a.closed) == (0, [b.me])

@@ -1,0 +1,211 @@
+"""Who calls: every call on the mesh port is bound to a member, checked against the table of roles, and kept in time.
+
+Idea: TLS lets in whoever has a certificate of this mesh. This wraps each handler (a caller's certificate is not known
+any earlier): it reads the certificate, asks whether it is valid now, whether the member is denied and whether its role
+may call this, and only then runs the handler. Running calls are known by their caller: when a member is denied, `cut`
+ends all of them at once, in the midst of streams too, and no call outlives the caller's certificate.
+
+Every call has a deadline: the caller's, or ours. Why a call was refused is for our log; the answer only says that.
+
+Threat: a call that never ends holds memory and an engine slot; a member that is denied must not finish what it began.
+
+Does not: limit how often somebody calls, or what is in a call.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from mesh.authorisation import may_call
+from mesh.certificates import CertificateError, Identity, Roots
+from mesh.identity import NodeId
+from node import clock
+from node.once import Once
+
+#: A unary call or a stream of answers whose caller named no deadline ends after this.
+DEADLINE_DEFAULT_S = 120.0
+#: And however long a caller would wait: the longest answer of a slow machine.
+DEADLINE_MAX_S = 3600.0
+#: Calls that live as long as their connection; the caller's certificate still ends them.
+UNLIMITED = frozenset({"Link"})
+#: A refusal that repeats is logged once in this time.
+LOG_AGAIN_S = 60.0
+#: Refused calls say no more than this.
+REFUSED = "not allowed"
+
+Context = "grpc.aio.ServicerContext[Any, Any]"
+Denied = Callable[[NodeId], bool]
+
+_caller: ContextVar[Identity] = ContextVar("caller")
+
+
+def caller_of(_context: Any) -> Identity:
+    """The member on whose behalf the running handler was called; in the handler's own task only."""
+    return _caller.get()
+
+
+@dataclass(eq=False)
+class _Call:
+    task: "asyncio.Task[Any]"
+    cut: bool = False
+
+
+class Callers(grpc.aio.ServerInterceptor):
+    """Args: `roots`: asked at each call, because they may change; `denied`: whether a member was cut off."""
+
+    def __init__(
+        self,
+        roots: Callable[[], Roots],
+        denied: Denied,
+        log: Callable[[str, str], None],
+        *,
+        deadline_default_s: float = DEADLINE_DEFAULT_S,
+    ) -> None:
+        self._roots = roots
+        self._denied = denied
+        self._log = log
+        self._deadline_default_s = deadline_default_s
+        self._calls: dict[NodeId, set[_Call]] = {}
+        self._once = Once(LOG_AGAIN_S)
+
+    def running(self, node_id: NodeId) -> int:
+        """Calls of this member that run now, its link included."""
+        return len(self._calls.get(node_id, ()))
+
+    def cut(self, node_id: NodeId) -> None:
+        """End all that runs for this member, now."""
+        for call in self._calls.get(node_id, ()):
+            call.cut = True
+            call.task.cancel()
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        rpc = details.method.rpartition("/")[2]
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.request_streaming:
+            assert handler.response_streaming, f"{rpc}: a kind of call that nobody needed yet"
+
+            async def stream_stream(requests: AsyncIterator[Any], context: Any) -> None:
+                watched = _Watched(requests, lambda: self._check(context))
+                await self._run(rpc, context, lambda: _answer(handler.stream_stream(watched, context), context, None))
+
+            return grpc.stream_stream_rpc_method_handler(stream_stream, **codec)
+        if handler.response_streaming:
+
+            async def unary_stream(request: Any, context: Any) -> None:
+                check = lambda: self._check(context)  # noqa: E731
+                await self._run(rpc, context, lambda: _answer(handler.unary_stream(request, context), context, check))
+
+            return grpc.unary_stream_rpc_method_handler(unary_stream, **codec)
+
+        async def unary_unary(request: Any, context: Any) -> Any:
+            return await self._run(rpc, context, lambda: handler.unary_unary(request, context))
+
+        return grpc.unary_unary_rpc_method_handler(unary_unary, **codec)
+
+    async def _run(self, rpc: str, context: Any, handle: Callable[[], Awaitable[Any]]) -> Any:
+        identity = await self._admitted(rpc, context)
+        task = asyncio.current_task()
+        assert task is not None
+        call = _Call(task)
+        self._calls.setdefault(identity.node_id, set()).add(call)
+        _caller.set(identity)
+        within_s = self._time_left_s(rpc, context, identity)
+        try:
+            async with asyncio.timeout(within_s) as timeout:
+                return await handle()
+        except asyncio.CancelledError:
+            if not call.cut:
+                raise
+            task.uncancel()
+            await self._refuse(rpc, context, f"{identity.node_id} was denied in the midst of it")
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"ended after {within_s:.0f} s")
+        finally:
+            calls = self._calls[identity.node_id]
+            calls.discard(call)
+            if not calls:
+                del self._calls[identity.node_id]
+
+    async def _admitted(self, rpc: str, context: Any) -> Identity:
+        """The caller; a call that may not be made ends here."""
+        shown = context.auth_context().get("x509_pem_cert")
+        if not shown:
+            await self._refuse(rpc, context, "it showed no certificate")
+        try:
+            identity = self._roots().read(_der(shown[0]))
+        except (CertificateError, ValueError) as error:
+            await self._refuse(rpc, context, f"its certificate is not of this mesh: {error}")
+        if not identity.valid_at(clock.wall_clock_ms() / 1000):
+            await self._refuse(rpc, context, f"the certificate of {identity.node_id} is not valid now")
+        if self._denied(identity.node_id):
+            await self._refuse(rpc, context, f"{identity.node_id} is denied")
+        if not may_call(identity.role, rpc):
+            await self._refuse(rpc, context, f"{identity.node_id} is a {identity.role}")
+        return identity
+
+    def _time_left_s(self, rpc: str, context: Any, identity: Identity) -> float:
+        certificate_s = max(0.0, identity.not_after - clock.wall_clock_ms() / 1000)
+        if rpc in UNLIMITED:
+            return certificate_s
+        asked_s = context.time_remaining()
+        return min(self._deadline_default_s if asked_s is None else asked_s, DEADLINE_MAX_S, certificate_s)
+
+    def _check(self, context: Any) -> None:
+        """Between the messages of a stream: what `cut` was not told of is found here."""
+        node_id = caller_of(context).node_id
+        if self._denied(node_id):
+            self.cut(node_id)
+
+    async def _refuse(self, rpc: str, context: Any, why: str) -> NoReturn:
+        peer = context.peer().rpartition(":")[0]  # the port differs at each attempt
+        if self._once.due((rpc, peer, why)):
+            self._log("warning", f"refused {rpc} of {context.peer()}: {why}")
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, REFUSED)
+        raise AssertionError("abort raises")
+
+
+class _Watched:
+    """A stream of requests with a look before each."""
+
+    def __init__(self, requests: AsyncIterator[Any], check: Callable[[], None]) -> None:
+        self._requests = requests
+        self._check = check
+
+    def __aiter__(self) -> "_Watched":
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await anext(self._requests)
+        self._check()
+        return message
+
+
+async def _answer(answers: Any, context: Any, check: Callable[[], None] | None) -> None:
+    """Carry out a handler that answers with a stream: one that yields, or one that writes by itself."""
+    if not hasattr(answers, "__aiter__"):
+        await answers
+        return
+    async with contextlib.aclosing(answers):
+        async for message in answers:
+            if check is not None:
+                check()
+            await context.write(message)
+
+
+def _der(pem: bytes) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))
