@@ -30,7 +30,7 @@ class ThrowawayMesh:
     def enrol(
         self, data_dir: Path, role: Role = Role.NODE, *, starts_s: float = 0.0, days: float = NODE_DAYS
     ) -> Enrolment:
-        """Make `data_dir` a member, or load it where it is one. The certificate starts `starts_s` from now; may be < 0."""
+        """Make `data_dir` a member, or load it where it is one. The certificate starts `starts_s` from now."""
         data_dir.mkdir(parents=True, exist_ok=True)
         paths = NodePaths(data_dir)
         if (already := enrolment.load(paths)) is not None:

@@ -1,0 +1,138 @@
+"""A copy of the CA for a drawer: its key under a passphrase, and its certificate, in one text file.
+
+Who loses the last issuer can let nobody in, cut nobody off and renew nothing: the mesh ends with its certificates,
+after 30 days at most. The backup makes a new issuer of any machine.
+
+Idea: an encrypted PKCS #8 key in PEM (scrypt or PBKDF2 and AES, as the library chooses best) after the certificate in
+PEM, so that other tools can read it too. The certificate says which mesh it is before the passphrase is asked for.
+
+Does not: guard against a weak passphrase for ever; whoever has the file can try at leisure. Hence `PASSPHRASE_MIN`.
+"""
+
+import time
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mesh.certificates import Authority, CertificateError, Role, Roots
+from node import enrolment
+from node.enrolment import Enrolment, ders_in, pem_of
+from node.errors import ExitCode, KithError
+from node.keys import load_or_make_key
+from node.paths import NodePaths
+
+#: Shorter ones are guessed. Characters.
+PASSPHRASE_MIN = 12
+#: Longer than any file that `ca_backup` writes.
+BACKUP_BYTES_MAX = 64 * 1024
+
+_HEADER = "kithmesh CA backup, label: "
+
+
+def ca_backup(paths: NodePaths, passphrase: str) -> bytes:
+    """The file. Raises `KithError`: `not-an-issuer`, `weak-passphrase`, what `enrolment.load` raises."""
+    if len(passphrase) < PASSPHRASE_MIN:
+        raise KithError(
+            "weak-passphrase",
+            f"the passphrase has fewer than {PASSPHRASE_MIN} characters",
+            "Take a few random words: whoever finds the file can guess for years.",
+            ExitCode.USAGE,
+        )
+    enrolled = enrolment.load(paths)
+    if enrolled is None:
+        raise enrolment.not_in_a_mesh(paths)
+    if enrolled.authority is None:
+        raise KithError(
+            "not-an-issuer",
+            "this node does not hold the CA key",
+            "Run it on the node that made the mesh, or on one that was promoted.",
+            ExitCode.USAGE,
+        )
+    key = enrolled.authority.private_key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(passphrase.encode()),
+    )
+    return f"{_HEADER}{enrolled.label}\n".encode() + pem_of([enrolled.authority.ca_der]) + key
+
+
+def ca_restore(paths: NodePaths, data: bytes, passphrase: str) -> Enrolment:
+    """Make this node an issuer of the mesh in the backup.
+
+    A node in no mesh enters this one; a member of this one is promoted. A member of another is refused. Raises
+    `KithError`: `bad-backup`, `wrong-passphrase`, `other-mesh`, what `enrolment` raises.
+    """
+    label, ca_der = _opened(data)
+    authority = _authority(data, passphrase, ca_der)
+    enrolled = enrolment.load(paths)
+    if enrolled is None:
+        key = load_or_make_key(paths.key)
+        certificate = authority.issue(key.public_key, Role.ISSUER, time.time(), x509.random_serial_number())
+        return enrolment.enrol(paths, [ca_der], certificate, label, authority.private_key)
+    if ca_der not in enrolled.roots.ders:
+        raise KithError(
+            "other-mesh",
+            f"the backup is of mesh {authority.mesh_id[:12]}, this node is in mesh {enrolled.mesh_id[:12]}",
+            "Restore it with another --data-dir, or leave first: `kith leave`.",
+            ExitCode.USAGE,
+        )
+    try:
+        enrolled.take_authority(authority.private_key)
+    except OSError as error:
+        raise enrolment.unwritable(paths, error) from error
+    return enrolled
+
+
+def mesh_in(data: bytes) -> tuple[str, str]:
+    """Id and label of the mesh in a backup, without its passphrase. Raises `KithError` (`bad-backup`)."""
+    label, ca_der = _opened(data)
+    return Roots([ca_der]).mesh_id, label
+
+
+def _opened(data: bytes) -> tuple[str, bytes]:
+    try:
+        if len(data) > BACKUP_BYTES_MAX:
+            raise ValueError("it is too large")
+        text = data.decode()
+        first, _, rest = text.partition("\n")
+        if not first.startswith(_HEADER):
+            raise ValueError("it does not begin like one")
+        [ca_der] = ders_in(rest)
+        Roots([ca_der])
+        return enrolment.shown_label(first.removeprefix(_HEADER)), ca_der
+    except ValueError as error:
+        raise _bad(str(error)) from error
+
+
+def _authority(data: bytes, passphrase: str, ca_der: bytes) -> Authority:
+    try:
+        start = data.index(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+    except ValueError as error:
+        raise _bad("it holds no encrypted key") from error
+    try:
+        key = serialization.load_pem_private_key(data[start:], passphrase.encode())
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        # A damaged key reads like one under another passphrase: the padding does not fit.
+        raise KithError(
+            "wrong-passphrase",
+            "the passphrase does not open this backup, or the file is damaged",
+            "Try again; nothing was changed.",
+            ExitCode.BAD_INPUT,
+        ) from error
+    try:
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise CertificateError("its key is of another kind")
+        return Authority.load(key, ca_der)
+    except CertificateError as error:
+        raise _bad(str(error)) from error
+
+
+def _bad(why: str) -> KithError:
+    return KithError(
+        "bad-backup",
+        f"this is no usable backup of a CA: {why}",
+        "Give the file that `kith ca backup` wrote.",
+        ExitCode.BAD_INPUT,
+    )
