@@ -12,7 +12,7 @@ assure it. Questions ask for multicast answers, since several nodes on one machi
 would reach one of them.
 
 Not guaranteed: that multicast works. Wi-Fi access points, VPNs and containers drop it; `start` says so, and seeds are
-always possible. Library limits: `::1` does not work; link-local IPv6 needs a zone, and is dropped without one.
+always possible. A link-local IPv6 address without a zone is dropped.
 
 Source: RFC 6762 (mDNS), RFC 6763 (DNS-SD, section 6 for the TXT record); python-zeroconf.
 """
@@ -20,18 +20,17 @@ Source: RFC 6762 (mDNS), RFC 6763 (DNS-SD, section 6 for the TXT record); python
 import asyncio
 import ipaddress
 import secrets
-import socket
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from logging import Logger
 from typing import Any
 
-from zeroconf import DNSQuestionType, IPVersion, ServiceStateChange, Zeroconf
+from zeroconf import DNSQuestionType, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from node.interfaces import Interface
 from node.links import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
+from node.multicast import open_multicast
 
 SERVICE_TYPE = "_kith._tcp.local."
 #: Addresses remembered as given away; the oldest is forgotten first. Threat: a host that floods the LAN with adverts.
@@ -43,9 +42,6 @@ LOOKUPS_MAX = 16
 LOOKUP_MS = 2000
 #: Seconds within which a node hears its own first advert where multicast works (it is sent at once; measured: 20 ms).
 SELF_HEARD_S = 2.0
-
-_GROUP_4 = socket.inet_pton(socket.AF_INET, "224.0.0.251")
-_GROUP_6 = socket.inet_pton(socket.AF_INET6, "ff02::fb")
 
 
 class Discovery:
@@ -102,7 +98,7 @@ class Discovery:
         Where sockets could be opened it goes on browsing and advertising all the same.
         """
         try:
-            self._zeroconf = self._open()
+            self._zeroconf = open_multicast(self._interfaces, self._log)
         except OSError as error:
             return f"multicast DNS can not be used here: {error.strerror or error}"
         if self._zeroconf is None:
@@ -147,39 +143,6 @@ class Discovery:
         if self._zeroconf is not None:
             zeroconf, self._zeroconf = self._zeroconf, None
             await zeroconf.async_close()
-
-    def _open(self) -> AsyncZeroconf | None:
-        """Sockets on every interface that takes multicast; None where none does."""
-        four: list[str | int] = []
-        six: list[str | int] = []
-        for interface in self._interfaces:
-            for address in interface.addresses:
-                if address.version == 4 and self._joins(interface, address):
-                    four.append(str(address))
-            if not interface.loopback:
-                v6 = next((address for address in interface.addresses if address.version == 6), None)
-                if v6 is not None and self._joins(interface, v6):
-                    six.append(interface.index)
-        if not four and not six:
-            return None
-        version = IPVersion.All if four and six else IPVersion.V6Only if six else IPVersion.V4Only
-        return AsyncZeroconf(interfaces=[*four, *six], ip_version=version)
-
-    def _joins(self, interface: Interface, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-        """Whether the group can be joined there. Asked before the library is: it gives up all interfaces for one."""
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                if address.version == 4:
-                    probe.bind((str(address), 0))
-                    probe.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, _GROUP_4 + address.packed)
-                else:
-                    group = _GROUP_6 + struct.pack("@I", interface.index)
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
-        except OSError as error:
-            self._log.info("discovery: not on %s, address %s: %s", interface.name, address, error)
-            return False
-        return True
 
     def _on_change(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         """Runs on the event loop, once for each change of each instance."""

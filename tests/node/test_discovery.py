@@ -12,6 +12,7 @@ import pytest
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from node import discovery as discovery_module
+from node import multicast
 from node.discovery import CANDIDATES_MAX, SERVICE_TYPE, Discovery
 from node.interfaces import Interface
 from node.links import PROTOCOL_VERSION_MIN
@@ -186,7 +187,7 @@ async def test_sockets_that_are_refused_are_a_reason_and_no_exception(monkeypatc
     def refuse(**_: object) -> None:
         raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr(discovery_module, "AsyncZeroconf", refuse)
+    monkeypatch.setattr(multicast, "AsyncZeroconf", refuse)
     node = Discovery("n", 7001, ["127.0.0.1"], [LOOPBACK], lambda host, port: None, LOG)
     assert await node.start() == "multicast DNS can not be used here: Address already in use"
     await node.stop()
@@ -197,7 +198,7 @@ async def test_an_interface_that_went_away_is_left_out(caplog: pytest.LogCapture
     vanished = Interface("eth9", 9999, (ip_address("192.0.2.77"), ip_address("fe80::7%eth9")))
     node = Discovery("n", 7001, ["192.0.2.77"], [vanished], lambda host, port: None, LOG)
     assert await node.start() == "no interface for multicast DNS (interfaces chosen: eth9)"
-    assert caplog.text.count("discovery: not on eth9") == 2
+    assert caplog.text.count("mDNS: not on eth9") == 2
     await node.stop()
     await node.stop()
 

@@ -1,0 +1,54 @@
+"""Sockets for mDNS: opened on the chosen interfaces that take multicast, and on no other.
+
+python-zeroconf gives up all interfaces for one that refuses, so each is asked first whether the group can be joined.
+Library limits: `::1` does not work; link-local IPv6 needs a zone.
+"""
+
+import ipaddress
+import socket
+import struct
+from collections.abc import Sequence
+from logging import Logger
+
+from zeroconf import IPVersion
+from zeroconf.asyncio import AsyncZeroconf
+
+from node.interfaces import Interface
+
+_GROUP_4 = socket.inet_pton(socket.AF_INET, "224.0.0.251")
+_GROUP_6 = socket.inet_pton(socket.AF_INET6, "ff02::fb")
+
+
+def open_multicast(interfaces: Sequence[Interface], log: Logger) -> AsyncZeroconf | None:
+    """Sockets on every interface that takes multicast; None where none does. Raises `OSError`."""
+    four: list[str | int] = []
+    six: list[str | int] = []
+    for interface in interfaces:
+        for address in interface.addresses:
+            if address.version == 4 and _joins(interface, address, log):
+                four.append(str(address))
+        if not interface.loopback:
+            v6 = next((address for address in interface.addresses if address.version == 6), None)
+            if v6 is not None and _joins(interface, v6, log):
+                six.append(interface.index)
+    if not four and not six:
+        return None
+    version = IPVersion.All if four and six else IPVersion.V6Only if six else IPVersion.V4Only
+    return AsyncZeroconf(interfaces=[*four, *six], ip_version=version)
+
+
+def _joins(interface: Interface, address: ipaddress.IPv4Address | ipaddress.IPv6Address, log: Logger) -> bool:
+    """Whether the group can be joined there."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            if address.version == 4:
+                probe.bind((str(address), 0))
+                probe.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, _GROUP_4 + address.packed)
+            else:
+                group = _GROUP_6 + struct.pack("@I", interface.index)
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+    except OSError as error:
+        log.info("mDNS: not on %s, address %s: %s", interface.name, address, error)
+        return False
+    return True
