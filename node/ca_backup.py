@@ -3,18 +3,25 @@
 Who loses the last issuer can let nobody in, cut nobody off and renew nothing: the mesh ends with its certificates,
 after 30 days at most. The backup makes a new issuer of any machine.
 
-Idea: an encrypted PKCS #8 key in PEM (scrypt or PBKDF2 and AES, as the library chooses best) after the certificate in
-PEM, so that other tools can read it too. The certificate says which mesh it is before the passphrase is asked for.
+Idea: three parts of text. The label and a salt; the certificate in PEM, which says which mesh it is before a passphrase
+is asked for; the key as encrypted PKCS #8 in PEM. Its password is the passphrase after scrypt, which makes each guess
+cost half a second and 128 MiB: what PKCS #8 itself does here, 2,048 rounds of PBKDF2, costs a millisecond. A changed key does
+not fit the certificate.
 
 Does not: guard against a weak passphrase for ever; whoever has the file can try at leisure. Hence `PASSPHRASE_MIN`.
+
+Source: RFC 7914 (scrypt), parameters of the OWASP password storage cheat sheet; RFC 5958 (PKCS #8).
 """
 
+import os
 import time
+import unicodedata
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from mesh.certificates import Authority, CertificateError, Role, Roots
 from node import enrolment
@@ -28,11 +35,16 @@ PASSPHRASE_MIN = 12
 #: Longer than any file that `ca_backup` writes.
 BACKUP_BYTES_MAX = 64 * 1024
 
-_HEADER = "kithmesh CA backup, label: "
+#: Cost of a guess: memory is 1 KiB times this. Part of the format.
+SCRYPT_N = 1 << 17
+
+_HEADER = "kithmesh CA backup 1"
+_LABEL, _SALT = "label: ", "salt: "
+_SALT_BYTES = 16
 
 
 def ca_backup(paths: NodePaths, passphrase: str) -> bytes:
-    """The file. Raises `KithError`: `not-an-issuer`, `weak-passphrase`, what `enrolment.load` raises."""
+    """The file. Raises `KithError`: `weak-passphrase`, what `require_issuer` raises."""
     if len(passphrase) < PASSPHRASE_MIN:
         raise KithError(
             "weak-passphrase",
@@ -40,6 +52,20 @@ def ca_backup(paths: NodePaths, passphrase: str) -> bytes:
             "Take a few random words: whoever finds the file can guess for years.",
             ExitCode.USAGE,
         )
+    enrolled = require_issuer(paths)
+    assert enrolled.authority is not None
+    salt = os.urandom(_SALT_BYTES)
+    key = enrolled.authority.private_key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(_stretched(passphrase, salt)),
+    )
+    head = f"{_HEADER}\n{_LABEL}{enrolled.label}\n{_SALT}{salt.hex()}\n"
+    return head.encode() + pem_of([enrolled.authority.ca_der]) + key
+
+
+def require_issuer(paths: NodePaths) -> Enrolment:
+    """Raises `KithError`: `not-an-issuer`, `not-in-a-mesh`, what `enrolment.load` raises."""
     enrolled = enrolment.load(paths)
     if enrolled is None:
         raise enrolment.not_in_a_mesh(paths)
@@ -50,12 +76,7 @@ def ca_backup(paths: NodePaths, passphrase: str) -> bytes:
             "Run it on the node that made the mesh, or on one that was promoted.",
             ExitCode.USAGE,
         )
-    key = enrolled.authority.private_key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(passphrase.encode()),
-    )
-    return f"{_HEADER}{enrolled.label}\n".encode() + pem_of([enrolled.authority.ca_der]) + key
+    return enrolled
 
 
 def ca_restore(paths: NodePaths, data: bytes, passphrase: str) -> Enrolment:
@@ -64,8 +85,8 @@ def ca_restore(paths: NodePaths, data: bytes, passphrase: str) -> Enrolment:
     A node in no mesh enters this one; a member of this one is promoted. A member of another is refused. Raises
     `KithError`: `bad-backup`, `wrong-passphrase`, `other-mesh`, what `enrolment` raises.
     """
-    label, ca_der = _opened(data)
-    authority = _authority(data, passphrase, ca_der)
+    label, salt, ca_der = _opened(data)
+    authority = _authority(data, _stretched(passphrase, salt), ca_der)
     enrolled = enrolment.load(paths)
     if enrolled is None:
         key = load_or_make_key(paths.key)
@@ -87,32 +108,38 @@ def ca_restore(paths: NodePaths, data: bytes, passphrase: str) -> Enrolment:
 
 def mesh_in(data: bytes) -> tuple[str, str]:
     """Id and label of the mesh in a backup, without its passphrase. Raises `KithError` (`bad-backup`)."""
-    label, ca_der = _opened(data)
+    label, _, ca_der = _opened(data)
     return Roots([ca_der]).mesh_id, label
 
 
-def _opened(data: bytes) -> tuple[str, bytes]:
+def _stretched(passphrase: str, salt: bytes) -> bytes:
+    """The password of the key. However the passphrase was typed, the same letters give the same bytes."""
+    typed = unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogatepass")
+    return Scrypt(salt=salt, length=32, n=SCRYPT_N, r=8, p=1).derive(typed).hex().encode()
+
+
+def _opened(data: bytes) -> tuple[str, bytes, bytes]:
+    """Label, salt and CA certificate."""
     try:
         if len(data) > BACKUP_BYTES_MAX:
             raise ValueError("it is too large")
-        text = data.decode()
-        first, _, rest = text.partition("\n")
-        if not first.startswith(_HEADER):
+        header, label, salt, rest = data.decode().replace("\r\n", "\n").split("\n", 3)
+        if (header, label[: len(_LABEL)], salt[: len(_SALT)]) != (_HEADER, _LABEL, _SALT):
             raise ValueError("it does not begin like one")
         [ca_der] = ders_in(rest)
         Roots([ca_der])
-        return enrolment.shown_label(first.removeprefix(_HEADER)), ca_der
+        return enrolment.shown_label(label.removeprefix(_LABEL)), bytes.fromhex(salt.removeprefix(_SALT)), ca_der
     except ValueError as error:
         raise _bad(str(error)) from error
 
 
-def _authority(data: bytes, passphrase: str, ca_der: bytes) -> Authority:
+def _authority(data: bytes, password: bytes, ca_der: bytes) -> Authority:
     try:
         start = data.index(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
     except ValueError as error:
         raise _bad("it holds no encrypted key") from error
     try:
-        key = serialization.load_pem_private_key(data[start:], passphrase.encode())
+        key = serialization.load_pem_private_key(data[start:], password)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         # A damaged key reads like one under another passphrase: the padding does not fit.
         raise KithError(

@@ -3,7 +3,7 @@
     mesh/ca.pem     the CA's certificate; two while one CA takes over from another; the first names the mesh
     mesh/node.pem   the node's own certificate; renewed under the same key
     mesh/ca.key     issuers only: whoever holds it decides who belongs
-    mesh/mesh.json  what people call the mesh, and the mark of the machine
+    mesh/mesh.json  what people call the mesh, the mark of the machine, and when the CA was backed up
 
 Idea: the folder comes and goes as a whole, by one rename, so a node is in a mesh or is not. A node without it runs
 alone. What is left behind is moved aside, never deleted.
@@ -19,6 +19,7 @@ import shutil
 import ssl
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -37,6 +38,15 @@ from node.paths import NodePaths
 FILE_BYTES_MAX = 64 * 1024
 #: What people may call a mesh, characters.
 LABEL_MAX = 64
+
+
+@dataclass(frozen=True)
+class About:
+    """What mesh.json holds."""
+
+    label: str
+    machine: str  # see machine.py; empty: not known
+    backed_up_s: float = 0.0  # seconds since the epoch of the last `kith ca backup` on this node; 0: none
 
 
 class Enrolment:
@@ -71,6 +81,13 @@ class Enrolment:
     @property
     def mesh_id(self) -> str:
         return self.roots.mesh_id
+
+    def backed_up_s(self) -> float:
+        """When the CA was last backed up from here, seconds since the epoch; 0: never, as far as is known."""
+        try:
+            return _about(self.paths).backed_up_s
+        except (OSError, ValueError):
+            return 0.0
 
     def issue(self, public_key: bytes, role: Role) -> bytes:
         """A certificate (DER) from now on, by the CA key that is held here. Raises `CertificateError` for a bad key."""
@@ -111,7 +128,7 @@ def load(paths: NodePaths) -> Enrolment | None:
         [certificate_der] = _ders(paths.certificate)
         authority = _authority_of(read_private_key(paths.ca_key), roots) if paths.ca_key.exists() else None
         about = _about(paths)
-        enrolment = Enrolment(paths, key, roots, certificate_der, authority, about["label"])
+        enrolment = Enrolment(paths, key, roots, certificate_der, authority, about.label)
     except (OSError, ValueError) as error:
         raise KithError(
             "enrolment-damaged",
@@ -120,7 +137,7 @@ def load(paths: NodePaths) -> Enrolment | None:
             ExitCode.CANNOT_START,
         ) from error
     here = machine_mark(key.node_id, machine_id())
-    if about["machine"] and here and about["machine"] != here:
+    if about.machine and here and about.machine != here:
         raise KithError(
             "copied-data-directory",
             f"{paths.data_dir} comes from another machine, and one node can not run on two",
@@ -147,7 +164,8 @@ def enrol(
 ) -> Enrolment:
     """Enter a mesh with a certificate for the node's key; with the CA key as an issuer. Raises `KithError`.
 
-    The label is another's word: it is cut to what can be shown.
+    The label is another's word: it is cut to what can be shown. What the node did alone stays with it, and the mesh
+    will know it; in a role whose facts do not count for that, the journal is moved aside.
     """
     require_no_mesh(paths)
     key = load_or_make_key(paths.key)
@@ -162,11 +180,11 @@ def enrol(
             "Ask for a new invite, and join again.",
             ExitCode.BAD_INPUT,
         ) from error
-    about = {"label": enrolment.label, "machine": machine_mark(key.node_id, machine_id())}
+    about = About(enrolment.label, machine_mark(key.node_id, machine_id()))
     files = {
         paths.ca: pem_of(ca_ders),
         paths.certificate: pem_of([certificate_der]),
-        paths.about_mesh: json.dumps(about).encode(),
+        paths.about_mesh: _json(about),
     }
     if ca_private_key is not None:
         files[paths.ca_key] = private_pem(ca_private_key)
@@ -177,6 +195,8 @@ def enrol(
         for path, content in files.items():
             write_synced(draft / path.name, content)
         sync_folder(draft)
+        if enrolment.identity.role not in (Role.ISSUER, Role.NODE) and paths.journal.exists():
+            _move_journal(paths, _aside(paths, "alone"))
         draft.rename(paths.mesh)
         sync_folder(paths.data_dir)
     except OSError as error:
@@ -191,14 +211,10 @@ def leave(paths: NodePaths) -> Path:
     """
     if not paths.mesh.exists():
         raise not_in_a_mesh(paths)
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    aside = paths.data_dir / f"left-{stamp}-{os.getpid()}"
     try:
-        aside.mkdir(mode=0o700)
-        export_open_jobs(paths.journal, aside / "open-jobs.jsonl")
+        aside = _aside(paths, "left")
         # The mesh last: until then the next `kith leave` goes on where this one stopped.
-        for suffix in ("-wal", "-shm", ""):
-            _move(paths.journal.with_name(paths.journal.name + suffix), aside)
+        _move_journal(paths, aside)
         for path in (paths.peers, paths.key, paths.mesh):
             _move(path, aside)
         sync_folder(aside)
@@ -214,8 +230,16 @@ def accept_move(paths: NodePaths) -> None:
         return
     key = load_key(paths.key)
     try:
-        about = _about(paths) | {"machine": machine_mark(key.node_id, machine_id())}
-        write_atomically(paths.about_mesh, json.dumps(about).encode())
+        about = replace(_about(paths), machine=machine_mark(key.node_id, machine_id()))
+        write_atomically(paths.about_mesh, _json(about))
+    except (OSError, ValueError) as error:
+        raise unwritable(paths, error) from error
+
+
+def note_backup(paths: NodePaths) -> None:
+    """Remember that the CA was backed up just now. Raises `KithError`."""
+    try:
+        write_atomically(paths.about_mesh, _json(replace(_about(paths), backed_up_s=time.time())))
     except (OSError, ValueError) as error:
         raise unwritable(paths, error) from error
 
@@ -255,11 +279,17 @@ def _authority_of(private_key: ec.EllipticCurvePrivateKey, roots: Roots) -> Auth
     raise CertificateError("the CA key is not that of this mesh")
 
 
-def _about(paths: NodePaths) -> dict[str, str]:
-    about = json.loads(_read(paths.about_mesh))
-    if not isinstance(about, dict):
-        raise ValueError(f"{paths.about_mesh.name} holds no object")
-    return {"label": shown_label(str(about.get("label", ""))), "machine": str(about.get("machine", ""))}
+def _about(paths: NodePaths) -> About:
+    """Raises `OSError`, `ValueError`."""
+    said = json.loads(_read(paths.about_mesh))
+    try:
+        return About(shown_label(said["label"]), str(said["machine"]), float(said.get("backed_up_s", 0.0)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{paths.about_mesh.name} does not hold what it should") from error
+
+
+def _json(about: About) -> bytes:
+    return json.dumps(asdict(about)).encode()
 
 
 def _read(path: Path) -> bytes:
@@ -281,6 +311,21 @@ def ders_in(text: str) -> list[bytes]:
 
 def _ders(path: Path) -> list[bytes]:
     return ders_in(_read(path).decode("ascii"))
+
+
+def _aside(paths: NodePaths, word: str) -> Path:
+    """A new folder for what is moved aside."""
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    folder = paths.data_dir / f"{word}-{stamp}-{os.getpid()}"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def _move_journal(paths: NodePaths, folder: Path) -> None:
+    # Reading a sound journal also folds its log into it, so that one file moves.
+    export_open_jobs(paths.journal, folder / "open-jobs.jsonl")
+    for suffix in ("-wal", "-shm", ""):
+        _move(paths.journal.with_name(paths.journal.name + suffix), folder)
 
 
 def _move(path: Path, folder: Path) -> None:

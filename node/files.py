@@ -22,6 +22,23 @@ def write_synced(path: Path, content: bytes, mode: int = 0o600) -> None:
         os.fsync(descriptor)
 
 
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet, 0600 where the file system knows modes. Raises `OSError`; then there is none.
+
+    Raises `FileExistsError` where there is one; it is not touched.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        sync_folder(path.parent)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was renamed in `folder` last. Raises `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -2,7 +2,7 @@
 
 node.key        the node's private key, 0600; whoever holds it is the node
 mesh/           0700: the mesh that the node is in, see node/enrolment.py; absent: it runs alone
-left-TIME-PID/  what `kith leave` moved aside
+left-TIME-PID/  what `kith leave` moved aside; alone-TIME-PID/ where a worker joined, what it did alone
 node.toml       optional configuration file
 journal.sqlite  facts, blobs, term and vote
 peers.json      addresses of nodes met before

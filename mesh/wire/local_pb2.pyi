@@ -90,6 +90,7 @@ class StatusReply(_message.Message):
     DISK_USED_BYTES_FIELD_NUMBER: _builtins.int
     DISK_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
+    MESH_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     software_version: _builtins.str
@@ -126,6 +127,10 @@ class StatusReply(_message.Message):
     def forked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """nodes that were found to have written two histories"""
 
+    @_builtins.property
+    def mesh(self) -> Global___MeshInfo:
+        """absent: the node is in no mesh and runs alone"""
+
     def __init__(
         self,
         *,
@@ -153,14 +158,54 @@ class StatusReply(_message.Message):
         disk_used_bytes: _builtins.int = ...,
         disk_budget_bytes: _builtins.int = ...,
         network: _builtins.str = ...,
+        mesh: Global___MeshInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "leader", b"leader", "load", b"load"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "leader", b"leader", "load", b"load", "mesh", b"mesh"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent", b"agent", "data_dir", b"data_dir", "disk_budget_bytes", b"disk_budget_bytes", "disk_used_bytes", b"disk_used_bytes", "engine_problem", b"engine_problem", "engine_state", b"engine_state", "facts", b"facts", "forked", b"forked", "http_address", b"http_address", "jobs_open", b"jobs_open", "leader", b"leader", "load", b"load", "mdns", b"mdns", "members_alive", b"members_alive", "name", b"name", "network", b"network", "node_id", b"node_id", "pid", b"pid", "role", b"role", "software_version", b"software_version", "solver_state", b"solver_state", "term", b"term", "uptime_s", b"uptime_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent", b"agent", "data_dir", b"data_dir", "disk_budget_bytes", b"disk_budget_bytes", "disk_used_bytes", b"disk_used_bytes", "engine_problem", b"engine_problem", "engine_state", b"engine_state", "facts", b"facts", "forked", b"forked", "http_address", b"http_address", "jobs_open", b"jobs_open", "leader", b"leader", "load", b"load", "mdns", b"mdns", "members_alive", b"members_alive", "mesh", b"mesh", "name", b"name", "network", b"network", "node_id", b"node_id", "pid", b"pid", "role", b"role", "software_version", b"software_version", "solver_state", b"solver_state", "term", b"term", "uptime_s", b"uptime_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class MeshInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESH_ID_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_ENDS_MS_FIELD_NUMBER: _builtins.int
+    ISSUERS_FIELD_NUMBER: _builtins.int
+    BACKED_UP_MS_FIELD_NUMBER: _builtins.int
+    mesh_id: _builtins.str
+    label: _builtins.str
+    """what people call it"""
+    role: _builtins.str
+    """of this node, as in its certificate: "issuer", "node", "worker", "client" """
+    certificate_ends_ms: _builtins.int
+    """since 1970"""
+    issuers: _builtins.int
+    """nodes that are known to hold the CA key, this one included"""
+    backed_up_ms: _builtins.int
+    """since 1970: the last `kith ca backup` on this node; 0: none that is known"""
+    def __init__(
+        self,
+        *,
+        mesh_id: _builtins.str = ...,
+        label: _builtins.str = ...,
+        role: _builtins.str = ...,
+        certificate_ends_ms: _builtins.int = ...,
+        issuers: _builtins.int = ...,
+        backed_up_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backed_up_ms", b"backed_up_ms", "certificate_ends_ms", b"certificate_ends_ms", "issuers", b"issuers", "label", b"label", "mesh_id", b"mesh_id", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeshInfo: _TypeAlias = MeshInfo  # noqa: Y015
 
 @_typing.final
 class NodesRequest(_message.Message):

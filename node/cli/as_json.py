@@ -108,6 +108,18 @@ def status(message: local_pb2.StatusReply) -> dict[str, Any]:
         "disk_used_bytes": message.disk_used_bytes,
         "disk_budget_bytes": message.disk_budget_bytes,
         "forked_node_ids": list(message.forked),
+        "mesh": mesh(message.mesh) if message.HasField("mesh") else None,
+    }
+
+
+def mesh(message: local_pb2.MeshInfo) -> dict[str, Any]:
+    return {
+        "mesh_id": message.mesh_id,
+        "label": message.label,
+        "role": message.role,
+        "certificate_ends_ms": message.certificate_ends_ms,
+        "issuers": message.issuers,
+        "backed_up_ms": message.backed_up_ms or None,
     }
 
 

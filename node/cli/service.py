@@ -21,7 +21,8 @@ LOG_LINES_MAX = 100_000
 READY_POLL_S = 0.05
 FOLLOW_POLL_S = 0.25
 
-EXPOSURE = "this node binds loopback or test namespaces only: nodes can not yet prove who they are"
+EXPOSED = "to members of its mesh only: both sides of every connection prove who they are"
+ALONE = "to nobody: this node is in no mesh (kith init makes one, kith join enters one)"
 
 
 def register(app: typer.Typer) -> None:
@@ -32,9 +33,6 @@ def register(app: typer.Typer) -> None:
 def up(
     ctx: typer.Context,
     name: Annotated[str | None, typer.Option("--name", help="What people call this node. [default: host name]")] = None,
-    mesh: Annotated[
-        str | None, typer.Option("--mesh", help="Join only nodes of this mesh name; no secret, it keeps meshes apart.")
-    ] = None,
     listen: Annotated[
         str | None, typer.Option("--listen", metavar="HOST:PORT", help="Address of the mesh service.")
     ] = None,
@@ -63,6 +61,9 @@ def up(
     http: Annotated[
         str | None, typer.Option("--http", metavar="HOST:PORT", help="Open the HTTP door, on loopback.")
     ] = None,
+    moved: Annotated[
+        bool, typer.Option("--moved", help="The data directory came from another machine and runs no more there.")
+    ] = False,
     log_level: Annotated[
         str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
     ] = None,
@@ -77,7 +78,6 @@ def up(
         session.data_dir(ctx),
         {
             "name": name,
-            "mesh": mesh,
             "listen": listen,
             "seeds": tuple(seed) if seed else None,
             "interfaces": tuple(interface) if interface else None,
@@ -96,6 +96,11 @@ def up(
         },
         file=file,
     )
+    if moved:
+        from node import enrolment
+        from node.paths import NodePaths
+
+        enrolment.accept_move(NodePaths(config.data_dir))
     import asyncio
 
     asyncio.run(_serve(config))
@@ -151,13 +156,38 @@ def _print_ready(now: local_pb2.StatusReply, config: NodeConfig) -> None:
     from node.cli.as_json import address_text
 
     at = ", ".join(address_text(address) for address in now.addresses)
-    print(f"{output.bold('ready')}  {output.clean(now.name)} ({now.node_id[:12]}) at {at}")
+    print(f"{output.bold('ready')}  {output.clean(now.name)} ({now.node_id[:12]}) {f'at {at}' if at else 'alone'}")
     print(f"  data     {config.data_dir}")
-    print(f"  exposed  {EXPOSURE}")
+    if now.HasField("mesh"):
+        print(f"  mesh     {output.one_line(now.mesh.label)} ({now.mesh.mesh_id[:12]}), as {now.mesh.role}")
+    print(f"  exposed  {EXPOSED if at else ALONE}")
     if now.http_address:
         print(f"  http     http://{now.http_address}")
     print(f"  ask      kith --data-dir {config.data_dir} ask 'Which planet is the largest?'")
     print("  stop     Ctrl-C, or: kith down", flush=True)
+    for warning in membership_warnings(now):
+        print(f"  warning  {warning}", flush=True)
+
+
+def membership_warnings(now: local_pb2.StatusReply) -> list[str]:
+    """What may end this node's membership, or the mesh, each with its remedy."""
+    import time
+
+    if not now.HasField("mesh"):
+        return []
+    mesh, warnings = now.mesh, []
+    left_s = mesh.certificate_ends_ms / 1000 - time.time()
+    if left_s < 0:
+        warnings.append(
+            f"this node's certificate ended {output.seconds(-left_s)} ago: no member talks to it until an issuer "
+            "renews it (is the clock right?)"
+        )
+    if mesh.role == "issuer" and mesh.issuers <= 1 and not mesh.backed_up_ms:
+        warnings.append(
+            "this node alone holds the CA key: without it nobody can be let in, cut off or renewed "
+            "(kith ca backup FILE, or kith promote NODE)"
+        )
+    return warnings
 
 
 def _loading(config: NodeConfig) -> str:
@@ -187,14 +217,29 @@ def down(
     as_json: session.Json = False,
 ) -> None:
     """Stop the node: it finishes what runs, says goodbye and ends."""
+    running = stop(session.data_dir(ctx), drain, quiet=as_json)
+    if as_json:
+        output.emit({"stopped": True, "running_tasks": running})
+    else:
+        print("stopped")
+
+
+def stop(folder: Path, drain_s: float = 0.0, *, quiet: bool = False) -> int:
+    """Stop the node of `folder` and wait for its end; how many tasks ran when it was asked. Raises `KithError`."""
+    import asyncio
     import time
 
-    folder = session.data_dir(ctx)
-    running = session.ask_node(ctx, lambda node: node.shutdown(drain))
-    if not as_json and running:
+    from node.client import NodeClient
+
+    async def ask() -> int:
+        async with NodeClient(folder) as node:
+            return await node.shutdown(drain_s)
+
+    running = asyncio.run(ask())
+    if running and not quiet:
         output.note(f"waiting for {running} running task{'s' if running > 1 else ''} to finish")
-    deadline = time.monotonic() + (drain or 10.0) + 20.0
-    while _locked(folder):
+    deadline = time.monotonic() + (drain_s or 10.0) + 20.0
+    while locked(folder):
         if time.monotonic() > deadline:
             raise KithError(
                 "node-timeout",
@@ -203,13 +248,10 @@ def down(
                 ExitCode.UNREACHABLE,
             )
         time.sleep(READY_POLL_S)
-    if as_json:
-        output.emit({"stopped": True, "running_tasks": running})
-    else:
-        print("stopped")
+    return running
 
 
-def _locked(folder: Path) -> bool:
+def locked(folder: Path) -> bool:
     """Whether a daemon still answers at the door of `folder` or holds its lock."""
     import fcntl
     import socket
@@ -247,6 +289,7 @@ def status(ctx: typer.Context, as_json: session.Json = False) -> None:
         leader = "this node"
     lines = {
         "node": f"{now.name} ({now.node_id[:12]}), version {now.software_version}, process {now.pid}",
+        "mesh": _mesh_line(now),
         "up for": output.seconds(now.uptime_s),
         "address": ", ".join(shapes.address_text(address) for address in now.addresses) or "–",
         "role": f"{now.role}, term {now.term}; leader: {leader}",
@@ -272,8 +315,21 @@ def status(ctx: typer.Context, as_json: session.Json = False) -> None:
     if now.forked:
         names = ", ".join(node_id[:12] for node_id in now.forked)
         lines["forked"] = f"{names} wrote two histories (a copied data directory?): what came after counts nowhere"
+    for warning in membership_warnings(now):
+        lines["warning"] = f"{lines['warning']}; {warning}" if "warning" in lines else warning
     for key, text in lines.items():
         print(f"{output.dim(f'{key:<9}')}{output.one_line(text)}")
+
+
+def _mesh_line(now: local_pb2.StatusReply) -> str:
+    import time
+
+    if not now.HasField("mesh"):
+        return "none: it runs alone; kith init makes a mesh, kith join enters one"
+    mesh = now.mesh
+    left_s = mesh.certificate_ends_ms / 1000 - time.time()
+    ends = f"ends in {output.seconds(left_s)}" if left_s >= 0 else "has ended"
+    return f"{mesh.label} ({mesh.mesh_id[:12]}), as {mesh.role}; certificate {ends}"
 
 
 def logs(

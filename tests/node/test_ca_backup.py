@@ -6,6 +6,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from mesh.certificates import Role
+from node import ca_backup as ca_backup_module
 from node import enrolment
 from node.ca_backup import ca_backup, ca_restore, mesh_in
 from node.errors import ExitCode, KithError
@@ -14,6 +15,12 @@ from node.paths import NodePaths
 from scripts.throwaway import ThrowawayMesh
 
 PASSPHRASE = "correct 怎么办 battery"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses that cost nothing: what a passphrase costs is tested once."""
+    monkeypatch.setattr(ca_backup_module, "SCRYPT_N", 1 << 8)
 
 
 def made(folder: Path) -> NodePaths:
@@ -48,6 +55,7 @@ def test_a_new_machine_becomes_the_issuer(founder: NodePaths, tmp_path: Path) ->
     assert original.roots.read(joined).role == Role.NODE
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_member_is_promoted(founder: NodePaths, tmp_path: Path) -> None:
     original = enrolment.load(founder)
     assert original is not None
@@ -60,6 +68,7 @@ def test_a_member_is_promoted(founder: NodePaths, tmp_path: Path) -> None:
     assert after.identity.node_id == before.identity.node_id
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_key_is_not_in_the_file_in_clear(founder: NodePaths) -> None:
     enrolled = enrolment.load(founder)
     assert enrolled is not None
@@ -71,7 +80,15 @@ def test_the_key_is_not_in_the_file_in_clear(founder: NodePaths) -> None:
         serialization.load_pem_private_key(backup[backup.index(b"-----BEGIN ENCRYPTED") :], None)
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_passphrase_is_its_letters_however_they_are_typed(founder: NodePaths, tmp_path: Path) -> None:
+    composed, apart = "Gr\u00fc\u00dfe aus Z\u00fcrich", "Gru\u0308\u00dfe aus Zu\u0308rich"
+    backup = ca_backup(founder, composed).replace(b"\n", b"\r\n")  # a stick that went through another system
+    assert ca_restore(made(tmp_path / "new"), backup, apart).identity.role == Role.ISSUER
+
+
 @pytest.mark.parametrize("given", ["", "correct 怎么办 Battery", PASSPHRASE + " ", "x" * 10_000])
+@pytest.mark.usefixtures("quick")
 def test_a_wrong_passphrase_is_said_and_changes_nothing(founder: NodePaths, tmp_path: Path, given: str) -> None:
     new = made(tmp_path / "new")
     with pytest.raises(KithError) as raised:
@@ -81,12 +98,14 @@ def test_a_wrong_passphrase_is_said_and_changes_nothing(founder: NodePaths, tmp_
     assert not list(new.data_dir.iterdir())
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_weak_passphrase_is_refused(founder: NodePaths) -> None:
     with pytest.raises(KithError) as raised:
         ca_backup(founder, "short")
     assert code_of(raised) == "weak-passphrase"
 
 
+@pytest.mark.usefixtures("quick")
 def test_only_an_issuer_has_something_to_back_up(tmp_path: Path) -> None:
     alone = made(tmp_path / "alone")
     with pytest.raises(KithError) as raised:
@@ -98,6 +117,7 @@ def test_only_an_issuer_has_something_to_back_up(tmp_path: Path) -> None:
     assert code_of(raised) == "not-an-issuer"
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_member_of_another_mesh_is_left_as_it_is(founder: NodePaths, tmp_path: Path) -> None:
     other = made(tmp_path / "other")
     before = ThrowawayMesh().enrol(other.data_dir)
@@ -109,6 +129,7 @@ def test_a_member_of_another_mesh_is_left_as_it_is(founder: NodePaths, tmp_path:
     assert after.identity == before.identity
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_is_no_backup_is_refused(founder: NodePaths, tmp_path: Path) -> None:
     (tmp_path / "second").mkdir()
     second = NodePaths(tmp_path / "second")
@@ -121,9 +142,14 @@ def test_what_is_no_backup_is_refused(founder: NodePaths, tmp_path: Path) -> Non
         "another file": b"# notes\n",
         "huge": backup + bytes(70_000),
         "no key": backup[:split],
-        "no certificate": backup.splitlines(keepends=True)[0] + backup[split:],
+        "no certificate": b"".join(backup.splitlines(keepends=True)[:3]) + backup[split:],
+        "no salt": backup.replace(b"salt: ", b"pepper: "),
+        "a salt that is none": backup.replace(b"salt: ", b"salt: x"),
+        "only the head": backup[:20],
         "two certificates": backup[:split] + backup[backup.index(b"-----BEGIN CERT") :],
-        "another's key": backup[:split] + strange[strange.index(b"-----BEGIN ENCRYPTED") :],
+        "another's key": b"".join(strange.splitlines(keepends=True)[:3])
+        + backup[backup.index(b"-----BEGIN CERT") : split]
+        + strange[strange.index(b"-----BEGIN ENCRYPTED") :],
     }
     new = made(tmp_path / "new")
     for what, data in wrong.items():

@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_the_node_in_no_mesh(paths: NodePaths, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["ca.pem", "node.pem", "mesh.json", "ca.key"])
-@pytest.mark.parametrize("content", [b"", b"noise \xff", b"[]", b"{", bytes(70_000)])
+@pytest.mark.parametrize("content", [b"", b"noise \xff", b"[]", b'{"label": 5}', b"{", bytes(70_000)])
 def test_a_damaged_folder_is_said_and_can_be_left(paths: NodePaths, name: str, content: bytes) -> None:
     enrolment.found(paths, "home")
     (paths.mesh / name).write_bytes(content)
@@ -153,6 +153,17 @@ def test_two_roots_are_kept_in_order(paths: NodePaths) -> None:
     assert read.authority is not None
     assert list(read.roots.ders) == ders
     assert (read.mesh_id, read.authority.mesh_id) == (mesh.mesh_id, next_one.mesh_id)
+
+
+@pytest.mark.parametrize(("role", "stays"), [(Role.NODE, True), (Role.WORKER, False), (Role.CLIENT, False)])
+def test_what_was_done_alone_stays_where_the_role_lets_it_count(paths: NodePaths, role: Role, stays: bool) -> None:
+    paths.journal.write_bytes(b"not read by this test")
+    key = load_or_make_key(paths.key)
+    mine = ThrowawayMesh().enrol(paths.data_dir, role)
+    assert mine.key.node_id == key.node_id
+    assert paths.journal.exists() is stays
+    aside = [path.read_bytes() for path in paths.data_dir.glob("alone-*/journal.sqlite")]
+    assert aside == ([] if stays else [b"not read by this test"])
 
 
 # Renewal and promotion
@@ -299,6 +310,17 @@ def test_nothing_is_checked_where_a_machine_has_no_id(
     machine["id"] = then
     enrolment.found(paths, "home")
     machine["id"] = now
+    assert enrolment.load(paths) is not None
+
+
+def test_a_backup_is_remembered_and_survives_a_move(paths: NodePaths, machine: dict[str, str]) -> None:
+    made = enrolment.found(paths, "home")
+    assert made.backed_up_s() == 0
+    before = time.time()
+    enrolment.note_backup(paths)
+    machine["id"] = "two"
+    enrolment.accept_move(paths)
+    assert before <= made.backed_up_s() <= time.time()
     assert enrolment.load(paths) is not None
 
 

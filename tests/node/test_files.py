@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from node.files import write_atomically
+from node.files import write_atomically, write_new
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -39,3 +39,22 @@ def test_what_was_there_stays_where_the_new_one_can_not_be_written(
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_a_new_file_replaces_none(tmp_path: Path) -> None:
+    path = tmp_path / "backup"
+    write_new(path, b"first")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(FileExistsError):
+        write_new(path, b"second")
+    assert path.read_bytes() == b"first"
+
+
+def test_half_a_new_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_new(tmp_path / "backup", b"content")
+    assert not list(tmp_path.iterdir())
