@@ -1,8 +1,9 @@
 """Accepting jobs: say it once, and answer when enough nodes hold the job and all that it reads.
 
 Idea: the job is authored at once and its blobs are pushed at once; the answer waits for receipts of both. It comes at
-the deadline in any case, with the true number: a frozen peer makes it "on 1 of 3", never a hang. A job that is known
-is not said again; its answer waits for the same copies.
+the deadline in any case, with the true number: a frozen peer makes it "on 1 of 3", never a hang. A job that this node
+said is not said again; one that another said is, for what a node acknowledges must not hang on the word of another,
+which a denial may make void.
 
 After a pause of this node the view is old: the answer waits for one probe round (DESIGN section 3 rule 8).
 
@@ -62,7 +63,7 @@ class Acceptance:
         blobs = tuple(event.submitted.blobs)
         deadline = now + min(max(0.0, event.deadline_s), DEADLINE_MAX_S)
         self.pending[event.ticket] = _Pending(event.ticket, job_id, blobs, deadline, copies_wanted(self.around), known)
-        if not known:
+        if not (known and (job_id in self._authored or self._ended(job_id) or self._own_places(job_id))):
             self._authored.add(job_id)
             effects.append(Author("job_submitted", event.submitted))
         effects += self.copies.push(blobs, deadline, now)
@@ -77,6 +78,13 @@ class Acceptance:
         self._places.setdefault(job_id, {})[fact.stream_id, fact.sequence] = None
         if len(self._places) > PLACES_MAX:
             del self._places[next(iter(self._places))]
+
+    def withdraw(self) -> list[Effect]:
+        """This node itself is denied: nobody counts what it accepts."""
+        return [
+            AnswerSubmit(one.ticket, one.job_id, 0, max(1, one.wanted), one.known)
+            for one in [self.pending.pop(ticket) for ticket in list(self.pending)]
+        ]
 
     def awaits(self, sha256: bytes) -> bool:
         return any(blob.sha256 == sha256 for pending in self.pending.values() for blob in pending.blobs)
@@ -98,15 +106,20 @@ class Acceptance:
 
     def holders(self, job_id: bytes, blobs: Iterable[common_pb2.BlobRef]) -> set[NodeId]:
         """Nodes known to hold the job's `submitted` fact and all of `blobs` durably."""
-        places = self._places.get(job_id, {})
+        places = self._own_places(job_id) or list(self._places.get(job_id, ()))
         nodes = {self.around.me} if places else set()
         for stream_id, sequence in places:
             nodes |= self.around.gossip.holders(stream_id, sequence)
         with_blobs = self.copies.holders(blobs)
         return nodes if with_blobs is None or self._ended(job_id) else nodes & with_blobs
 
+    def _own_places(self, job_id: bytes) -> list[tuple[StreamId, int]]:
+        return [place for place in self._places.get(job_id, ()) if place[0].author == self.around.me]
+
     def _settled(self, pending: _Pending) -> bool:
-        return len(self.holders(pending.job_id, pending.blobs)) >= copies_wanted(self.around)
+        return bool(self._own_places(pending.job_id)) and len(
+            self.holders(pending.job_id, pending.blobs)
+        ) >= copies_wanted(self.around)
 
     def _ended(self, job_id: bytes) -> bool:
         """Of a closed job what it read may be gone already."""

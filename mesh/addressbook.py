@@ -5,12 +5,15 @@ dial now and then and delays no other. An address whose node is reached already,
 node whose link broke, or seems stuck, is dialled at once where it was; one that left is not, until something new is
 heard of it.
 
+Who is denied has no address here: its own are forgotten, and where it answers all the same, the next dial waits long.
+
 Does not: open links or know who is alive.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from mesh.denials import Denials
 from mesh.effects import Dial, Effect
 from mesh.gossip import Rng
 from mesh.identity import NodeId
@@ -66,11 +69,14 @@ class AddressBook:
     entries: dict[Key, Address] = field(default_factory=dict)
     own: set[Key] = field(default_factory=set)
     due_at: float = 0.0
+    denials: Denials = field(default_factory=Denials)
     of_node: dict[NodeId, dict[Key, None]] = field(default_factory=dict)
 
     def add(self, host: str, port: int, found_by: str, now: float, node_id: NodeId | None = None) -> None:
         key = (host, port)
         if key in self.own or node_id == self.me or not host or not 0 < port < 65536:
+            return
+        if node_id is not None and self.denials.is_denied(node_id):
             return
         entry = self.entries.get(key)
         if entry is None:
@@ -114,10 +120,12 @@ class AddressBook:
         """Addresses where this node itself saw `node_id` answer."""
         return [key for key in self.of_node.get(node_id, ()) if self.entries[key].answered]
 
-    def dial_succeeded(self, host: str, port: int, node_id: NodeId) -> None:
+    def dial_succeeded(self, host: str, port: int, node_id: NodeId, now: float = 0.0) -> None:
         if node_id == self.me:
             self.own.add((host, port))
             self._drop((host, port))
+        elif self.denials.is_denied(node_id):
+            self._not_again_soon((host, port), now)
         elif entry := self.entries.get((host, port)):
             self._belongs(entry, node_id)
             entry.answered = True
@@ -183,6 +191,16 @@ class AddressBook:
             if self.entries[key].found_by != "seed":
                 self.entries[key].next_dial_at = NEVER
 
+    def denied(self, node_id: NodeId, now: float) -> None:
+        """A node was cut off: nobody dials it. Another may come to live where a seed is."""
+        for key in list(self.of_node.get(node_id, ())):
+            if self.entries[key].found_by == "seed":
+                self._disown(key, node_id)
+                self.entries[key].node_id, self.entries[key].answered = None, False
+                self._not_again_soon(key, now)
+            else:
+                self._drop(key)
+
     def found_by(self, node_id: NodeId) -> str:
         """How the node was found: for people."""
         entries = [self.entries[key] for key in self.of_node.get(node_id, ())]
@@ -202,6 +220,12 @@ class AddressBook:
         """Whether it is known if its linked node can be dialled at all: only then others can be told where it is."""
         assert entry.node_id is not None
         return entry.failures >= PROVING_DIALS or bool(self.answered(entry.node_id))
+
+    def _not_again_soon(self, key: Key, now: float) -> None:
+        if entry := self.entries.get(key):
+            entry.dialled_at = None
+            entry.failures = max(entry.failures, 1)  # the first to make room
+            self._schedule(entry, now + BACKOFF_LAST_S)
 
     def _schedule(self, entry: Address, at: float) -> None:
         entry.next_dial_at = at

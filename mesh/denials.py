@@ -108,10 +108,8 @@ class Denials:
     def denied(self) -> list[Denied]:
         """In order of epoch and id, each node once, as its latest denial says."""
         latest = (max(said.values(), key=lambda deny: (deny.epoch, deny.reason)) for said in self._said.values())
-        return sorted(
-            (Denied(NodeId(one.node_id), one.epoch, one.reason) for one in latest),
-            key=lambda one: (one.epoch, one.node_id),
-        )
+        denied = [Denied(NodeId(one.node_id), one.epoch, one.reason) for one in latest]
+        return sorted(denied, key=lambda one: (one.epoch, one.node_id))
 
     def reason(self, node_id: NodeId) -> str:
         """Why a node is denied; empty where none was given, or it is not."""
@@ -184,24 +182,24 @@ def name_of(deny: facts_pb2.Deny) -> bytes:
     return hashlib.sha256(deny.SerializeToString(deterministic=True)).digest()
 
 
-def _groups(said: Iterable[facts_pb2.Deny]) -> list[list[list[_Ends]]]:
-    """What is listed, by denial and part. Denials of one epoch in as many parts are taken together."""
-    groups: dict[tuple[int, int], list[list[_Ends]]] = {}
+def _groups(said: Iterable[facts_pb2.Deny]) -> list[list[list[facts_pb2.Deny]]]:
+    """Denials by part. Denials of one epoch in as many parts are taken together."""
+    groups: dict[tuple[int, int], list[list[facts_pb2.Deny]]] = {}
     for deny in said:
         parts = max(1, min(deny.parts, PARTS_MAX))
         group = groups.setdefault((deny.epoch, parts), [[] for _ in range(parts)])
         if deny.part < parts:
-            group[deny.part].append(_listed(deny))
+            group[deny.part].append(deny)
     return list(groups.values())
 
 
-def _whole(group: list[list[_Ends]]) -> _Ends | None:
+def _whole(group: list[list[facts_pb2.Deny]]) -> _Ends | None:
     """What the parts list together; None while one is missing."""
     if not all(group):
         return None
     whole: _Ends = {}
-    for listed in group:
-        for name, end in _least(listed).items():
+    for said in group:
+        for name, end in _least([_listed(deny) for deny in said]).items():
             whole[name] = min(end, whole.get(name, end))
     return whole
 

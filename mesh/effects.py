@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from mesh.dispatch import TaskKey
-    from mesh.facts import Fact, FactRange, Retired
+    from mesh.facts import Fact, FactRange, Retired, StreamId
     from mesh.identity import NodeId
-    from mesh.journal import Fork
+    from mesh.journal import Fork, Position
     from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
 
@@ -75,6 +75,21 @@ class SaveFork:
     """Store the proof, delete the stream's facts from its place on, then read all facts. Answered by `ForkSaved`."""
 
     fork: Fork
+
+
+@dataclass(frozen=True)
+class CutStreams:
+    """Delete what is stored of these streams after the given places (sequence 0: all of it), then read all facts.
+    Answered by `StreamsCut`. A retired range that reaches over a place is cut to it; `head` is its hash then."""
+
+    ends: tuple[tuple[StreamId, Position], ...]
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """This node is denied, or this node itself is: end every link and call with it now, its own and ours."""
+
+    node_id: NodeId
 
 
 @dataclass(frozen=True)
@@ -254,6 +269,8 @@ Effect: TypeAlias = (
     | PushStored
     | CompareStored
     | SaveFork
+    | CutStreams
+    | CutOff
     | SaveVote
     | Deliver
     | MemberChanged

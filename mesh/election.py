@@ -7,7 +7,7 @@ the larger group (by who really answers it; tie: the lower id) stands at the hig
 
 Rules: a term and a vote are durable before they are told. A voter refuses while it hears a leader that is alive in its
 view. A leader unheard by a majority of its view for one timeout steps down. A node that was paused follows first: it
-deposes nobody. Terms that jump absurdly are refused.
+deposes nobody. Terms that jump absurdly are refused. A denied node's tokens are forgotten, and its vote is none.
 
 Source: Ongaro, "Consensus: bridging theory and practice" (2014), sections 3.4, 6.2 and 9.6. Given up against it: two
 leaders at a time are possible, so a leader's word is only ever an optimisation; see docs/promises.md.
@@ -63,6 +63,7 @@ class Election:
 
     me: NodeId
     rng: Rng
+    may_lead: bool = True  # a worker votes and never stands
     term: int = 0
     voted_for: str = ""
     role: Role = Role.FOLLOWER
@@ -95,7 +96,7 @@ class Election:
             self.leader = None
             self.deadline = now + self._turn(view)
             return [LeaderChanged(None)]
-        if now >= self.deadline:
+        if now >= self.deadline and self.may_lead:
             return self._stand(now, view, pre_vote=True)
         return []
 
@@ -204,7 +205,7 @@ class Election:
         self.leader = None
         self.deadline = now + TIMEOUT_MIN_S
         effects: list[Effect] = [LeaderChanged(None)]
-        if transfer.successor_id == self.me:
+        if transfer.successor_id == self.me and self.may_lead:
             electorate = view - {NodeId(transfer.token.leader_id)}
             effects += self._stand(now, electorate, pre_vote=False)
         return effects
@@ -219,6 +220,33 @@ class Election:
         effects = self._step_down(now, "stopping")
         self.deadline = now + 3600.0
         return [*effects, *[Send(peer, mesh_pb2.LinkMessage(leader_transfer=transfer)) for peer in peers]]
+
+    def forget(self, node_id: NodeId, now: float, view: frozenset[NodeId]) -> list[Effect]:
+        """A node is denied; `view` is without it. Its term blocks nobody: whoever stands next stands above it."""
+        self.followers.pop(node_id, None)
+        self.beaten.pop(node_id, None)
+        self.silent = [peer for peer in self.silent if peer != node_id]
+        if self.highest.leader_id == node_id:
+            self.highest = FencingToken()
+        if node_id in self.electorate and self.role in (Role.PRE_CANDIDATE, Role.CANDIDATE):
+            # Asked together with it: ask the others anew.
+            self.role, self.votes, self.electorate = Role.FOLLOWER, set(), frozenset()
+            self.deadline = now
+        if self.leader is None or self.leader.leader_id != node_id:
+            return []
+        self.leader = None
+        self.deadline = now + self._turn(view)
+        return [LeaderChanged(None)]
+
+    def withdraw(self, now: float) -> list[Effect]:
+        """This node itself is denied: it leads, follows and asks nobody any more."""
+        effects: list[Effect] = []
+        if self.role is Role.LEADER:
+            effects = self._step_down(now, "it is denied")
+        elif self.leader is not None:
+            effects = [LeaderChanged(None)]
+        self.leader, self.role, self.votes, self.electorate = None, Role.FOLLOWER, set(), frozenset()
+        return effects
 
     def validate(self) -> None:
         assert (self.role is Role.LEADER) == (self.leader is not None and self.leader.leader_id == self.me)

@@ -103,6 +103,14 @@ class ForkSaved:
 
 
 @dataclass(frozen=True)
+class StreamsCut:
+    """Answers `effects.CutStreams`: it is synced; `facts` are all that is stored now."""
+
+    streams: tuple[StreamId, ...]
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
 class DiskMeasured:
     """Sent now and then: what the store takes, and may take (0: no limit)."""
 
@@ -277,6 +285,7 @@ Event: TypeAlias = (
     | ForkProven
     | StoredCompared
     | ForkSaved
+    | StreamsCut
     | DiskMeasured
     | FactAuthored
     | Persisted

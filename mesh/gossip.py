@@ -145,7 +145,9 @@ class Gossip:
         void = [s for s, position in theirs.items() if s in forks and position.sequence >= forks[s].sequence]
         effects += self.proofs_to(peer, void)
         missing_here = any(
-            position.sequence > self.journal.staged.get(stream_id, Position()).sequence and stream_id not in forks
+            position.sequence > (here := self.journal.staged.get(stream_id, Position()).sequence)
+            and stream_id not in forks
+            and not self.journal.is_void(stream_id, here + 1)
             for stream_id, position in theirs.items()
         )
         suspected = any(suspect[0] == peer and suspect[1] in theirs for suspect in self.suspects)

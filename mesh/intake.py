@@ -59,7 +59,7 @@ class Running:
 
 @dataclass
 class Intake:
-    """Invariant: `highest` never goes down; at most `slots` tasks use the engine."""
+    """Invariant: `highest` never goes down, but where its leader is denied; at most `slots` tasks use the engine."""
 
     around: Surroundings
     copies: Copies
@@ -152,6 +152,21 @@ class Intake:
                 running.assign.token.CopyFrom(token)
                 report.running.append(event_of(running))
         return [Send(NodeId(token.leader_id), mesh_pb2.LinkMessage(work_report=report))]
+
+    def denied(self, node_id: NodeId) -> None:
+        """A leader's word is worth nothing any more. What runs goes on under the next one."""
+        if self.highest.leader_id == node_id:
+            self.highest = common_pb2.FencingToken()
+        if self.leader is not None and self.leader.leader_id == node_id:
+            self.leader = None
+
+    def withdraw(self) -> list[Effect]:
+        """This node itself is denied: it takes no work, and what runs is of no use to anybody."""
+        self.draining = True
+        effects = [effect for key in list(self.running) for effect in self._stop(key, "this node is denied")]
+        for key in [key for key, running in self.running.items() if running.authored]:
+            del self.running[key]  # nobody will ever count it
+        return effects
 
     # From the engine
 

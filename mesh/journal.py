@@ -10,17 +10,19 @@ told to others ("durable before seen", DESIGN section 3 rule 2).
 
 A retired range stands for facts that were dropped; it is taken only together with the true fact after it, whose
 predecessor is the range's head, so nobody invents where a stream goes on. A fork is two signed facts of one place: the
-stream is void from there on, for every holder of that proof alike.
+stream is void from there on, for every holder of that proof alike. So is what a denied author wrote beyond the places
+that its denial names (denials.py).
 
 Does not: touch the disk (effects do), check signatures (the shell does, before it offers facts), interpret facts. The
 XOR is no defence against an author that crafts streams to collide; it would keep its own bucket from converging.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from mesh.denials import Denials
 from mesh.facts import Fact, Place, Retired, StreamId
 from mesh.identity import NodeId
 from mesh.wire import facts_pb2
@@ -40,7 +42,7 @@ class Verdict(Enum):
     DUPLICATE = "duplicate"
     GAP = "gap"  # facts before it are missing here
     FORK = "fork"  # the author wrote two histories: a copied machine, or a lie; not proven by this fact alone
-    VOID = "void"  # at or after the place of a proven fork
+    VOID = "void"  # at or after the place of a proven fork, or beyond what counts of a denied author
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Journal:
     staged: dict[StreamId, Position] = field(default_factory=dict)
     durable: dict[StreamId, Position] = field(default_factory=dict)
     forks: dict[StreamId, Fork] = field(default_factory=dict)
+    denials: Denials = field(default_factory=Denials)
     serial: int = field(default=0, compare=False)  # counts what became durable since the start
     _recent: dict[Place, int] = field(default_factory=dict, compare=False)
     _recent_floor: int = field(default=0, compare=False)
@@ -135,7 +138,9 @@ class Journal:
                 continue  # the fork was proven meanwhile
             position = self.durable.get(item.stream_id, Position())
             assert item.first == position.sequence + 1, "facts become durable in stream order"
-            self._set_durable(item.stream_id, Position(item.last, item.head))
+            self._set_durable(item.stream_id, end := Position(item.last, item.head))
+            if self.staged[item.stream_id].sequence == item.last:
+                self.staged[item.stream_id] = end  # a denial may have named another head than this node's
             self.serial += 1
             self._recent[Place(item.stream_id, item.last)] = self.serial
         while len(self._recent) > RECENT_MAX:
@@ -181,17 +186,30 @@ class Journal:
 
     def reset_end(self, fork: Fork, head: bytes) -> None:
         """The stream ends before the fork, with the fact of this hash, where it reached further."""
-        end = Position(fork.sequence - 1, head)
+        self.end_at(fork.stream_id, Position(fork.sequence - 1, head))
+
+    def deny(self, authors: Collection[NodeId]) -> dict[StreamId, Position]:
+        """The streams of these authors end where their denials say. Returns those that reached further."""
+        ended: dict[StreamId, Position] = {}
+        for stream_id in [stream_id for stream_id in self.staged if stream_id.author in authors]:
+            end = self.denials.end_of(stream_id)
+            if end is not None and self.staged[stream_id].sequence > end.sequence:
+                ended[stream_id] = Position(*end)
+                self.end_at(stream_id, ended[stream_id])
+        return ended
+
+    def end_at(self, stream_id: StreamId, end: Position) -> None:
+        """The stream ends here, where it reached as far."""
         for positions in (self.staged, self.durable):
-            position = positions.get(fork.stream_id, Position())
+            position = positions.get(stream_id, Position())
             if position.sequence < end.sequence:
                 continue
             if positions is self.durable:
-                self._set_durable(fork.stream_id, end)
+                self._set_durable(stream_id, end)
             elif end.sequence:
-                positions[fork.stream_id] = end
+                positions[stream_id] = end
             else:
-                positions.pop(fork.stream_id, None)
+                positions.pop(stream_id, None)
 
     def next_of(self, stream_id: StreamId) -> tuple[int, bytes]:
         """Sequence and predecessor of the next fact that this node authors in its own stream."""
@@ -238,9 +256,12 @@ class Journal:
             assert not self.is_void(stream_id, staged.sequence)
 
     def is_void(self, stream_id: StreamId, sequence: int) -> bool:
-        """Whether a place is at or after a proven fork."""
+        """Whether a place is at or after a proven fork, or beyond the limit of a denied author."""
         fork = self.forks.get(stream_id)
-        return fork is not None and sequence >= fork.sequence
+        if fork is not None and sequence >= fork.sequence:
+            return True
+        limit = self.denials.limit(stream_id)
+        return limit is not None and sequence > limit
 
     def _restored(self, stream_id: StreamId, position: Position) -> Position:
         self.staged[stream_id] = position

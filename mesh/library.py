@@ -5,19 +5,23 @@ Idea: every fact goes one way, whoever wrote it:
     author or push ──▶ journal (staged) ──▶ Persist ──▶ Persisted ──▶ journal (durable) ──▶ folds ──▶ push, receipt
 
 The folds are commutative, so they may also be made anew from all that is stored: that is how facts leave them that a
-proven fork made void (rare; everything else that leaves changes no reading, see retention.py).
+proven fork or a denial made void (rare; everything else that leaves changes no reading, see retention.py).
+
+Denials are heeded before anything that came with them, and their fold is never made anew: who is denied stays so while
+this node runs. Where a fork takes the facts that said so, a few nodes say them again.
 
 Does not: know members or time; replica.py passes in who is live and what time it is.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from google.protobuf.message import Message
 
-from mesh.effects import CompareStored, Effect, FactsApplied, Log, Persist, SaveFork, Send
+from mesh.denials import DenialError, name_of
+from mesh.effects import Author, CompareStored, CutStreams, Effect, FactsApplied, Log, Persist, SaveFork, Send
 from mesh.facts import STREAM_OF_KIND, Fact, Retired, StreamId, make
-from mesh.gossip import PUSH_PEERS, Gossip, Rng
+from mesh.gossip import COPIES, PUSH_PEERS, Gossip, Rng
 from mesh.identity import NodeId, NodeKey
 from mesh.journal import Fork, Journal, Position, Verdict, fork_of, in_stream_order, wire_position
 from mesh.knowledge import Knowledge
@@ -30,6 +34,8 @@ from mesh.wire import facts_pb2, mesh_pb2
 #: Against a clock from far ahead, which would drag everybody's along, in the end out of 64 bits: one that is further
 #: ahead of our wall clock than this is not followed. It orders nothing, so nothing is lost.
 CLOCK_AHEAD_MAX_MS = 86_400_000
+#: Peers that a node passes a denial on to as soon as it has it: with the author's push to all, 1,000 nodes are reached.
+FORWARD_PEERS = 8
 
 
 class Library:
@@ -41,6 +47,7 @@ class Library:
         #: The life that this node's facts are written in; a new one where its own stream turns out to be forked.
         self.writing_as = incarnation
         self.journal = Journal()
+        self.denials = self.journal.denials
         self.ledger = Ledger()
         self.knowledge = Knowledge()
         self.profiles = Profiles()
@@ -48,11 +55,16 @@ class Library:
         self.retention = Retention(self.journal, self.ledger, self.knowledge, self.profiles)
         self.own_hybrid_clock = 0
         self.seen_hybrid_clock = 0
-        self._forks_being_saved = 0
+        self._cuts_being_saved = 0
         self._folded_meanwhile: list[Fact] = []
+        self._denials_read: list[Fact] = []
+        self._cuts_due: list[Effect] = []
 
     def restore(self, facts: Iterable[Fact], retired: Iterable[Retired], forks: Iterable[Fork]) -> None:
-        """Take over what the store holds, at start. Raises `ValueError` where it has a hole."""
+        """Take over what the store holds, at start. Raises `ValueError` where it has a hole.
+
+        What denials make void goes in the end: a crash may have come between a denial and the cut (`tick`).
+        """
         for fork in forks:
             self.journal.forks[fork.stream_id] = fork
         gone: dict[StreamId, list[Retired]] = {}
@@ -61,8 +73,17 @@ class Library:
         for fact in facts:
             if self.journal.restore(fact, gone.get(fact.stream_id, ())):
                 self.fold(fact)
+                if fact.kind == "deny":
+                    self._denials_read.append(fact)
         for fork in self.journal.forks.values():
             self.journal.restore_end(fork, gone.get(fork.stream_id, ()))
+        self._cuts_due = self._heed(self._denials_read)
+        self._denials_read = []
+
+    def tick(self) -> list[Effect]:
+        """What was found to be void at start is deleted now."""
+        cuts, self._cuts_due = self._cuts_due, []
+        return cuts
 
     # Facts of this node
 
@@ -91,6 +112,7 @@ class Library:
         doubted: list[Fact] = []
         touched: dict[StreamId, None] = {}
         void: dict[StreamId, None] = {}
+        gap_before_denial = False
         items = in_stream_order(facts, retired)
         for index, item in enumerate(items):
             if isinstance(item, Retired):
@@ -111,32 +133,46 @@ class Library:
                 case Verdict.VOID:
                     void[item.stream_id] = None
                 case Verdict.GAP:
-                    pass
+                    gap_before_denial = gap_before_denial or item.kind == "deny"
         if staged:
             effects.append(Persist(tuple(staged), peer, tuple(staged_retired)))
         if touched:
             effects.append(self.receipt(peer, touched))
         if doubted:
             effects.append(CompareStored(peer, tuple(doubted)))
-        return effects + self.gossip.proofs_to(peer, void)
+        if gap_before_denial:
+            effects.append(self.gossip.compare_with(peer))  # a denial does not wait for the next round
+        return effects + self.gossip.proofs_to(peer, (stream for stream in void if stream in self.journal.forks))
 
     def persisted(
-        self, facts: Sequence[Fact], source: NodeId | None, retired: Sequence[Retired], live_peers: Sequence[NodeId]
+        self,
+        facts: Sequence[Fact],
+        source: NodeId | None,
+        retired: Sequence[Retired],
+        live_peers: Sequence[NodeId],
+        linked_peers: Sequence[NodeId] | None = None,
     ) -> list[Effect]:
+        """`linked_peers`: beside the live ones those that are suspect: they hear of a denial too."""
+        linked = live_peers if linked_peers is None else linked_peers
+        cuts = self._heed([fact for fact in facts if fact.kind == "deny"])
         self.journal.persisted(facts, retired)
         counting = [fact for fact in facts if not self.journal.is_void(fact.stream_id, fact.sequence)]
         for fact in counting:
             self.fold(fact)
-        if self._forks_being_saved:
+        if self._cuts_being_saved:
             self._folded_meanwhile += counting
-        effects: list[Effect] = [FactsApplied(tuple(counting))]
+        effects: list[Effect] = [*cuts, FactsApplied(tuple(counting))]
+        denials = [fact for fact in counting if fact.kind == "deny"]
         if source is not None:
             effects.append(self.receipt(source, {fact.stream_id: None for fact in counting}))
             effects += self.gossip.stored(source, facts)
+            if denials:
+                others = [peer for peer in linked if peer != source]
+                effects += _push(denials, holders(denials[0].hash + self.me.encode(), others, FORWARD_PEERS))
+        elif denials:
+            effects += _push(counting, linked)
         elif counting:
-            push = facts_pb2.FactPush(facts=[fact.signed for fact in counting])
-            peers = holders(facts[0].hash, live_peers, PUSH_PEERS)
-            effects += [Send(peer, mesh_pb2.LinkMessage(fact_push=push)) for peer in peers]
+            effects += _push(counting, holders(facts[0].hash, live_peers, PUSH_PEERS))
         return effects
 
     def receipt(self, peer: NodeId, streams: Iterable[StreamId]) -> Send:
@@ -184,7 +220,7 @@ class Library:
             # Two machines run with one memory: they part here, for each had written something else.
             seed = self.writing_as.to_bytes(8, "big") + own_end
             self.writing_as = int.from_bytes(hashlib.sha256(seed).digest()[:8], "big")
-        self._forks_being_saved += 1
+        self._cuts_being_saved += 1
         effects: list[Effect] = [SaveFork(fork)]
         if not known:
             text = (
@@ -195,25 +231,67 @@ class Library:
 
     def fork_saved(self, stream_id: StreamId, facts: Sequence[Fact], live_peers: Sequence[NodeId]) -> list[Effect]:
         """Read everything anew, without what is void, and spread the proof."""
-        fork = self.journal.forks[stream_id]
-        self._forks_being_saved -= 1
+        self._fold_anew(facts, {stream_id: self.journal.forks[stream_id].sequence - 1})
+        effects: list[Effect] = [FactsApplied(())]
+        for peer in live_peers:
+            effects += self.gossip.proofs_to(peer, [stream_id])
+        if stream_id.stream == facts_pb2.FACT_STREAM_TRUST:
+            effects += self._said_again(facts, live_peers)
+        return effects
+
+    def _fold_anew(self, facts: Sequence[Fact], ends: Mapping[StreamId, int]) -> None:
+        """Make the folds of all that is stored. `ends`: streams that were cut, with their last places: a proof or a
+        denial may name another history's head than the one that is stored here."""
+        self._cuts_being_saved -= 1
         for fold in (self.ledger, self.knowledge, self.profiles):
             fold.clear()
         for fact in [*facts, *self._folded_meanwhile]:
             if not self.journal.is_void(fact.stream_id, fact.sequence):
                 self.fold(fact)
-                if (fact.stream_id, fact.sequence) == (stream_id, fork.sequence - 1):
-                    self.journal.reset_end(fork, fact.hash)
-        if not self._forks_being_saved:
+                if ends.get(fact.stream_id) == fact.sequence:
+                    self.journal.end_at(fact.stream_id, Position(fact.sequence, fact.hash))
+        if not self._cuts_being_saved:
             self._folded_meanwhile = []
-        effects: list[Effect] = [FactsApplied(())]
-        for peer in live_peers:
-            effects += self.gossip.proofs_to(peer, [stream_id])
-        return effects
 
     def proofs_to(self, peer: NodeId) -> list[Effect]:
         """All proven forks, for a peer that came (back)."""
         return self.gossip.proofs_to(peer, sorted(self.journal.forks))
+
+    # Who was cut off
+
+    def denial_of(self, node_id: NodeId, reason: str) -> list[facts_pb2.Deny]:
+        """What to have signed by the CA and to author, one after the other, to cut a node off. Raises `DenialError`."""
+        if node_id == self.me:
+            raise DenialError("a node does not deny itself")
+        held = {stream_id: (at.sequence, at.head) for stream_id, at in self.journal.durable.items()}
+        return self.denials.draft(node_id, reason, held)
+
+    def _heed(self, denials: Iterable[Fact]) -> list[Effect]:
+        """Fold denials in; what they make void ends at once, and is deleted."""
+        counting = [fact for fact in denials if not self.journal.is_void(fact.stream_id, fact.sequence)]
+        authors = {NodeId(fact.body.deny.node_id) for fact in counting if self.denials.add(fact.body.deny)}
+        if not authors or not (ended := self.journal.deny(authors)):
+            return []
+        self._cuts_being_saved += 1
+        return [CutStreams(tuple(sorted(ended.items())))]
+
+    def streams_cut(self, streams: Iterable[StreamId], facts: Sequence[Fact]) -> list[Effect]:
+        """Read everything anew, without what is void."""
+        self._fold_anew(facts, {stream_id: self.denials.limit(stream_id) or 0 for stream_id in streams})
+        return [FactsApplied(())]
+
+    def _said_again(self, facts: Iterable[Fact], live_peers: Sequence[NodeId]) -> list[Effect]:
+        """Denials that only a forked stream carried, said by a few nodes in their own: the CA's word is not lost."""
+        held = {name_of(fact.body.deny) for fact in [*facts, *self._folded_meanwhile] if fact.kind == "deny"}
+        lost = [deny for deny in self.denials.messages() if name_of(deny) not in held]
+        return [
+            Author("deny", deny) for deny in lost if self.me in holders(name_of(deny), [self.me, *live_peers], COPIES)
+        ]
+
+
+def _push(facts: Iterable[Fact], peers: Iterable[NodeId]) -> list[Effect]:
+    message = mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=[fact.signed for fact in facts]))
+    return [Send(peer, message) for peer in peers]
 
 
 def _before(fact: Fact) -> Position:

@@ -18,8 +18,9 @@ Source: SWIM (see rumours.py); Lifeguard (see awareness.py), its buddy system in
 
 from collections.abc import Iterable
 
+from mesh.denials import Denials
 from mesh.detector import Detector
-from mesh.effects import Effect, Log, Send
+from mesh.effects import CutOff, Effect, Log, Send
 from mesh.gossip import Rng
 from mesh.identity import NodeId
 from mesh.member import ALIVE, DEAD, LEFT, MISSES_MAX, SUSPECT, Member
@@ -43,13 +44,21 @@ OLD_MEMBERS_EVERY = 4
 
 
 class Membership:
-    def __init__(self, me: NodeId, life: int, rng: Rng, timing: Timing = LAN, incarnation: int = 0) -> None:
+    def __init__(
+        self,
+        me: NodeId,
+        life: int,
+        rng: Rng,
+        timing: Timing = LAN,
+        incarnation: int = 0,
+        denials: Denials | None = None,
+    ) -> None:
         self.me = me
         self.rng = rng
         self.timing = timing
         #: What this node is doing, told with every probe; the shell keeps it up to date.
         self.load = membership_pb2.NodeLoad()
-        self.roster = Roster(me, life, incarnation, rng, timing)
+        self.roster = Roster(me, life, incarnation, rng, timing, denials)
         self.members = self.roster.members
         self.detector = Detector(self.roster, self.load)
         self.lag_s = 0.0  # by how much the last tick was late; 0 where it was not
@@ -152,6 +161,8 @@ class Membership:
         """A peer said Hello. `proved` are addresses where it answered."""
         node_id = NodeId(hello.node_id)
         assert node_id != self.me
+        if self.roster.denials.is_denied(node_id):
+            return [CutOff(node_id)]
         member = self.members.get(node_id)
         if member is None:
             if not self.roster.make_room():
@@ -197,6 +208,12 @@ class Membership:
             if self.paused_at is None or now - self.paused_at > self.timing.pause_s:
                 return self.roster.suspect(member, self.me, now, "the link broke")
         return self.roster.refresh(member, now, "the link broke")
+
+    def expel(self, node_id: NodeId) -> list[Effect]:
+        """A node is denied: it is no member from now on."""
+        member = self.members.get(node_id)
+        self._old.discard(node_id)
+        return self.roster.expel(member) if member is not None else []
 
     def address_proved(self, node_id: NodeId, host: str, port: int, now: float) -> list[Effect]:
         """It answered there. If its link seemed stuck, this was a new one: ask on it at once."""

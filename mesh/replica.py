@@ -9,6 +9,9 @@ shell (node/daemon.py) and the simulator (tests/sim) drive the same object, so w
 
 What the other machines find out (members, leader, facts) reaches the work of the node on its way out to the shell.
 
+A denial, once it is durable, ends all that there is with its node, in every machine at once. A node that is itself
+denied withdraws: it keeps what it has and says so, and does nothing any more.
+
 Does not: know time but as `now` (seconds on a clock that also runs while the machine sleeps), or do anything itself.
 """
 
@@ -17,7 +20,18 @@ from collections.abc import Iterable
 
 from mesh import events
 from mesh.addressbook import AddressBook
-from mesh.effects import Author, Deliver, DropBlobs, Effect, FactsApplied, LeaderChanged, MemberChanged, Send
+from mesh.effects import (
+    Author,
+    CutOff,
+    Deliver,
+    DropBlobs,
+    Effect,
+    FactsApplied,
+    LeaderChanged,
+    Log,
+    MemberChanged,
+    Send,
+)
 from mesh.election import Election
 from mesh.facts import Fact, Retired
 from mesh.gossip import Rng
@@ -33,10 +47,18 @@ from mesh.work import MESSAGES, Work
 
 class Replica:
     """Args: `incarnation` is random at every start; `life` exceeds that of every earlier start (seconds since 1970);
-    `slots`: tasks that this node's engine runs at a time."""
+    `slots`: tasks that this node's engine runs at a time; `may_lead`: whether it stands for leader."""
 
     def __init__(
-        self, key: NodeKey, incarnation: int, life: int, rng: Rng, *, slots: int = 1, timing: Timing = LAN
+        self,
+        key: NodeKey,
+        incarnation: int,
+        life: int,
+        rng: Rng,
+        *,
+        slots: int = 1,
+        timing: Timing = LAN,
+        may_lead: bool = True,
     ) -> None:
         self.key = key
         self.me = key.node_id
@@ -47,12 +69,19 @@ class Replica:
         self.knowledge = self.library.knowledge
         self.profiles = self.library.profiles
         self.gossip = self.library.gossip
-        self.membership = Membership(self.me, life, rng, timing, incarnation)
-        self.election = Election(self.me, rng)
-        self.addresses = AddressBook(self.me, rng)
+        self.denials = self.library.denials
+        self.membership = Membership(self.me, life, rng, timing, incarnation, self.denials)
+        self.election = Election(self.me, rng, may_lead)
+        self.addresses = AddressBook(self.me, rng, denials=self.denials)
         self.work = Work(self, slots)
         self.wall_clock_ms = 0
         self.stopping = False
+        self._cut_off: set[NodeId] = set()  # denied, and all is done about it
+
+    @property
+    def denied(self) -> bool:
+        """Whether this node itself is cut off from the mesh."""
+        return self.denials.is_denied(self.me)
 
     def restore(
         self,
@@ -71,6 +100,9 @@ class Replica:
         self.library.retention.blobs_at_start = {ref.sha256 for ref in held}
         self.election.term = term
         self.election.voted_for = voted_for
+        self._cut_off = set(self.denials.nodes)
+        if self.denied:
+            self.work.withdraw()
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Advance. `now` never goes back."""
@@ -88,6 +120,14 @@ class Replica:
         match event:
             case events.Received(peer, message):
                 return self._received(peer, message, now)
+            case events.FactsVerified(peer) | events.ForkProven(peer) if self.denied or self.denials.is_denied(peer):
+                return []  # its link is about to end
+            case events.LinkOpened(hello) if self.denied:
+                return [CutOff(NodeId(hello.node_id))]
+            case events.FactAuthored() if self.denied:
+                return [Log("warning", "this node is denied: what it says would count nowhere")]
+            case events.SubmitRequested() if self.denied:
+                return self.work.handle(event, now) + self.work.withdraw()
             case events.FactsVerified(peer, facts, retired):
                 return self.membership.word_received(peer, now) + self.library.offered(peer, facts, retired)
             case events.ForkProven(_, one, other):
@@ -97,14 +137,16 @@ class Replica:
                 return self.library.compared(peer, offered, stored)
             case events.ForkSaved(stream_id, facts):
                 return self.library.fork_saved(stream_id, facts, self.membership.live_peers())
+            case events.StreamsCut(streams, facts):
+                return self.library.streams_cut(streams, facts)
             case events.DiskMeasured(used_bytes, budget_bytes):
                 self.library.retention.disk_measured(used_bytes, budget_bytes)
             case events.FactAuthored(kind, content, wall_clock_ms):
                 return self.library.author(kind, content, wall_clock_ms)[1]
             case events.Persisted(facts, source, retired):
-                return self._told_to_leader(
-                    self.library.persisted(facts, source, retired, self.membership.live_peers())
-                )
+                live, linked = self.membership.live_peers(), self.membership.linked_peers()
+                folded = self._told_to_leader(self.library.persisted(facts, source, retired, live, linked))
+                return folded + self._heed(now)
             case events.VoteSaved(term, voted_for):
                 return self.election.vote_saved(term, voted_for, now, self.membership.view())
             case events.LinkOpened(hello, dialled_from):
@@ -131,7 +173,7 @@ class Replica:
                 if refused and lived_there is not None:
                     return self._watch_view(self.membership.dial_refused(lived_there, now), now)
             case events.DialSucceeded(host, port, node_id):
-                self.addresses.dial_succeeded(host, port, node_id)
+                self.addresses.dial_succeeded(host, port, node_id, now)
                 return self.membership.address_proved(node_id, host, port, now)
             case events.Stopping(reason):
                 self.stopping = True
@@ -157,6 +199,7 @@ class Replica:
         for peer in self.election.unheard(now):
             effects += self.membership.doubt(peer, now)
         effects += self.gossip.tick(now, self.membership.live_peers())
+        effects += self.library.tick()
         effects += self.library.retention.tick(now, self.wall_clock_ms, self.library.seen_hybrid_clock)
         effects += self._dials(now)
         if paused:
@@ -167,7 +210,7 @@ class Replica:
 
     def _advance(self, now: float) -> list[Effect]:
         """Time goes on: first for the other machines, so that the work sees what they found out."""
-        if self.stopping:
+        if self.stopping or self.denied:
             return []
         effects = self._settle(self._tick(now), now)
         return effects + self._settle(self.work.tick(now), now)
@@ -182,6 +225,8 @@ class Replica:
             effect = waiting.popleft()
             caused: list[Effect] = []
             match effect:
+                case Author() if self.denied:
+                    continue
                 case Author(kind, content):
                     waiting.extendleft(reversed(self.library.author(kind, content, self.wall_clock_ms)[1]))
                     continue
@@ -217,6 +262,37 @@ class Replica:
         for fact in facts:
             self.work.fact_seen(fact)
             yield fact
+
+    # Who was cut off
+
+    def _heed(self, now: float) -> list[Effect]:
+        """End what there is with nodes that are denied since the last look."""
+        effects: list[Effect] = []
+        for node_id in sorted(self.denials.nodes.keys() - self._cut_off):
+            self._cut_off.add(node_id)
+            reason = self.denials.reason(node_id) or "no reason given"
+            if node_id == self.me:
+                effects.append(Log("warning", f"this node is denied, and withdraws from the mesh: {reason}"))
+                effects += self._withdraw(now)
+            else:
+                effects.append(Log("warning", f"{node_id} is denied, and cut off: {reason}"))
+                effects += self._end_with(node_id, now)
+        return effects
+
+    def _end_with(self, node_id: NodeId, now: float) -> list[Effect]:
+        self.gossip.peer_gone(node_id)
+        self.addresses.denied(node_id, now)
+        self.work.denied(node_id)
+        expelled = self.membership.expel(node_id)
+        forgotten = self.election.forget(node_id, now, self.membership.view())
+        return self._watch_view([*forgotten, *expelled, CutOff(node_id)], now)
+
+    def _withdraw(self, now: float) -> list[Effect]:
+        linked = self.membership.linked_peers()
+        effects = self.election.withdraw(now)
+        for node_id in sorted(self.membership.members):
+            effects += self.membership.expel(node_id)
+        return [*effects, *self.work.withdraw(), *[CutOff(peer) for peer in linked]]
 
     def _dials(self, now: float) -> list[Effect]:
         hints, returned = self.membership.take_hints()

@@ -4,6 +4,8 @@ Idea: records of members merge like a lattice: of two about one node the later l
 the node itself raises its life, so a wrong suspicion is denied by a record that wins everywhere, and an old rumour can
 bring no ghost back while the departed are remembered.
 
+Who is denied (denials.py) is no member: it is taken out, and no record of it is merged or passed on.
+
 Two things keep rumours from doing harm. One against a member that spoke to this node a moment ago is told to that
 member, not believed. And only addresses where this node itself saw a member answer are passed on.
 
@@ -15,6 +17,7 @@ Source: SWIM (see rumours.py), sections 4.1 and 4.2; hashicorp/memberlist, state
 from collections.abc import Iterable
 
 from mesh.awareness import Awareness
+from mesh.denials import Denials
 from mesh.effects import Effect, Log, MemberChanged, Send
 from mesh.gossip import Rng
 from mesh.identity import NodeId
@@ -41,12 +44,15 @@ HINTS_MAX = 4096
 class Roster:
     """Invariant: `me` is not in `members`; there is a suspicion exactly for members believed suspect."""
 
-    def __init__(self, me: NodeId, life: int, incarnation: int, rng: Rng, timing: Timing) -> None:
+    def __init__(
+        self, me: NodeId, life: int, incarnation: int, rng: Rng, timing: Timing, denials: Denials | None = None
+    ) -> None:
         self.me = me
         self.life = life
         self.incarnation = incarnation
         self.rng = rng
         self.timing = timing
+        self.denials = denials if denials is not None else Denials()
         self.members: dict[NodeId, Member] = {}
         self.awareness = Awareness(timing.awareness_max)
         self.rumours = Rumours()
@@ -211,7 +217,7 @@ class Roster:
                 break
             if record.node_id == self.me:
                 effects += self._merge_own(record, teller)
-            elif readable(record):
+            elif readable(record) and not self.denials.is_denied(NodeId(record.node_id)):
                 effects += self._merge_one(record, teller, now)
         return effects
 
@@ -346,8 +352,15 @@ class Roster:
             if member.link_broke_at is not None:
                 member.link_broke_at = min(now, member.link_broke_at + gap_s)
 
+    def expel(self, member: Member) -> list[Effect]:
+        """It is denied: not a member any more, and whatever it was, whoever waits for it hears that it is gone."""
+        self._suspects.pop(member.node_id, None)
+        self._drop(member)
+        return [MemberChanged(member.node_id, DEAD)]
+
     def validate(self) -> None:
         assert self.me not in self.members
+        assert not any(self.denials.is_denied(node_id) for node_id in self.members)
         assert len(self.members) <= MEMBERS_MAX
         assert 0 <= self.awareness.score <= self.awareness.score_max
         for node_id in self._suspects:

@@ -109,6 +109,14 @@ class Work:
         """A receipt, vector or digest of `peer` was noted: it may hold more than before."""
         return self.acceptance.look(now)
 
+    def denied(self, node_id: NodeId) -> None:
+        """A node was cut off."""
+        self.intake.denied(node_id)
+
+    def withdraw(self) -> list[Effect]:
+        """This node itself is denied."""
+        return [*self.intake.withdraw(), *self.acceptance.withdraw()]
+
     def needs(self, sha256: bytes) -> bool:
         """Whether a fact that is about to be said names this blob."""
         return self.intake.announces(sha256) or self.coordinator.announces(sha256) or self.acceptance.awaits(sha256)

@@ -98,13 +98,16 @@ def test_the_same_job_is_said_once() -> None:
     assert answers(holds_fact(node, C)) == [(1, 3, 3, False), (2, 3, 3, True)]
 
 
-def test_a_job_that_came_from_another_node_is_known() -> None:
+def test_a_job_that_came_from_another_node_is_known_and_said_here_too() -> None:
+    """What this node acknowledges stays though the other's word is made void by a denial."""
     node = Lone(peers=2)
     job = submitted()
     node.says(B, "job_submitted", job)
     done = submit(node, job=job)
-    assert [fact.author for fact in node.stored if fact.kind == "job_submitted"] == [B]
+    assert [fact.author for fact in node.stored if fact.kind == "job_submitted"] == [B, node.me]
     assert answers(done + later(node, DEADLINE_S + 0.2)) == [(1, 1, 3, True)]
+    submit(node, ticket=2, job=job)
+    assert [fact.author for fact in node.stored if fact.kind == "job_submitted"] == [B, node.me]
 
 
 def test_a_job_that_ended_is_answered_at_once() -> None:
