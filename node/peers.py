@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mesh.replica import Replica
@@ -22,10 +23,19 @@ def load_peers(path: Path) -> list[tuple[str, int]]:
         return []
 
 
+def keep_addresses(path: Path, addresses: Sequence[tuple[str, int]]) -> None:
+    """Put these before what was kept. Failing to is no failure."""
+    _save(path, list(dict.fromkeys([*addresses, *load_peers(path)])))
+
+
 def save_peers(path: Path, replica: Replica) -> None:
     """Keep the addresses of members that were linked. Failing to is no failure."""
     members = sorted(replica.membership.members.values(), key=lambda member: -member.last_heard)
-    entries = [{"host": host, "port": port} for member in members for host, port in member.addresses][:PEERS_MAX]
+    _save(path, [address for member in members for address in member.addresses])
+
+
+def _save(path: Path, addresses: Sequence[tuple[str, int]]) -> None:
+    entries = [{"host": host, "port": port} for host, port in addresses[:PEERS_MAX]]
     draft = path.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):
         draft.write_text(json.dumps(entries))

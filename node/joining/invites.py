@@ -127,18 +127,23 @@ class Invites:
         if not invite.uses_left:
             self._end(invite, "used")
 
-    def give_up(self, guess: Guess) -> None:
-        """The exchange ended in any other way. Nothing after `spend`."""
+    def excuse(self, guess: Guess) -> None:
+        """The other side knows the secret and is not admitted for another reason: nothing is used or counted."""
+        self._settle(guess)
+
+    def give_up(self, guess: Guess) -> bool:
+        """The exchange ended in any other way; nothing after `spend` and `excuse`. Returns whether it was a guess."""
         if guess.over:
-            return
+            return False
         self._settle(guess)
         invite = guess.invite
         if not guess.proven or invite.ended:
-            return
+            return False
         if isinstance(guess.secret, Token):
             invite.wrong_tokens += 1
         if isinstance(guess.secret, Code) or invite.wrong_tokens >= WRONG_TOKENS_MAX:
             self._end(invite, "void")
+        return True
 
     def withdraw(self, invite: Invite) -> None:
         if not invite.ended:
