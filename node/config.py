@@ -10,8 +10,7 @@ class NodeConfig:
 
     data_dir: Path
     name: str = ""  # for people; empty: the machine's host name
-    mesh: str = ""  # nodes join only those of the same mesh name: keeps two meshes of one LAN apart; no secret
-    listen: str = "127.0.0.1:0"  # HOST:PORT of the mesh service; port 0: any free one, kept in the data directory
+    listen: str = ""  # HOST:PORT of the mesh service; port 0: any free one, kept; empty: all addresses, port 0
     seeds: tuple[str, ...] = ()  # HOST:PORT of nodes to dial at start and whenever no peer is in sight
     interfaces: tuple[str, ...] = ()  # names or addresses for mDNS; empty: all but bridges and tunnels
     mdns: bool = True

@@ -1,7 +1,9 @@
 """The node: everything put together, started in order and stopped in order.
 
-    lock the data directory → key → journal → replica → local door → mesh port → mDNS → engine → profile
+    lock the data directory → mesh and key → journal → replica → local door → mesh port → mDNS → engine → profile
     stop: drain work → engine → goodbye to peers → doors → journal
+
+A node in no mesh runs alone: it opens no mesh port, dials nobody and is told of to nobody.
 
 The doors open before the engine is ready, so that a node with a large model is seen and answers `status` at once.
 
@@ -10,7 +12,6 @@ Does not: hold logic; each part has a file of its own.
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import random
 import secrets
@@ -24,6 +25,7 @@ from pathlib import Path
 import grpc.aio
 
 from mesh import effects, events
+from mesh.authorisation import may_lead
 from mesh.facts import Fact
 from mesh.identity import NodeId
 from mesh.replica import Replica
@@ -36,12 +38,14 @@ from mesh.wire import (
     mesh_pb2,
     mesh_pb2_grpc,
 )
-from node import __version__, clock, logs
+from node import __version__, clock, enrolment, logs
+from node.authors import Authors
 from node.away import set_aside
 from node.background import Background
 from node.blobs import Blobs
 from node.config import NodeConfig
 from node.counting import Counter, counter_of
+from node.credentials import Credentials
 from node.discovery import Discovery
 from node.engine.process import EngineProcess
 from node.errors import KithError
@@ -49,8 +53,8 @@ from node.fact_rows import without_collecting
 from node.interfaces import choose
 from node.keys import load_or_make_key
 from node.leader import Leader
-from node.links import GRPC_OPTIONS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
-from node.listening import Lock, address_of, bind, prepare_folders
+from node.links import PORT_OPTIONS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
+from node.listening import Lock, address_of, bind, prepare_folders, require_loopback, where_to_listen
 from node.local_service import LocalService
 from node.mesh_service import MeshService
 from node.paths import NodePaths
@@ -116,12 +120,14 @@ class Daemon:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
-        self._interfaces = choose(config.interfaces, address_of(config.listen)[0])
+        self._interfaces = choose(config.interfaces, where_to_listen(config.listen)[0])
         prepare_folders(self.paths)
         stack.enter_context(Lock(self.paths))
         logs.set_up(self.paths.log, config.log_level, terminal=False)
         stack.callback(logs.tear_down)
-        key = load_or_make_key(self.paths.key)
+        self.enrolment = enrolment.load(self.paths)
+        self.credentials = Credentials(self.enrolment) if self.enrolment is not None else None
+        key = self.enrolment.key if self.enrolment is not None else load_or_make_key(self.paths.key)
         incarnation = secrets.randbits(64)
         self.replica = Replica(
             key,
@@ -130,6 +136,7 @@ class Daemon:
             random.Random(secrets.randbits(64)),
             slots=config.slots,
             timing=PRESETS[config.network],
+            may_lead=self.enrolment is None or may_lead(self.enrolment.identity.role),
         )
         if said := set_aside(self.paths.journal, time.time()):
             logs.log("warning", said)
@@ -143,7 +150,10 @@ class Daemon:
         logs.log("info", f"node {key.node_id} ({self.name}), kithmesh {__version__}, {len(facts)} facts")
 
         self.engine = EngineProcess(config, self.model_path, lambda line: logs.log("info", line), self._engine_changed)
-        self.shell = Shell(self.replica, self.store, self.hello, self)
+        authors = Authors(self.enrolment.roots if self.enrolment is not None else None, self.store.certificates)
+        self.shell = Shell(self.replica, self.store, self.hello, self, authors, self.credentials)
+        if self.enrolment is not None:
+            await self.shell.learn([self.enrolment.identity.certificate])
         links = self.shell.links
         self.blobs = Blobs(self.store, self.shell.post, links.stub, self.shell.live_peers)
         self.plans = Plans(self.blobs)
@@ -160,22 +170,29 @@ class Daemon:
             # What the owner named is checked before anything is served; a bad file ends the start.
             await asyncio.to_thread(self._find_model)
             await asyncio.to_thread(self.engine.check_model)
-        server = grpc.aio.server(options=GRPC_OPTIONS)
-        mesh_pb2_grpc.add_MeshServicer_to_server(MeshService(links, self.engine, self.store), server)
-        self.addresses = bind(server, config.listen, self.paths)
+        doors = []
+        if self.credentials is not None and self.shell.callers is not None:
+            server = grpc.aio.server(options=PORT_OPTIONS, interceptors=[self.shell.callers])
+            mesh_pb2_grpc.add_MeshServicer_to_server(MeshService(links, self.engine, self.store), server)
+            self.addresses = bind(server, self.credentials.server(), config.listen, config.interfaces, self.paths)
+            doors.append(server)
+        else:
+            require_loopback(config.listen)
         local = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
         local_pb2_grpc.add_LocalServicer_to_server(LocalService(self), local)
         local.add_insecure_port(f"unix:{self.paths.socket}")
-        for door in (server, local):
+        doors.append(local)
+        for door in doors:
             await door.start()
             stack.push_async_callback(door.stop, 0.5)
         self.shell.start()
         stack.push_async_callback(self._stop_parts)
-        for host, port in load_peers(self.paths.peers):
-            self.shell.post(events.AddressFound(host, port, "cache"))
-        for host, port in map(address_of, config.seeds):
-            self.shell.post(events.AddressFound(host, port, "seed"))
-        self._background.spawn(self._discover(), "discover")
+        if self.enrolment is not None:
+            for host, port in load_peers(self.paths.peers):
+                self.shell.post(events.AddressFound(host, port, "cache"))
+            for host, port in map(address_of, config.seeds):
+                self.shell.post(events.AddressFound(host, port, "seed"))
+            self._background.spawn(self._discover(self.enrolment.mesh_id), "discover")
         self._background.spawn(self._bring_up_engine(), "engine")
         self._background.spawn(self._keep_load(), "load")
         self._background.spawn(self._measure_disk(), "disk")
@@ -184,7 +201,12 @@ class Daemon:
             from node.http import serve
 
             self.http_address = await stack.enter_async_context(serve(self, config.http))
-        logs.log("info", f"serving on {', '.join(f'{host}:{port}' for host, port in self.addresses)}")
+        if self.enrolment is not None:
+            mesh = f"mesh {self.enrolment.mesh_id} ({self.enrolment.label}), as {self.enrolment.identity.role}"
+            logs.log("info", f"serving on {', '.join(f'{host}:{port}' for host, port in self.addresses)}, {mesh}")
+        else:
+            unheard = "; --seed is not looked at" if config.seeds else ""
+            logs.log("warning", f"in no mesh, so alone{unheard}: `kith init` makes one, `kith join` enters one")
 
     async def _stop_parts(self) -> None:
         """Everything above the doors, which are still open: peers hear the end of what runs, then the goodbye."""
@@ -209,7 +231,7 @@ class Daemon:
         self._fatal = text
         self.request_stop(0.0)
 
-    async def _discover(self) -> None:
+    async def _discover(self, mesh_id: str) -> None:
         if not self.config.mdns:
             return
         self.discovery = Discovery(
@@ -219,7 +241,7 @@ class Daemon:
             self._interfaces,
             lambda host, port: self.shell.post(events.AddressFound(host, port, "mdns")),
             logs.logger,
-            tag=mesh_tag(self.config.mesh),
+            mesh_id,
         )
         reason = await self.discovery.start()
         self.mdns = not reason
@@ -319,8 +341,10 @@ class Daemon:
             life=self.replica.membership.life,
             name=self.name,
             software_version=__version__,
-            mesh_id=mesh_tag(self.config.mesh),
         )
+        if self.enrolment is not None:
+            hello.mesh_id = self.enrolment.mesh_id
+            hello.certificate = self.enrolment.identity.certificate
         for host, port in self.addresses:
             hello.addresses.add(host=host, port=port)
         return hello
@@ -390,11 +414,6 @@ def disk_budget_bytes(config: NodeConfig) -> int:
         return config.disk_budget_mb << 20
     share = int(shutil.disk_usage(config.data_dir).total * DISK_SHARE)
     return min(DISK_BYTES_MAX, max(DISK_BYTES_MIN, share))
-
-
-def mesh_tag(mesh: str) -> str:
-    """Short and the same on all nodes of a mesh; a name is not told to the whole LAN. Empty for the unnamed mesh."""
-    return hashlib.sha256(b"kith-mesh-v1\0" + mesh.encode()).hexdigest()[:16] if mesh else ""
 
 
 async def run(config: NodeConfig) -> None:

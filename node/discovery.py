@@ -3,8 +3,10 @@
 An advert says "something answers on this address and port". Who it is, only the connection proves; that it lives, only
 the connection keeps proving. So removed adverts are ignored, and a found address is given away once.
 
-What is advertised: an instance name and a server name that are random at every start, the port, the addresses, and
-`v=<lowest protocol version>`. No host name, node id, model or user: everybody in a café reads it.
+What is advertised: an instance name and a server name that are random at every start, the port, the addresses,
+`v=<lowest protocol version>` and `m=<tag of the mesh>`. No host name, node id, model or user: everybody in a café reads
+it. The tag is another one every day (UTC), so that who meets a node on two days can not tell its mesh by it; only who
+knows the mesh's id can. Clocks differ, so yesterday's and tomorrow's are understood too.
 
 Start-up is as quick as mDNS allows: browsing begins before registering, and the names are not probed for (that takes a
 second), because RFC 6762 section 8.1 asks for probes only where uniqueness is not assured otherwise, and 32 random bits
@@ -18,6 +20,9 @@ Source: RFC 6762 (mDNS), RFC 6763 (DNS-SD, section 6 for the TXT record); python
 """
 
 import asyncio
+import datetime
+import hashlib
+import hmac
 import ipaddress
 import secrets
 from collections import OrderedDict
@@ -42,6 +47,17 @@ LOOKUPS_MAX = 16
 LOOKUP_MS = 2000
 #: Seconds within which a node hears its own first advert where multicast works (it is sent at once; measured: 20 ms).
 SELF_HEARD_S = 2.0
+#: How often it is looked whether a new day has begun, seconds.
+DAY_LOOK_S = 300.0
+
+
+def utc_today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+def daily_tag(mesh_id: str, day: datetime.date) -> str:
+    """8 hex digits."""
+    return hmac.new(mesh_id.encode(), day.isoformat().encode(), hashlib.sha256).hexdigest()[:8]
 
 
 class Discovery:
@@ -54,8 +70,9 @@ class Discovery:
         interfaces: to speak and listen on.
         on_found: called on the event loop with the host (an address literal) and port of a candidate, once for each
             that an advert names; a peer that was started again is reported again.
+        mesh_id: adverts of another mesh are left alone.
         service_type: nodes see only those of the same one.
-        tag: of the mesh; adverts of another one are left alone.
+        today: for tests.
     """
 
     def __init__(
@@ -66,11 +83,13 @@ class Discovery:
         interfaces: Sequence[Interface],
         on_found: Callable[[str, int], None],
         log: Logger,
+        mesh_id: str,
         *,
         service_type: str = SERVICE_TYPE,
-        tag: str = "",
+        today: Callable[[], datetime.date] = utc_today,
     ) -> None:
-        self._tag = tag
+        self._mesh_id = mesh_id
+        self._today = today
         self._service_type = service_type
         self._node_hint = node_hint
         self._port = port
@@ -86,6 +105,7 @@ class Discovery:
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
         self._announcing: asyncio.Future[Any] | None = None
+        self._following_days: asyncio.Task[None] | None = None
 
     @property
     def instance(self) -> str:
@@ -108,18 +128,12 @@ class Discovery:
         self._browser = AsyncServiceBrowser(
             zeroconf, self._service_type, handlers=[self._on_change], question_type=DNSQuestionType.QM
         )
-        info = AsyncServiceInfo(
-            self._service_type,
-            self._instance,
-            port=self._port,
-            properties={"txtvers": "1", "v": str(PROTOCOL_VERSION_MIN), **({"m": self._tag} if self._tag else {})},
-            server=f"kith-{self._instance.partition('.')[0]}.local.",
-            parsed_addresses=[address.partition("%")[0] for address in self._addresses],
-        )
+        day = self._today()
         try:
             self._announcing = asyncio.ensure_future(
-                await self._zeroconf.async_register_service(info, cooperating_responders=True)
+                await self._zeroconf.async_register_service(self._advert(day), cooperating_responders=True)
             )
+            self._following_days = asyncio.create_task(self._follow_days(self._zeroconf, day), name="mdns-days")
             async with asyncio.timeout(SELF_HEARD_S):
                 await self._self_heard.wait()
         except TimeoutError:
@@ -136,13 +150,35 @@ class Discovery:
         if self._browser is not None:
             await self._browser.async_cancel()
             self._browser = None
-        if self._announcing is not None:
-            self._announcing.cancel()
-            await asyncio.gather(self._announcing, return_exceptions=True)
-            self._announcing = None
+        for task in filter(None, (self._announcing, self._following_days)):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self._announcing = self._following_days = None
         if self._zeroconf is not None:
             zeroconf, self._zeroconf = self._zeroconf, None
             await zeroconf.async_close()
+
+    def _advert(self, day: datetime.date) -> AsyncServiceInfo:
+        return AsyncServiceInfo(
+            self._service_type,
+            self._instance,
+            port=self._port,
+            properties={"txtvers": "1", "v": str(PROTOCOL_VERSION_MIN), "m": daily_tag(self._mesh_id, day)},
+            server=f"kith-{self._instance.partition('.')[0]}.local.",
+            parsed_addresses=[address.partition("%")[0] for address in self._addresses],
+        )
+
+    async def _follow_days(self, zeroconf: AsyncZeroconf, day: datetime.date) -> None:
+        """Advertise each day's tag."""
+        while True:
+            await asyncio.sleep(DAY_LOOK_S)
+            if (now := self._today()) != day:
+                day = now
+                await (await zeroconf.async_update_service(self._advert(day)))
+
+    def _is_of_this_mesh(self, tag: str) -> bool:
+        days = (self._today() + datetime.timedelta(days=shift) for shift in (-1, 0, 1))
+        return any(hmac.compare_digest(tag.encode(), daily_tag(self._mesh_id, day).encode()) for day in days)
 
     def _on_change(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         """Runs on the event loop, once for each change of each instance."""
@@ -168,7 +204,7 @@ class Discovery:
         if not version or not version.isdigit() or not PROTOCOL_VERSION_MIN <= int(version) <= PROTOCOL_VERSION:
             self._log.info("discovery: %s speaks protocol %s, this node %d", info.name, version, PROTOCOL_VERSION)
             return
-        if not info.port or (info.decoded_properties.get("m") or "") != self._tag:
+        if not info.port or not self._is_of_this_mesh(info.decoded_properties.get("m") or ""):
             return
         for host in [text for text in info.parsed_scoped_addresses() if self._dialable(text)][
             :ADDRESSES_PER_ADVERT_MAX

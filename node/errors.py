@@ -76,6 +76,7 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "model-unknown": ExitCode.NOT_FOUND,
     "too-few-copies": ExitCode.UNAVAILABLE,
     "busy": ExitCode.UNAVAILABLE,
+    "role-refused": ExitCode.UNAVAILABLE,
     "disk-full": ExitCode.UNAVAILABLE,
     "bad-request": ExitCode.BAD_INPUT,
     "bad-document": ExitCode.BAD_INPUT,

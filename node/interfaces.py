@@ -1,4 +1,4 @@
-"""Which network interfaces this node uses, which addresses it gives to others, and where it may listen.
+"""Which network interfaces this node uses, and which addresses it gives to others.
 
 By default the interfaces of the LAN: up, with an address, and none of those that software makes for itself:
 
@@ -27,9 +27,6 @@ import ifaddr
 from node.errors import ExitCode, KithError
 
 _SYS_NET = Path("/sys/class/net")
-_NAMESPACES = Path("/run/netns")
-#: Namespaces of the test LAN have names that begin so; only root can make one.
-_TEST_NAMESPACE_PREFIX = "kith"
 _IFF_UP = 0x1
 
 _MADE_BY_SOFTWARE = re.compile(r"(docker|br-|virbr|veth|cni|flannel|cali|vnet|lxc|lxdbr|podman|kube|vmnet|vboxnet)")
@@ -158,37 +155,6 @@ def resolve(host: str) -> IPAddress:
             "Give an IP address, for example 127.0.0.1.",
             ExitCode.USAGE,
         ) from error
-
-
-def binding_allowed(host: str) -> str | None:
-    """None where a node may listen on `host`, else the sentence that says why not and what to do.
-
-    Until nodes have certificates, whoever reaches the port is believed. So a node listens on loopback, or inside a
-    network namespace of the test LAN.
-    """
-    if is_loopback(host) or in_test_namespace():
-        return None
-    return (
-        f"{host} can be reached from other machines, and this version can not tell members from strangers yet: "
-        "listen on 127.0.0.1 (the default), or run inside a test network made by scripts/lan."
-    )
-
-
-def in_test_namespace(namespaces: Path = _NAMESPACES, own: Path = Path("/proc/self/ns/net")) -> bool:
-    """Whether this process is in a named network namespace whose name begins with "kith"."""
-    try:
-        here = os.stat(own)
-        names = [entry for entry in namespaces.iterdir() if entry.name.startswith(_TEST_NAMESPACE_PREFIX)]
-    except OSError:  # no such kernel, or nothing named
-        return False
-    for entry in names:
-        try:
-            there = os.stat(entry)
-        except OSError:  # removed meanwhile
-            continue
-        if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
-            return True
-    return False
 
 
 def _find(name: str, here: Sequence[Interface]) -> Interface:

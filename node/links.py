@@ -124,6 +124,7 @@ class Link:
     port: int = 0  # where it was dialled
     cut: asyncio.Event = field(default_factory=asyncio.Event)
     opened_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    told: set[NodeId] = field(default_factory=set)  # authors whose certificates were sent on it; the owner's
     refused: set[str] = field(default_factory=set)  # kinds of messages that it may not send and did
     outbox: "asyncio.Queue[mesh_pb2.LinkMessage | None]" = field(default_factory=lambda: asyncio.Queue(QUEUE_MAX))
 
@@ -227,6 +228,11 @@ class Links:
         links = self._links.get(peer)
         return links[-1].identity if links else None
 
+    def told(self, peer: NodeId) -> set[NodeId] | None:
+        """Whose certificates were sent on the link that `send` takes, for the owner to keep; None while not linked."""
+        links = self._links.get(peer)
+        return links[-1].told if links else None
+
     def cut(self, peer: NodeId) -> None:
         """End every link with this peer and the calls beside them, at once: it was denied."""
         for link in list(self._links.get(peer, ())):
@@ -294,9 +300,7 @@ class Links:
             if expected is None or not await self._link(host, port, expected, expected, stuck, on_answer):
                 within_s = IDENTIFY_TIMEOUT_S if expected is None else IDENTIFY_AGAIN_S
                 there = await self._who_is_at(host, port, within_s)
-                if there == self._me:
-                    on_answer(there)
-                elif there != expected:
+                if there != expected:
                     await self._link(host, port, there, expected, stuck, on_answer)
         except HandshakeError as error:
             refused = error.reason == NOT_LISTENING
@@ -351,7 +355,7 @@ class Links:
                 on_answer(peer)
                 linked = self._links.get(peer, ())
                 stuck = [link for link in linked if link in stuck]
-                if any(link.dialled and link not in stuck for link in linked):
+                if peer == self._me or any(link.dialled and link not in stuck for link in linked):
                     return True
                 link = Link(peer, hello, identity, True, host, port)
                 renewal = asyncio.get_running_loop().call_later(self._renew_s, self._dial_anew, link)

@@ -1,7 +1,8 @@
 """Taking what a node needs for itself: its folders, its lock, its port. Each failure says what to do.
 
 Idea: one daemon a data directory, held by a lock on the pid file, which the kernel releases however the daemon ends.
-The port is chosen once and kept in the data directory, so that a restarted node is found where it was.
+The port is chosen once and kept in the data directory, so that a restarted node is found where it was. Whoever is
+answered there has proved to be of the mesh; so a node in no mesh opens no port.
 """
 
 import contextlib
@@ -9,15 +10,16 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+import grpc
 import grpc.aio
 
-from node.addresses import split_address
+from node.addresses import split_address, target
 from node.errors import ExitCode, KithError
-from node.interfaces import addresses_for, binding_allowed
-from node.links import target
+from node.interfaces import addresses_for, choose, is_loopback
 from node.paths import NodePaths
 
 
@@ -81,17 +83,42 @@ class Lock:
         os.close(self._descriptor)
 
 
-def bind(server: "grpc.aio.Server", listen: str, paths: NodePaths) -> list[tuple[str, int]]:
-    """Bind the mesh service. Returns the addresses to tell others. Raises `KithError`: port taken, not allowed."""
-    host, port = address_of(listen)
-    if refused := binding_allowed(host):
-        raise KithError("binding-refused", refused, "Use --listen 127.0.0.1:PORT.", ExitCode.CANNOT_START)
+def where_to_listen(listen: str) -> tuple[str, int]:
+    """Host and port of the setting; where it is empty: every address of this machine, if it is on a network."""
+    if listen:
+        return address_of(listen)
+    return ("0.0.0.0" if choose((), "0.0.0.0") else "127.0.0.1"), 0
+
+
+def require_loopback(listen: str) -> None:
+    """A node in no mesh is seen by nobody. Raises `KithError` where it is told to be."""
+    if listen and not is_loopback(host := address_of(listen)[0]):
+        raise KithError(
+            "not-in-a-mesh",
+            f"{host} can be reached from other machines, and this node is in no mesh: it could not tell who calls",
+            "Make a mesh with `kith init` or enter one with `kith join`; or leave out --listen to run alone.",
+            ExitCode.CANNOT_START,
+        )
+
+
+def bind(
+    server: "grpc.aio.Server",
+    credentials: grpc.ServerCredentials,
+    listen: str,
+    interfaces: Sequence[str],
+    paths: NodePaths,
+) -> list[tuple[str, int]]:
+    """Bind the mesh service. Returns the addresses to tell others, of these interfaces or all.
+
+    Raises `KithError`: the port is taken, or not an address of this machine.
+    """
+    host, port = where_to_listen(listen)
     kept = paths.data_dir / "port"
     bound = 0
     if port == 0:
         with contextlib.suppress(OSError, ValueError):
-            bound = _try(server, host, int(kept.read_text()))
-    bound = bound or _try(server, host, port)
+            bound = _try(server, credentials, host, int(kept.read_text()))
+    bound = bound or _try(server, credentials, host, port)
     if not bound:
         raise KithError(
             "port-taken",
@@ -101,13 +128,13 @@ def bind(server: "grpc.aio.Server", listen: str, paths: NodePaths) -> list[tuple
         )
     if port == 0:
         kept.write_text(f"{bound}\n")
-    return [(address, bound) for address in addresses_for(host)]
+    return [(address, bound) for address in addresses_for(host, interfaces)]
 
 
-def _try(server: "grpc.aio.Server", host: str, port: int) -> int:
+def _try(server: "grpc.aio.Server", credentials: grpc.ServerCredentials, host: str, port: int) -> int:
     """The bound port, or 0."""
     try:
-        bound: Any = server.add_insecure_port(target(host, port))
+        bound: Any = server.add_secure_port(target(host, port), credentials)
     except RuntimeError:
         return 0
     return int(bound)

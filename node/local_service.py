@@ -77,6 +77,7 @@ class LocalService(local_pb2_grpc.LocalServicer):
         try:
             if header is None:
                 raise KithError("bad-request", "the submission has no header", "Send it first.", ExitCode.BAD_INPUT)
+            self._daemon.shell.require_may_author("job_submitted")
             return await self._daemon.submissions.submit(header, bytes(document))
         except KithError as error:
             await abort(context, error)
@@ -130,7 +131,10 @@ class LocalService(local_pb2_grpc.LocalServicer):
             reason=request.reason[:REASON_CHARS_MAX] or "asked for by the owner",
             record=self._replica.ledger.record_of(job),
         )
-        await self._daemon.shell.author("job_cancelled", cancelled)
+        try:
+            await self._daemon.shell.author("job_cancelled", cancelled)
+        except KithError as error:
+            await abort(context, error)
         return local_pb2.CancelJobReply(outcome="requested")
 
     async def Explain(self, request: local_pb2.ExplainRequest, context: Context) -> local_pb2.ExplainReply:
@@ -173,7 +177,10 @@ class LocalService(local_pb2_grpc.LocalServicer):
             await abort(
                 context, _bad_item(f"the item is {item.ByteSize()} bytes, more than {most}", "Split it into several.")
             )
-        fact = await self._daemon.shell.author("knowledge_added", item)
+        try:
+            fact = await self._daemon.shell.author("knowledge_added", item)
+        except KithError as error:
+            await abort(context, error)
         return local_pb2.AddKnowledgeReply(item_id=fact.hash)
 
     async def SearchKnowledge(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 
 
 class Once:
-    """Args: `again_s`: until the same may be said again; `remembered`: so many things, the oldest are forgotten first."""
+    """Args: `again_s`: until the same may be said again; `remembered`: so many things, the oldest first out."""
 
     def __init__(self, again_s: float, remembered: int = 256, now: Callable[[], float] = time.monotonic) -> None:
         self._again_s = again_s

@@ -12,7 +12,7 @@ import apsw
 from mesh.identity import NodeId
 from node.errors import ExitCode, KithError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _VERSION_1 = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -36,6 +36,11 @@ CREATE TABLE forks (
     one_body BLOB NOT NULL, one_signature BLOB NOT NULL, other_body BLOB NOT NULL, other_signature BLOB NOT NULL,
     PRIMARY KEY (author, incarnation, stream)
 ) WITHOUT ROWID;
+"""
+#: One certificate of an author and role: its facts count by it, whenever it ended.
+_FROM_2_TO_3 = """
+CREATE TABLE certificates (node_id TEXT NOT NULL, role TEXT NOT NULL, der BLOB NOT NULL, PRIMARY KEY (node_id, role))
+    WITHOUT ROWID;
 """
 
 
@@ -61,6 +66,8 @@ def prepare(db: apsw.Connection, path: Path, node_id: NodeId) -> None:
             db.execute("INSERT INTO meta VALUES ('node_id', ?)", (node_id,))
         if version < 2:
             db.execute(_FROM_1_TO_2)
+        if version < 3:
+            db.execute(_FROM_2_TO_3)
         if version < SCHEMA_VERSION:
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     owner = db.execute("SELECT value FROM meta WHERE key = 'node_id'").fetchall()[0][0]

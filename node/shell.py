@@ -1,8 +1,8 @@
 """Drives the replica: feeds it events, carries out its effects on the disk and the network.
 
 Idea: the replica is pure, so all that is left here is duty: persist before telling, vote after the sync, drop what can
-not be sent. What takes other parts of the node (engine, solver, blobs, clients), and what they want to hear of, goes to
-`Listener`.
+not be sent, and let only facts in that are truly their author's, an author of this mesh (authors.py). What takes other
+parts of the node (engine, solver, blobs, clients), and what they want to hear of, goes to `Listener`.
 
 Does not: take decisions.
 """
@@ -15,18 +15,27 @@ from typing import Protocol
 from google.protobuf.message import Message
 
 from mesh import effects, events
-from mesh.facts import Fact, FactError, FactRange, Retired, parse, parse_retired
-from mesh.identity import NodeId
-from mesh.journal import Fork
+from mesh.authorisation import may_author
+from mesh.certificates import Identity
+from mesh.denials import is_genuine
+from mesh.facts import Fact, FactError, FactRange, Retired, StreamId, parse, parse_retired
+from mesh.identity import NodeId, node_id_of
+from mesh.journal import Fork, Position
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
 from node import clock
+from node.authors import CERTIFICATES_MAX, Authors
 from node.background import Background
+from node.callers import Callers
+from node.credentials import Credentials
+from node.errors import ExitCode, KithError
 from node.links import Links
 from node.logs import log
 from node.store import Store
 
 TICK_S = 0.05
+#: From a denial until the links of its node end.
+CUT_GRACE_S = 0.1
 
 
 class Listener(Protocol):
@@ -53,12 +62,19 @@ class Shell:
         store: Store,
         hello: Callable[[], membership_pb2.Hello],
         listener: Listener,
+        authors: Authors,
+        credentials: Credentials | None = None,
     ) -> None:
+        """`credentials`: None for a node that belongs to no mesh."""
         self.replica = replica
+        self.authors = authors
+        self._credentials = credentials
         self._store = store
         self._hello = hello
         self._listener = listener
-        self.links = Links(self, replica.me)
+        self.links = Links(self, replica.me, credentials, self.denied)
+        #: Stands before every handler of the mesh port; None for a node that has none.
+        self.callers = Callers(lambda: credentials.roots, self.denied, log) if credentials is not None else None
         #: A failed disk stops the node through the store's own hook; anything else in here is a programmer's error.
         self._duties = Background()
         self._authoring: dict[bytes, asyncio.Future[Fact]] = {}
@@ -77,8 +93,36 @@ class Shell:
         for effect in self.replica.handle(event, clock.now()):
             self._carry_out(effect)
 
+    def denied(self, node_id: NodeId) -> bool:
+        """Whether a member was cut off."""
+        return self.replica.denials.is_denied(node_id)
+
+    def cut_off(self, node_id: NodeId) -> None:
+        """A member was denied, or this node was: end its links and calls, both ways, at once.
+
+        What it sends is heard no more already. Its links end a moment later, so that the denial may still reach it: one
+        that was only lost, or sold, then knows why nobody talks to it.
+        """
+        asyncio.get_running_loop().call_later(CUT_GRACE_S, self.links.cut, node_id)
+        if self.callers is not None:
+            self.callers.cut(node_id)
+
+    def certificate_renewed(self) -> None:
+        """The enrolment holds another certificate: show it from now on. No link breaks."""
+        assert self._credentials is not None, "only who is in a mesh has a certificate"
+        self._credentials.refresh()
+        self.links.renewed()
+        self._duties.spawn(self.learn([self._credentials.identity.certificate]))
+
+    async def learn(self, certificates: Sequence[bytes]) -> None:
+        """Keep certificates of authors, durably, this node's own among them."""
+        if new := self.authors.read(certificates):
+            await self._store.save_certificates(new)
+            self.authors.take(new)
+
     async def author(self, kind: str, content: Message) -> Fact:
-        """Say something once and for all. Returns when it is durable here."""
+        """Say something once and for all. Returns when it is durable here. Raises `KithError` (`role-refused`)."""
+        self.require_may_author(kind)
         own: Fact | None = None
         # The fact is made inside `handle`; a pause may have made the machines say things of their own before it.
         for effect in self.replica.handle(events.FactAuthored(kind, content, clock.wall_clock_ms()), clock.now()):
@@ -88,6 +132,20 @@ class Shell:
             self._carry_out(effect)
         assert own is not None, "what is authored is persisted"
         return await self._authoring[own.hash]
+
+    def require_may_author(self, kind: str) -> None:
+        """Raises `KithError` (`node-denied`, `role-refused`) where no other node would take such a fact of this one."""
+        if self.replica.denied:
+            raise node_denied(self.replica)
+        if self._credentials is None or may_author(self._credentials.identity.role, kind):
+            return
+        role = self._credentials.identity.role
+        raise KithError(
+            "role-refused",
+            f"this node is a {role} of its mesh: it may not say that",
+            "Ask on a node that was invited as one; `kith nodes` lists them.",
+            ExitCode.UNAVAILABLE,
+        )
 
     def live_peers(self) -> list[NodeId]:
         return self.replica.membership.live_peers()
@@ -118,12 +176,12 @@ class Shell:
         kind = message.WhichOneof("message")
         # In a thread, awaited by the link's reader: the loop stays free and the order of the link is kept.
         if kind == "fact_push":
-            facts, retired = await asyncio.to_thread(verified, peer, message.fact_push)
+            facts, retired = await self._verified(peer, message.fact_push)
             if facts:
                 self.post(events.FactsVerified(peer, facts, retired))
         elif kind == "fork_proof":
             both = facts_pb2.FactPush(facts=[message.fork_proof.one, message.fork_proof.other])
-            facts, _ = await asyncio.to_thread(verified, peer, both)
+            facts, _ = await self._verified(peer, both)
             if len(facts) == 2:
                 self.post(events.ForkProven(peer, *facts))
         else:
@@ -141,7 +199,7 @@ class Shell:
     def _carry_out(self, effect: effects.Effect) -> None:
         match effect:
             case effects.Send(peer, message):
-                self.links.send(peer, message)
+                self._send(peer, message)
             case effects.Persist(facts, source, retired):
                 self._duties.spawn(self._persist(facts, source, retired))
             case effects.SaveVote(term, voted_for, then):
@@ -152,6 +210,10 @@ class Shell:
                 self._duties.spawn(self._compare_stored(peer, facts))
             case effects.SaveFork(fork):
                 self._duties.spawn(self._save_fork(fork))
+            case effects.CutStreams(ends):
+                self._duties.spawn(self._cut_streams(ends))
+            case effects.CutOff(node_id):
+                self.cut_off(node_id)
             case effects.RetireFacts(ranges):
                 self._duties.spawn(self._store.retire(ranges))
             case effects.Dial(host, port, expected):
@@ -184,15 +246,47 @@ class Shell:
         self.post(events.VoteSaved(term, voted_for))
 
     async def _push_stored(self, peer: NodeId, ranges: tuple[FactRange, ...], plain: bool) -> None:
-        push = facts_pb2.FactPush(facts=await self._store.read_ranges(ranges, plain=plain))
-        if push.facts:
-            self.links.send(peer, mesh_pb2.LinkMessage(fact_push=push))
+        # Nobody would take the others: of a journal that was written before the node belonged to a mesh.
+        ranges = tuple(wanted for wanted in ranges if self.authors.knows(wanted.stream_id.author))
+        if facts := await self._store.read_ranges(ranges, plain=plain):
+            self._introduce(peer, {wanted.stream_id.author for wanted in ranges})
+            self.links.send(peer, mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=facts)))
+
+    def _send(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
+        match message.WhichOneof("message"):
+            case "fact_push":
+                self._introduce(peer, {author_of(signed) for signed in message.fact_push.facts})
+            case "fork_proof":
+                self._introduce(peer, {author_of(message.fork_proof.one)})
+        self.links.send(peer, message)
+
+    def _introduce(self, peer: NodeId, authors: set[NodeId]) -> None:
+        """Send the certificates of these authors, once a link, ahead of their facts."""
+        told = self.links.told(peer)
+        if told is None:
+            return
+        new = [author for author in sorted(authors - told) if self.authors.knows(author)][:CERTIFICATES_MAX]
+        push = facts_pb2.FactPush(certificates=self.authors.certificates_of(new))
+        if push.certificates and self.links.send(peer, mesh_pb2.LinkMessage(fact_push=push)):
+            told.update(new)
+
+    async def _verified(self, peer: NodeId, push: facts_pb2.FactPush) -> tuple[tuple[Fact, ...], tuple[Retired, ...]]:
+        """The facts that count, in a thread; the certificates that came with them are durable by then."""
+        facts, retired, new = await asyncio.to_thread(verified, peer, push, self.authors)
+        if new:
+            await self._store.save_certificates(new)
+            self.authors.take(new)
+        return facts, retired
 
     async def _compare_stored(self, peer: NodeId, facts: tuple[Fact, ...]) -> None:
         self.post(events.StoredCompared(peer, facts, tuple(await self._store.stored_beside(facts))))
 
     async def _save_fork(self, fork: Fork) -> None:
         self.post(events.ForkSaved(fork.stream_id, tuple(await self._store.save_fork(fork))))
+
+    async def _cut_streams(self, ends: tuple[tuple[StreamId, Position], ...]) -> None:
+        facts = await self._store.cut_streams(ends)
+        self.post(events.StreamsCut(tuple(stream_id for stream_id, _ in ends), tuple(facts)))
 
     def _dial_ended(self, host: str, port: int, answered: NodeId | None, refused: bool) -> None:
         if answered is None:
@@ -201,24 +295,52 @@ class Shell:
             self.post(events.DialSucceeded(host, port, answered))
 
 
-def verified(peer: NodeId, push: facts_pb2.FactPush) -> tuple[tuple[Fact, ...], tuple[Retired, ...]]:
-    """The well-formed, truly signed facts of a push, up to the first that is not, and the retired ranges between them.
+def node_denied(replica: Replica) -> KithError:
+    """This node was cut off: nobody would count what it does."""
+    return KithError(
+        "node-denied",
+        f"this node was revoked: {replica.denials.reason(replica.me) or 'no reason was given'}",
+        "Ask who runs the mesh. To join again, the node needs a new identity: `kith leave`, then `kith join`.",
+        ExitCode.UNAVAILABLE,
+    )
+
+
+def author_of(signed: facts_pb2.SignedFact) -> NodeId:
+    """Of a fact that this node holds."""
+    if signed.HasField("retired"):
+        return NodeId(signed.retired.author_id)
+    return node_id_of(facts_pb2.FactBody.FromString(signed.body).author_key)
+
+
+def verified(
+    peer: NodeId, push: facts_pb2.FactPush, authors: Authors
+) -> tuple[tuple[Fact, ...], tuple[Retired, ...], list[Identity]]:
+    """The well-formed, truly signed facts of a push, up to the first that is not, the retired ranges between them, and
+    the certificates that are new. Facts that their author may not author are left out.
 
     About 0.1 ms a fact.
     """
+    new = authors.read(push.certificates[:CERTIFICATES_MAX])
     facts: list[Fact] = []
     retired: list[Retired] = []
     for signed in push.facts:
         try:
             if signed.HasField("retired"):
-                retired.append(parse_retired(signed.retired))
+                gone = parse_retired(signed.retired)
+                if authors.knows(gone.stream_id.author, new):
+                    retired.append(gone)
                 continue
             fact = parse(signed)
         except FactError as error:
             log("warning", f"{peer} pushed what is no fact: {error}")
             break
+        if not authors.accepts(fact, new):
+            continue
         if not fact.is_signed_by_author():
             log("warning", f"{peer} pushed a fact of {fact.author} with a false signature")
             break
+        if not is_genuine(fact, authors.verify_denial):
+            log("warning", f"{peer} pushed a denial by {fact.author} that the mesh's CA did not sign")
+            break
         facts.append(fact)
-    return tuple(facts), tuple(retired)
+    return tuple(facts), tuple(retired), new

@@ -21,9 +21,10 @@ from typing import TypeVar
 
 import apsw
 
-from mesh.facts import Fact, FactError, FactRange, Retired
+from mesh.certificates import Identity
+from mesh.facts import Fact, FactError, FactRange, Retired, StreamId
 from mesh.identity import NodeId
-from mesh.journal import Fork
+from mesh.journal import Fork, Position
 from mesh.wire import common_pb2, facts_pb2
 from node import schema
 from node.errors import ExitCode, KithError
@@ -70,6 +71,8 @@ class Store:
             facts = self._rows.all_facts()
             self.retired = self._rows.all_retired()
             self.forks = self._rows.all_forks()
+            rows = self._db.execute("SELECT der FROM certificates").fetchall()
+            self.certificates: list[bytes] = [bytes(row[0]) for row in rows]  # type: ignore[arg-type]
         except (apsw.Error, FactError, OSError) as error:
             raise KithError(
                 "journal-unusable",
@@ -110,9 +113,25 @@ class Store:
 
         return await self._do(save)
 
+    async def cut_streams(self, ends: Sequence[tuple[StreamId, Position]]) -> list[Fact]:
+        """Delete each stream durably after its place, which may be 0, and read all facts."""
+
+        def cut() -> list[Fact]:
+            for stream_id, end in ends:
+                self._rows.cut(stream_id, end)
+            return list(self._rows.all_facts())
+
+        return await self._do(cut)
+
     async def stored_beside(self, facts: Sequence[Fact]) -> list[Fact]:
         """What is stored in the places of these facts."""
         return await self._do(lambda: self._rows.in_places_of(facts))
+
+    async def save_certificates(self, identities: Sequence[Identity]) -> None:
+        """Keep the certificates of authors, durably; each in place of an earlier one of the same node and role."""
+        rows = [(one.node_id, one.role.value, one.certificate) for one in identities]
+        sql = "INSERT OR REPLACE INTO certificates VALUES (?, ?, ?)"
+        await self._do(lambda: self._db.executemany(sql, rows).fetchall())
 
     async def save_vote(self, term: int, voted_for: str) -> None:
         """Store term and vote durably."""

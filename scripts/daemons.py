@@ -1,5 +1,7 @@
 """Daemons as real processes: for the demonstration, the benches, the LAN and the tests.
 
+A daemon enters the mesh that it is given before it starts, and speaks mTLS as any other; without one it is alone.
+
 A daemon and its engine and solver children carry a mark in their environment. That is how children are found when
 their parent is dead, and why none is left behind: `end` and `kill` return once all of them are gone, or say who is
 left. Readiness is asked for at the daemon's own door, with a deadline.
@@ -20,6 +22,7 @@ from typing import TypeVar
 from mesh.wire import local_pb2, membership_pb2
 from node.client import NodeClient
 from node.errors import KithError
+from scripts.throwaway import ThrowawayMesh
 
 Value = TypeVar("Value")
 
@@ -96,6 +99,7 @@ class Daemon:
     environment: Mapping[str, str] = field(default_factory=dict)  # beside our own
     entry: Sequence[str] = ("-m", "node.cli.main")  # what the interpreter runs as `kith`
     process: subprocess.Popen[bytes] | None = None
+    mesh: ThrowawayMesh | None = None  # entered at the first start; None: as the data directory is
     adopted: int = 0  # pid of a daemon that another run started
     started_at: float = 0.0  # time.monotonic()
 
@@ -123,6 +127,8 @@ class Daemon:
     def start(self) -> None:
         assert not self.running, "runs already"
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        if self.mesh is not None:
+            self.mesh.enrol(self.data_dir)
         self.started_at = time.monotonic()
         with self.output.open("ab") as out:
             self.process = subprocess.Popen(

@@ -2,16 +2,15 @@
 
     scripts/demo [FILE] [--json]
 
-Nothing is simulated: three daemons as three processes on loopback, the default model in each, a real election, SIGKILL.
-All they write lies in a temporary folder, which is removed at the end, however the end comes. With --json the last line
-is one JSON object.
+Nothing is simulated: three daemons as three processes on loopback, the default model in each, mutual TLS between them
+in a mesh that is made for this run, a real election, SIGKILL. All they write lies in a temporary folder, which is
+removed at the end, however the end comes. With --json the last line is one JSON object.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import secrets
 import shutil
 import signal
 import sys
@@ -30,6 +29,7 @@ from node.errors import ExitCode, KithError
 from node.models import DEFAULT_NAME, ensure_default_model
 from scripts.daemons import ROOT, Daemon, NotInTime, end_all, formed, until
 from scripts.demo_view import View
+from scripts.throwaway import ThrowawayMesh
 from solver.text import count_words
 
 NAMES = ("ash", "birch", "cedar")
@@ -72,7 +72,7 @@ class Demo:
         self.folder = folder
         self.told = Told()
         self.daemons: list[Daemon] = []
-        self.mesh = f"demo-{secrets.token_hex(4)}"  # apart from other nodes of this machine, other demonstrations too
+        self.mesh = ThrowawayMesh("demo")  # apart from other nodes of this machine, other demonstrations too
 
     def close(self) -> list[str]:
         wrong = end_all(self.daemons)
@@ -119,8 +119,6 @@ class Demo:
     def _start(self, model: Path, more: list[str], only: str | tuple[str, ...] = NAMES) -> None:
         threads = max(1, (os.cpu_count() or 1) // len(NAMES))
         options = [
-            "--mesh",
-            self.mesh,
             "--listen",
             "127.0.0.1:0",
             "--engine",
@@ -134,7 +132,7 @@ class Demo:
             options.append("--no-mdns")
         for name in NAMES:
             if name == only or name in only:
-                self.daemons.append(Daemon(self.folder / name, [*options, *more], name=name))
+                self.daemons.append(Daemon(self.folder / name, [*options, *more], name=name, mesh=self.mesh))
                 self.daemons[-1].start()
 
     async def _ready(self, engine: bool = True) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from node.errors import ExitCode, KithError
 from scripts.daemons import Daemon, NotInTime, end_all
 from scripts.lan_network import HOSTS_MAX, Network, require
+from scripts.throwaway import ThrowawayMesh
 
 #: Port of every daemon's mesh service: each host has addresses of its own.
 PORT = 7450
@@ -28,7 +29,10 @@ FILLER = "filler"
 
 
 class Lan:
-    """One run: a network, a folder, a daemon a host."""
+    """One run: a network, a folder, a daemon a host, all daemons of one throwaway mesh.
+
+    Whoever takes a run over does not have the mesh's CA: it starts daemons that are enrolled already.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class Lan:
         self.options = list(options)
         self._environment = dict(environment or {})
         self.folder = Path(tempfile.gettempdir()) / f"{PREFIX}{run}"
+        self.mesh: ThrowawayMesh | None = None
         self.daemons = {host: self._daemon(host) for host in self.network.hosts}
 
     def _daemon(self, host: str) -> Daemon:
@@ -73,6 +78,9 @@ class Lan:
             raise KithError(
                 "lan-exists", f"run {lan.run} is there already", "scripts/lan down", ExitCode.USAGE
             ) from error
+        lan.mesh = ThrowawayMesh(f"lan {lan.run}")
+        for daemon in lan.daemons.values():
+            daemon.mesh = lan.mesh
         lan.save()
         lan.network.create()
         return lan

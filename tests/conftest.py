@@ -87,12 +87,17 @@ def daemon(tmp_path: Path) -> Iterator[DaemonFactory]:
     """Starts daemons as real processes, on loopback, with the echo engine unless told otherwise; ends them all.
 
     `daemon("--seed", address, name="b")` is `kith up` with these arguments, already started; `await it.ready()` next.
+    All are of one throwaway mesh but those with `alone=True`, which are of none.
     """
     from scripts.daemons import Daemon, end_all
+    from scripts.throwaway import ThrowawayMesh
 
     started: list[Daemon] = []
+    mesh = ThrowawayMesh()
 
-    def start(*arguments: str, name: str = "", environment: Mapping[str, str] | None = None) -> Daemon:
+    def start(
+        *arguments: str, name: str = "", environment: Mapping[str, str] | None = None, alone: bool = False
+    ) -> Daemon:
         name = name or f"node{len(started)}"
         given = list(arguments)
         for option, value in (("--engine", "echo"), ("--listen", "127.0.0.1:0"), ("--threads", "1")):
@@ -100,7 +105,7 @@ def daemon(tmp_path: Path) -> Iterator[DaemonFactory]:
                 given += [option, value]
         if "--no-mdns" not in given and "--interface" not in given:
             given.append("--no-mdns")  # tests of several runs on one machine must not find each other
-        one = Daemon(tmp_path / name, given, name=name, environment=environment or {})
+        one = Daemon(tmp_path / name, given, name=name, environment=environment or {}, mesh=None if alone else mesh)
         one.start()
         started.append(one)
         return one

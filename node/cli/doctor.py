@@ -241,14 +241,10 @@ def _interfaces(state: _State) -> Iterator[Finding]:
     if not state.config.mdns:
         yield Finding("network", "ok", "mDNS is off: peers come from seeds")
         return
-    from node.addresses import split_address
-    from node.interfaces import binding_allowed, choose, interfaces
+    from node.interfaces import choose, interfaces
+    from node.listening import where_to_listen
 
-    host = (split_address(state.config.listen) or ("127.0.0.1", 0))[0]
-    if (why_not := binding_allowed(host)) is not None:
-        yield Finding(
-            "network", "fail", f"the node may not listen on {host}: nodes can not yet prove who they are", why_not
-        )
+    host = where_to_listen(state.config.listen)[0]
     chosen = choose(state.config.interfaces, host)
     for interface in chosen:
         address = next((one for one in interface.addresses if one.version == 4), None)

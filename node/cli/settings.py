@@ -73,7 +73,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _address(value: str) -> str:
-    if split_address(value) is None:
+    if value and split_address(value) is None:
         return "must be HOST:PORT, as in 127.0.0.1:7420 or [::1]:7420"
     return ""
 
@@ -113,7 +113,6 @@ def _url(value: str) -> str:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("name", str, _label, "--name"),
-    Setting("mesh", str, _label, "--mesh"),
     Setting("listen", str, _address, "--listen"),
     Setting("seeds", tuple, _addresses, "--seed"),
     Setting("interfaces", tuple, _any, "--interface"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from node.errors import ExitCode, KithError
 from scripts.daemons import Daemon, end_all, formed, processes_of, until
+from scripts.throwaway import ThrowawayMesh
 
 STARTS = 5
 READY_WITHIN_S = 60.0
@@ -32,7 +33,7 @@ def figures() -> dict[str, float]:
 
 
 async def _start(data_dir: Path) -> float:
-    daemon = Daemon(data_dir, OPTIONS, name="start")
+    daemon = Daemon(data_dir, OPTIONS, name="start", mesh=ThrowawayMesh())
     daemon.start()
     try:
         await daemon.ready(READY_WITHIN_S, engine=False)
@@ -42,12 +43,13 @@ async def _start(data_dir: Path) -> float:
 
 
 async def _sizes(folder: Path) -> dict[str, float]:
-    first = Daemon(folder / "a", OPTIONS, name="a")
+    mesh = ThrowawayMesh()
+    first = Daemon(folder / "a", OPTIONS, name="a", mesh=mesh)
     daemons = [first]
     first.start()
     try:
         at = (await first.ready(READY_WITHIN_S)).addresses[0]
-        daemons.append(Daemon(folder / "b", [*OPTIONS, "--seed", f"{at.host}:{at.port}"], name="b"))
+        daemons.append(Daemon(folder / "b", [*OPTIONS, "--seed", f"{at.host}:{at.port}"], name="b", mesh=mesh))
         daemons[1].start()
         await daemons[1].ready(READY_WITHIN_S)
         leader = await formed(daemons)

@@ -18,6 +18,7 @@ from node.config import NodeConfig
 from node.engine.process import EngineProcess
 from node.models import ensure_default_model
 from scripts.daemons import Daemon, end_all, formed
+from scripts.throwaway import ThrowawayMesh
 
 PAIRS = 10
 WARM_UP_PAIRS = 2
@@ -54,7 +55,8 @@ def _request(number: int) -> engine_pb2.GenerateRequest:
 async def _measure(model: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="kith-bench-") as folder:
         options = ["--listen", "127.0.0.1:0", "--no-mdns", "--threads", "1"]
-        a = Daemon(Path(folder) / "a", [*options, "--engine", "echo"], name="a")
+        mesh = ThrowawayMesh()
+        a = Daemon(Path(folder) / "a", [*options, "--engine", "echo"], name="a", mesh=mesh)
         daemons = [a]
         a.start()
         config = NodeConfig(data_dir=Path(folder) / "bare", threads=1)
@@ -62,7 +64,7 @@ async def _measure(model: Path) -> dict[str, float]:
         try:
             at = (await a.ready(READY_WITHIN_S)).addresses[0]
             seed = ["--seed", f"{at.host}:{at.port}", "--model", str(model)]
-            daemons.append(Daemon(Path(folder) / "b", [*options, *seed], name="b"))
+            daemons.append(Daemon(Path(folder) / "b", [*options, *seed], name="b", mesh=mesh))
             daemons[1].start()
             await daemons[1].ready(READY_WITHIN_S)
             await bare.start()

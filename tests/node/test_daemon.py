@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
+from mesh.certificates import Role
 from mesh.wire import engine_pb2, facts_pb2, local_pb2, work_pb2
 from node.client import NodeClient
 from node.errors import ExitCode, KithError
-from scripts.daemons import Daemon, processes_of, until
+from scripts.daemons import Daemon, formed, processes_of, until
+from scripts.throwaway import ThrowawayMesh
 from tests.conftest import DaemonFactory
 
 pytestmark = pytest.mark.slow
@@ -285,10 +288,11 @@ async def test_a_second_daemon_a_taken_port_and_a_foreign_journal_are_refused(
     node = daemon(name="first")
     await node.ready()
     taken = await address_of(node)
-    twin = Daemon(node.data_dir, ["--engine", "echo", "--no-mdns"], name="twin")
-    other = Daemon(tmp_path / "other", ["--engine", "echo", "--no-mdns", "--listen", taken], name="other")
-    abroad = Daemon(tmp_path / "abroad", ["--engine", "echo", "--no-mdns", "--listen", "192.0.2.1:0"], name="abroad")
-    for started, words in ((twin, "runs already under"), (other, "is taken"), (abroad, "listen on 127.0.0.1")):
+    options = ["--engine", "echo", "--no-mdns"]
+    twin = Daemon(node.data_dir, options, name="twin")
+    other = Daemon(tmp_path / "other", [*options, "--listen", taken], name="other", mesh=ThrowawayMesh())
+    abroad = Daemon(tmp_path / "abroad", [*options, "--listen", "192.0.2.1:0"], name="abroad")
+    for started, words in ((twin, "runs already under"), (other, "is taken"), (abroad, "this node is in no mesh")):
         started.start()
         assert started.process is not None
         assert await asyncio.to_thread(started.process.wait, 20) == ExitCode.CANNOT_START
@@ -296,9 +300,9 @@ async def test_a_second_daemon_a_taken_port_and_a_foreign_journal_are_refused(
         assert words in said
         assert "Traceback" not in said
     node.end()
-    key = node.data_dir / "node.key"
-    key.unlink()
-    node.start()
+    (node.data_dir / "node.key").unlink()
+    shutil.rmtree(node.data_dir / "mesh")
+    node.start()  # enrolled anew, with another key
     assert node.process is not None
     assert await asyncio.to_thread(node.process.wait, 20) == ExitCode.CANNOT_START
     assert "belongs to node" in node.output.read_text()
@@ -335,6 +339,66 @@ async def test_a_copied_data_directory_is_noticed(daemon: DaemonFactory, tmp_pat
         return "copy of this data directory" in (copy.data_dir / "logs" / "kith.log").read_text()
 
     await until(noticed, 10.0, "the copy is noticed")
+
+
+async def test_a_node_in_no_mesh_works_alone_and_is_seen_by_nobody(daemon: DaemonFactory) -> None:
+    first = daemon(name="first")
+    await first.ready()
+    alone = daemon("--seed", await address_of(first), name="alone", alone=True)
+    status = await alone.ready()
+    assert (list(status.addresses), status.mdns, status.members_alive) == ([], False, 1)
+    assert not (alone.data_dir / "port").exists()
+    assert {connection.laddr.port for connection in psutil.Process(alone.pid).net_connections("inet")} == set()
+    async with alone.client() as client:
+        accepted = await client.submit(ask("How many legs has a spider?"))
+        assert (await finished(client, accepted.job_id)).state == local_pb2.JOB_STATE_COMPLETED
+    said = alone.output.read_text() + (alone.data_dir / "logs" / "kith.log").read_text()
+    assert "kith init" in said
+    assert "--seed is not looked at" in said
+    assert len(await first.nodes()) == 1
+
+
+async def test_a_worker_works_but_neither_leads_nor_submits_nor_teaches(daemon: DaemonFactory, tmp_path: Path) -> None:
+    node = daemon(name="node")
+    await node.ready()
+    assert node.mesh is not None
+    node.mesh.enrol(tmp_path / "worker", Role.WORKER)
+    worker = daemon("--seed", await address_of(node), name="worker")
+    await worker.ready()
+    assert await formed([node, worker]) is node
+    async with worker.client() as client:
+        for call in (client.submit(ask("Which?")), client.add_knowledge(facts_pb2.KnowledgeAdded(text="All."))):
+            with pytest.raises(KithError) as caught:
+                await call
+            assert caught.value.code == "role-refused"
+    async with node.client() as client:
+        accepted = await client.submit(summarize(), DOCUMENT)
+        last = await finished(client, accepted.job_id)
+    assert last.state == local_pb2.JOB_STATE_COMPLETED
+    assert {task.node_name for task in last.tasks} == {"node", "worker"}
+    node.kill()
+
+    async def nobody_leads() -> bool:
+        now = await worker.status()
+        return now.members_alive == 1 and not now.leader.leader_id
+
+    await until(nobody_leads, 20.0, "the worker knows that the leader is gone")
+    assert (await worker.status()).role != "leader"
+
+
+async def test_two_meshes_at_one_address_book_stay_apart(daemon: DaemonFactory, tmp_path: Path) -> None:
+    ours = daemon(name="ours")
+    await ours.ready()
+    ThrowawayMesh().enrol(tmp_path / "theirs")
+    theirs = daemon("--seed", await address_of(ours), name="theirs", alone=True)
+    await theirs.ready()
+    log = theirs.data_dir / "logs" / "kith.log"
+
+    async def said() -> bool:
+        return "does not belong to this mesh" in log.read_text()
+
+    await until(said, 10.0, "the refusal is logged")
+    assert (len(await ours.nodes()), len(await theirs.nodes())) == (1, 1)
 
 
 async def test_a_stopped_leader_hands_over_and_says_goodbye(daemon: DaemonFactory) -> None:

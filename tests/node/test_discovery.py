@@ -1,10 +1,11 @@
 """Discovery through real multicast on loopback."""
 
 import asyncio
+import datetime
 import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 
@@ -13,13 +14,14 @@ from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from node import discovery as discovery_module
 from node import multicast
-from node.discovery import CANDIDATES_MAX, SERVICE_TYPE, Discovery
+from node.discovery import CANDIDATES_MAX, SERVICE_TYPE, Discovery, daily_tag, utc_today
 from node.interfaces import Interface
 from node.links import PROTOCOL_VERSION_MIN
 
 LOG = logging.getLogger("test.discovery")
 LOOPBACK = Interface("lo", 1, (ip_address("127.0.0.1"),))
 FOUND_WITHIN_S = 5.0
+MESH = "0123456789abcdef0123456789abcdef"
 
 
 def multicast_problem() -> str:
@@ -53,7 +55,9 @@ class Nodes:
         self._stack = stack
         self.service_type = f"_kt{secrets.token_hex(4)}._tcp.local."
 
-    async def start(self, port: int) -> tuple[Discovery, "asyncio.Queue[tuple[str, int]]"]:
+    async def start(
+        self, port: int, mesh_id: str = MESH, today: Callable[[], datetime.date] = utc_today
+    ) -> tuple[Discovery, "asyncio.Queue[tuple[str, int]]"]:
         found: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
         node = Discovery(
             str(port),
@@ -62,7 +66,9 @@ class Nodes:
             [LOOPBACK],
             lambda host, port: found.put_nowait((host, port)),
             LOG,
+            mesh_id,
             service_type=self.service_type,
+            today=today,
         )
         self._stack.push_async_callback(node.stop)
         assert await node.start() == ""
@@ -76,7 +82,7 @@ class Nodes:
             self.service_type,
             f"{name}.{self.service_type}",
             port=port,
-            properties={"txtvers": "1", "v": version},
+            properties={"txtvers": "1", "v": version, "m": daily_tag(MESH, utc_today())},
             server=f"{name}.local.",
             parsed_addresses=addresses,
         )
@@ -122,12 +128,39 @@ async def test_an_advert_says_nothing_about_the_machine_or_its_user(nodes: Nodes
     async with AsyncZeroconf(interfaces=["127.0.0.1"]) as outsider:
         info = await outsider.async_get_service_info(nodes.service_type, node.instance)
     assert info is not None
-    assert info.decoded_properties == {"txtvers": "1", "v": str(PROTOCOL_VERSION_MIN)}
+    tag = daily_tag(MESH, utc_today())
+    assert info.decoded_properties == {"txtvers": "1", "v": str(PROTOCOL_VERSION_MIN), "m": tag}
+    assert len(tag) == 8
+    assert tag not in MESH
     label = node.instance.partition(".")[0]
     assert len(label) == 8
     assert int(label, 16) >= 0
     assert info.server == f"kith-{label}.local."
     assert info.parsed_addresses() == ["127.0.0.1"]
+
+
+@needs_multicast
+async def test_only_nodes_of_the_same_mesh_are_found_also_where_the_clocks_differ_by_a_day(nodes: Nodes) -> None:
+    _, found = await nodes.start(7001)
+    await nodes.start(7002, mesh_id="f" * 32)
+    for port, days in ((7003, -2), (7004, 2), (7005, -1), (7006, 1)):
+        day = utc_today() + datetime.timedelta(days)
+        await nodes.start(port, today=lambda day=day: day)  # type: ignore[misc]
+    assert await take(found, 2) == [("127.0.0.1", 7005), ("127.0.0.1", 7006)]
+    assert found.empty()
+
+
+@needs_multicast
+async def test_a_new_day_is_advertised_with_its_own_tag(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery_module, "DAY_LOOK_S", 0.02)
+    day = utc_today() - datetime.timedelta(5)
+    _, found = await nodes.start(7001)
+    await nodes.start(7002, today=lambda: day)
+    _, found_by_other = await nodes.start(7003)
+    assert await take(found, 1) == [("127.0.0.1", 7003)]
+    day = utc_today()
+    assert await take(found, 1) == [("127.0.0.1", 7002)]
+    assert await take(found_by_other, 2) == [("127.0.0.1", 7001), ("127.0.0.1", 7002)]
 
 
 @needs_multicast
@@ -157,19 +190,19 @@ async def test_adverts_that_make_no_sense_are_left_alone(nodes: Nodes) -> None:
     ],
 )
 def test_which_addresses_are_worth_a_dial(ours: str, theirs: str, dialable: bool) -> None:
-    node = Discovery("n", 7001, [ours], [LOOPBACK], lambda host, port: None, LOG)
+    node = Discovery("n", 7001, [ours], [LOOPBACK], lambda host, port: None, LOG, MESH)
     assert node._dialable(theirs) == dialable
 
 
 def test_a_flood_of_adverts_is_bounded() -> None:
     found = []
-    node = Discovery("n", 7001, ["10.0.0.1"], [LOOPBACK], lambda host, port: found.append((host, port)), LOG)
+    node = Discovery("n", 7001, ["10.0.0.1"], [LOOPBACK], lambda host, port: found.append((host, port)), LOG, MESH)
     for number in range(3 * CANDIDATES_MAX):
         info = AsyncServiceInfo(
             SERVICE_TYPE,
             f"x{number}.{SERVICE_TYPE}",
             port=7000,
-            properties={"v": str(PROTOCOL_VERSION_MIN)},
+            properties={"v": str(PROTOCOL_VERSION_MIN), "m": daily_tag(MESH, utc_today())},
             parsed_addresses=[f"10.0.{number}.{last}" for last in range(1, 20)],
         )
         node._report(info)
@@ -178,7 +211,7 @@ def test_a_flood_of_adverts_is_bounded() -> None:
 
 
 async def test_without_an_interface_there_is_a_reason_and_no_exception() -> None:
-    node = Discovery("n", 7001, ["192.0.2.1"], [], lambda host, port: None, LOG)
+    node = Discovery("n", 7001, ["192.0.2.1"], [], lambda host, port: None, LOG, MESH)
     assert await node.start() == "no interface for multicast DNS (interfaces chosen: none)"
     await node.stop()
 
@@ -188,7 +221,7 @@ async def test_sockets_that_are_refused_are_a_reason_and_no_exception(monkeypatc
         raise OSError(98, "Address already in use")
 
     monkeypatch.setattr(multicast, "AsyncZeroconf", refuse)
-    node = Discovery("n", 7001, ["127.0.0.1"], [LOOPBACK], lambda host, port: None, LOG)
+    node = Discovery("n", 7001, ["127.0.0.1"], [LOOPBACK], lambda host, port: None, LOG, MESH)
     assert await node.start() == "multicast DNS can not be used here: Address already in use"
     await node.stop()
 
@@ -196,7 +229,7 @@ async def test_sockets_that_are_refused_are_a_reason_and_no_exception(monkeypatc
 async def test_an_interface_that_went_away_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     vanished = Interface("eth9", 9999, (ip_address("192.0.2.77"), ip_address("fe80::7%eth9")))
-    node = Discovery("n", 7001, ["192.0.2.77"], [vanished], lambda host, port: None, LOG)
+    node = Discovery("n", 7001, ["192.0.2.77"], [vanished], lambda host, port: None, LOG, MESH)
     assert await node.start() == "no interface for multicast DNS (interfaces chosen: eth9)"
     assert caplog.text.count("mDNS: not on eth9") == 2
     await node.stop()
@@ -206,7 +239,7 @@ async def test_an_interface_that_went_away_is_left_out(caplog: pytest.LogCapture
 @needs_multicast
 async def test_one_interface_that_went_away_does_not_stop_the_others() -> None:
     vanished = Interface("eth9", 9999, (ip_address("192.0.2.77"),))
-    node = Discovery("n", 7001, ["127.0.0.1"], [vanished, LOOPBACK], lambda host, port: None, LOG)
+    node = Discovery("n", 7001, ["127.0.0.1"], [vanished, LOOPBACK], lambda host, port: None, LOG, MESH)
     try:
         assert await node.start() == ""
     finally:
@@ -215,7 +248,7 @@ async def test_one_interface_that_went_away_does_not_stop_the_others() -> None:
 
 async def test_no_answer_to_its_own_advert_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery_module, "SELF_HEARD_S", 0.05)
-    node = Discovery("n", 7001, ["127.0.0.1"], [LOOPBACK], lambda host, port: None, LOG)
+    node = Discovery("n", 7001, ["127.0.0.1"], [LOOPBACK], lambda host, port: None, LOG, MESH)
     monkeypatch.setattr(node, "_on_change", lambda **_: None)
     try:
         assert await node.start() == "multicast does not work on lo"
