@@ -5,8 +5,8 @@ after 30 days at most. The backup makes a new issuer of any machine.
 
 Idea: three parts of text. The label and a salt; the certificate in PEM, which says which mesh it is before a passphrase
 is asked for; the key as encrypted PKCS #8 in PEM. Its password is the passphrase after scrypt, which makes each guess
-cost half a second and 128 MiB: what PKCS #8 itself does here, 2,048 rounds of PBKDF2, costs a millisecond. A changed key does
-not fit the certificate.
+cost half a second and 128 MiB: what PKCS #8 itself does here, 2,048 rounds of PBKDF2, costs a millisecond. A changed
+key does not fit the certificate.
 
 Does not: guard against a weak passphrase for ever; whoever has the file can try at leisure. Hence `PASSPHRASE_MIN`.
 

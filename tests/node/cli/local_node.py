@@ -181,6 +181,8 @@ class LocalNode(local_pb2_grpc.LocalServicer):
         self.added: list[facts_pb2.KnowledgeAdded] = []
         self.next_job = SUMMARY
         self.chat_problem: KithError | None = None
+        self.certificate_ends_ms = int((time.time() + 20 * 86_400 + 1800) * 1000)
+        self.issuers = 2
 
     def _fail(self, context: grpc.ServicerContext, error: KithError) -> None:
         context.set_trailing_metadata(((PROBLEM_KEY, error.to_wire().SerializeToString()),))
@@ -209,6 +211,13 @@ class LocalNode(local_pb2_grpc.LocalServicer):
             pid=4711,
             mdns=True,
             solver_state="ready",
+            mesh=local_pb2.MeshInfo(
+                mesh_id="5" * 32,
+                label="our\x1b room",
+                role="issuer",
+                certificate_ends_ms=self.certificate_ends_ms,
+                issuers=self.issuers,
+            ),
         )
 
     def Nodes(self, request: local_pb2.NodesRequest, context: grpc.ServicerContext) -> local_pb2.NodesReply:

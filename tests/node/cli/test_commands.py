@@ -20,6 +20,20 @@ def test_status(kith: Kith, local_node: LocalNode) -> None:
     assert (value["node_id"], value["engine_state"], value["agent"]["slots"]) == (IDS[0], "ready", 2)
 
 
+def test_status_says_which_mesh_and_what_may_end_it(kith: Kith, local_node: LocalNode) -> None:
+    out = kith("status").out
+    assert "our\N{REPLACEMENT CHARACTER} room (555555555555), as issuer; certificate ends in 20 d" in out
+    assert "warning" not in out
+    mesh = kith("status", "--json").json["mesh"]
+    assert (mesh["mesh_id"], mesh["role"], mesh["issuers"], mesh["backed_up_ms"]) == ("5" * 32, "issuer", 2, None)
+    local_node.issuers = 1
+    assert "kith ca backup FILE, or kith promote NODE" in kith("status").out
+    local_node.certificate_ends_ms = 1000
+    out = kith("status").out
+    assert "certificate has ended" in out
+    assert "until an issuer renews it" in out
+
+
 def test_nodes_are_listed_and_a_name_can_not_control_the_terminal(kith: Kith, local_node: LocalNode) -> None:
     out = kith("nodes").out
     assert "\x1b" not in out

@@ -70,7 +70,7 @@ def test_every_setting_is_in_the_table_with_its_option(setting: settings.Setting
 
 def test_every_setting_with_an_option_is_an_option_of_up() -> None:
     of_up = {option for name, option in options() if name == "up"}
-    assert {setting.option for setting in settings.SETTINGS if setting.option} | {"--config"} == of_up
+    assert {setting.option for setting in settings.SETTINGS if setting.option} | {"--config", "--moved"} == of_up
 
 
 def keys(value: Any) -> Iterator[str]:
@@ -87,7 +87,7 @@ def test_every_json_key_is_documented() -> None:
     jobs = finished_jobs()
     rounds = [local_pb2.ExplainedRound(assigned=facts_pb2.JobAssigned(assignments=[facts_pb2.AssignmentRecord()]))]
     shapes = [
-        as_json.status(local_pb2.StatusReply()),
+        as_json.status(local_pb2.StatusReply(mesh=local_pb2.MeshInfo())),
         as_json.node(local_pb2.NodeInfo(profile=facts_pb2.NodeProfile(agents=[facts_pb2.AgentProfile()]))),
         as_json.result(local_pb2.ResultReply(job=jobs[SUMMARY], result=results()[SUMMARY], document=b"text")),
         as_json.result(local_pb2.ResultReply(job=jobs[PANEL], result=results()[PANEL])),
