@@ -23,6 +23,8 @@ RPCS: dict[str, frozenset[Role]] = {
     "Score": _ALL,
     "CountTokens": _ALL,
     "FetchBlob": _MEMBERS,
+    "Renew": _ALL,
+    "TakeAuthority": frozenset({Role.ISSUER}),
 }
 
 #: Kind of LinkMessage → roles that may say it.

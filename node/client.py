@@ -36,6 +36,8 @@ MESSAGE_BYTES_MAX = 256 * 1024 * 1024
 DEADLINE_S = 10.0
 #: Seconds beyond the replica deadline that Submit may take: transfer, sync and planning of a large document.
 SUBMIT_SLACK_S = 60.0
+#: The node that becomes an issuer answers once it has the key on its disk.
+PROMOTE_S = 20.0
 #: Used where the caller names no replica deadline; the node's own default.
 REPLICA_DEADLINE_S = 5.0
 
@@ -186,6 +188,22 @@ class NodeClient:
         deadline_s = DEADLINE_S + drain_s
         call = self._connect().Shutdown(local_pb2.ShutdownRequest(drain_s=drain_s), timeout=deadline_s)
         return (await self._call(call, deadline_s)).running_tasks
+
+    # Membership
+
+    def invite(self, request: local_pb2.InviteRequest) -> AsyncGenerator[local_pb2.InviteEvent, None]:
+        """The invite, then what happens to it. Closing the iterator ends the invite, unless it is detached."""
+        return self._stream(self._connect().Invite(request))
+
+    async def promote(self, node: str) -> local_pb2.PromoteReply:
+        """Make `node` (name, id or the beginning of it) an issuer."""
+        call = self._connect().Promote(local_pb2.PromoteRequest(node=node), timeout=PROMOTE_S)
+        return await self._call(call, PROMOTE_S)
+
+    async def revoke(self, node: str, reason: str = "") -> local_pb2.RevokeReply:
+        """Cut `node` off for good."""
+        call = self._connect().Revoke(local_pb2.RevokeRequest(node=node, reason=reason), timeout=DEADLINE_S)
+        return await self._call(call, DEADLINE_S)
 
     # Jobs
 

@@ -66,6 +66,7 @@ from node.snapshots import Snapshots
 from node.solver_process import SolverProcess
 from node.store import Store
 from node.submissions import Submissions
+from node.trust import Trust, trust_of
 from node.worker import Worker
 
 #: How often the load that probes carry is brought up to date.
@@ -89,6 +90,7 @@ class Daemon:
         self.started_at = time.monotonic()
         self.addresses: list[tuple[str, int]] = []
         self.discovery: Discovery | None = None
+        self.trust: Trust | None = None  # None: in no mesh
         self.mdns = False
         self.http_address = ""
         self.model_path: Path | None = None
@@ -120,7 +122,7 @@ class Daemon:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
-        self._interfaces = choose(config.interfaces, where_to_listen(config.listen)[0])
+        self.interfaces = choose(config.interfaces, where_to_listen(config.listen)[0])
         prepare_folders(self.paths)
         stack.enter_context(Lock(self.paths))
         logs.set_up(self.paths.log, config.log_level, terminal=False)
@@ -173,9 +175,12 @@ class Daemon:
         doors = []
         if self.credentials is not None and self.shell.callers is not None:
             server = grpc.aio.server(options=PORT_OPTIONS, interceptors=[self.shell.callers])
-            mesh_pb2_grpc.add_MeshServicer_to_server(MeshService(links, self.engine, self.store), server)
+            mesh_pb2_grpc.add_MeshServicer_to_server(
+                MeshService(links, self.engine, self.store, lambda: trust_of(self)), server
+            )
             self.addresses = bind(server, self.credentials.server(), config.listen, config.interfaces, self.paths)
             doors.append(server)
+            self.trust = Trust(self, self.credentials.enrolment)
         else:
             require_loopback(config.listen)
         local = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
@@ -193,6 +198,8 @@ class Daemon:
             for host, port in map(address_of, config.seeds):
                 self.shell.post(events.AddressFound(host, port, "seed"))
             self._background.spawn(self._discover(self.enrolment.mesh_id), "discover")
+        if self.trust is not None:
+            self._background.spawn(self.trust.renewal.run(), "renewal")
         self._background.spawn(self._bring_up_engine(), "engine")
         self._background.spawn(self._keep_load(), "load")
         self._background.spawn(self._measure_disk(), "disk")
@@ -221,6 +228,8 @@ class Daemon:
         await self._background.cancel()
         if self.discovery is not None:
             await self.discovery.stop()
+        if self.trust is not None:
+            await self.trust.door.close()
         await asyncio.gather(self.solver.stop(), self.engine.stop())
         self.submissions.close()
         await self.shell.stop()
@@ -238,7 +247,7 @@ class Daemon:
             self.replica.me,
             self.addresses[0][1],
             [host for host, _ in self.addresses],
-            self._interfaces,
+            self.interfaces,
             lambda host, port: self.shell.post(events.AddressFound(host, port, "mdns")),
             logs.logger,
             mesh_id,

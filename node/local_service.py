@@ -14,6 +14,7 @@ from node.overview import node_infos, status_of
 from node.rpc import abort
 from node.stories import story_of
 from node.submissions import DOCUMENT_BYTES_MAX
+from node.trust_service import TrustService
 
 if TYPE_CHECKING:
     from node.daemon import Daemon
@@ -33,7 +34,7 @@ ALTERNATIVES_MAX = 20
 DRAIN_S = 10.0
 
 
-class LocalService(local_pb2_grpc.LocalServicer):
+class LocalService(TrustService, local_pb2_grpc.LocalServicer):
     def __init__(self, daemon: "Daemon") -> None:
         self._daemon = daemon
         self._replica = daemon.replica
@@ -156,11 +157,12 @@ class LocalService(local_pb2_grpc.LocalServicer):
     async def Chat(self, request: local_pb2.ChatRequest, context: Context) -> AsyncIterator[local_pb2.ChatEvent]:
         try:
             route = self._daemon.router.choose(request.request, request.model, request.node)
+            left_s = context.time_remaining()
             routed = local_pb2.ChatRouted(
                 agent=route.agent, node_name=route.node_name, model=route.model, cost_s=route.cost_s
             )
             yield local_pb2.ChatEvent(routed=routed)
-            async with contextlib.aclosing(self._daemon.router.generate(route, request.request)) as events:
+            async with contextlib.aclosing(self._daemon.router.generate(route, request.request, "local", left_s)) as events:
                 async for event in events:
                     yield local_pb2.ChatEvent(generate=event)
         except KithError as error:

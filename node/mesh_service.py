@@ -1,6 +1,7 @@
-"""What this node offers its peers: the link, its engine and its blobs (proto/mesh.proto)."""
+"""What this node offers its peers: the link, its engine, its blobs, new certificates (proto/mesh.proto)."""
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -8,21 +9,22 @@ import grpc.aio
 
 from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
 from node.blobs import CHUNK_BYTES
-from node.engine.api import Engine
+from node.callers import caller_of
+from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
+from node.limits import HOPS_MAX
 from node.links import Links
 from node.rpc import abort
 from node.store import Store
-
-#: Against a routing loop that passes one request around for ever.
-HOPS_MAX = 4
+from node.trust import Trust
 
 
 class MeshService(mesh_pb2_grpc.MeshServicer):
-    def __init__(self, links: Links, engine: Engine, store: Store) -> None:
+    def __init__(self, links: Links, engine: EngineDoor, store: Store, trust: Callable[[], Trust]) -> None:
         self._links = links
         self._engine = engine
         self._store = store
+        self._trust = trust
 
     async def Link(  # type: ignore[override]  # the stubs know handlers only as generators
         self,
@@ -36,8 +38,10 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     ) -> AsyncIterator[engine_pb2.GenerateEvent]:
         await self._check_hops(request.hop_count, context)
         try:
-            async for event in self._engine.generate(request.request):
-                yield event
+            who = caller_of(context).node_id
+            async with contextlib.aclosing(self._engine.generate(who, request.request)) as events:
+                async for event in events:
+                    yield event
         except KithError as error:
             await abort(context, error)
 
@@ -46,7 +50,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     ) -> engine_pb2.ScoreReply:
         await self._check_hops(request.hop_count, context)
         try:
-            return await self._engine.score(request.request)
+            return await self._engine.score(caller_of(context).node_id, request.request)
         except KithError as error:
             await abort(context, error)
 
@@ -68,6 +72,23 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         yield mesh_pb2.BlobChunk(size_bytes=len(content))
         for start in range(request.offset_bytes, len(content), CHUNK_BYTES):
             yield mesh_pb2.BlobChunk(data=content[start : start + CHUNK_BYTES])
+
+    async def Renew(
+        self, request: mesh_pb2.RenewRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> mesh_pb2.RenewReply:
+        try:
+            return mesh_pb2.RenewReply(certificate=self._trust().renew(caller_of(context)))
+        except KithError as error:
+            await abort(context, error)
+
+    async def TakeAuthority(
+        self, request: mesh_pb2.TakeAuthorityRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> mesh_pb2.TakeAuthorityReply:
+        try:
+            certificate = await self._trust().take_authority(caller_of(context), request.ca_key)
+            return mesh_pb2.TakeAuthorityReply(certificate=certificate)
+        except KithError as error:
+            await abort(context, error)
 
     async def _check_hops(self, hop_count: int, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         if hop_count > HOPS_MAX:

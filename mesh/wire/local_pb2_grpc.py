@@ -104,6 +104,21 @@ class LocalStub:
                 request_serializer=mesh_dot_wire_dot_local__pb2.ShutdownRequest.SerializeToString,
                 response_deserializer=mesh_dot_wire_dot_local__pb2.ShutdownReply.FromString,
                 _registered_method=True)
+        self.Invite = channel.unary_stream(
+                '/kith.mesh.v1.Local/Invite',
+                request_serializer=mesh_dot_wire_dot_local__pb2.InviteRequest.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_local__pb2.InviteEvent.FromString,
+                _registered_method=True)
+        self.Promote = channel.unary_unary(
+                '/kith.mesh.v1.Local/Promote',
+                request_serializer=mesh_dot_wire_dot_local__pb2.PromoteRequest.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_local__pb2.PromoteReply.FromString,
+                _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/kith.mesh.v1.Local/Revoke',
+                request_serializer=mesh_dot_wire_dot_local__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_local__pb2.RevokeReply.FromString,
+                _registered_method=True)
 
 
 class LocalServicer:
@@ -195,6 +210,28 @@ class LocalServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Invite(self, request, context):
+        """First `opened`, then what happens, last "closed". The invite ends with the stream, unless it is detached: then the
+        stream ends with `opened`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Promote(self, request, context):
+        """answers once the node holds the CA key
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revoke(self, request, context):
+        """answers once the denial is durable here
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LocalServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -267,6 +304,21 @@ def add_LocalServicer_to_server(servicer, server):
                     servicer.Shutdown,
                     request_deserializer=mesh_dot_wire_dot_local__pb2.ShutdownRequest.FromString,
                     response_serializer=mesh_dot_wire_dot_local__pb2.ShutdownReply.SerializeToString,
+            ),
+            'Invite': grpc.unary_stream_rpc_method_handler(
+                    servicer.Invite,
+                    request_deserializer=mesh_dot_wire_dot_local__pb2.InviteRequest.FromString,
+                    response_serializer=mesh_dot_wire_dot_local__pb2.InviteEvent.SerializeToString,
+            ),
+            'Promote': grpc.unary_unary_rpc_method_handler(
+                    servicer.Promote,
+                    request_deserializer=mesh_dot_wire_dot_local__pb2.PromoteRequest.FromString,
+                    response_serializer=mesh_dot_wire_dot_local__pb2.PromoteReply.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=mesh_dot_wire_dot_local__pb2.RevokeRequest.FromString,
+                    response_serializer=mesh_dot_wire_dot_local__pb2.RevokeReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -647,6 +699,87 @@ class Local:
             '/kith.mesh.v1.Local/Shutdown',
             mesh_dot_wire_dot_local__pb2.ShutdownRequest.SerializeToString,
             mesh_dot_wire_dot_local__pb2.ShutdownReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Invite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kith.mesh.v1.Local/Invite',
+            mesh_dot_wire_dot_local__pb2.InviteRequest.SerializeToString,
+            mesh_dot_wire_dot_local__pb2.InviteEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Promote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kith.mesh.v1.Local/Promote',
+            mesh_dot_wire_dot_local__pb2.PromoteRequest.SerializeToString,
+            mesh_dot_wire_dot_local__pb2.PromoteReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kith.mesh.v1.Local/Revoke',
+            mesh_dot_wire_dot_local__pb2.RevokeRequest.SerializeToString,
+            mesh_dot_wire_dot_local__pb2.RevokeReply.FromString,
             options,
             channel_credentials,
             insecure,

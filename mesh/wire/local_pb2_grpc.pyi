@@ -49,6 +49,14 @@ class LocalStub:
     SearchKnowledge: _grpc.UnaryUnaryMultiCallable[_local_pb2.SearchKnowledgeRequest, _local_pb2.SearchKnowledgeReply]
     ShowModel: _grpc.UnaryUnaryMultiCallable[_local_pb2.ShowModelRequest, _local_pb2.ShowModelReply]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_local_pb2.ShutdownRequest, _local_pb2.ShutdownReply]
+    Invite: _grpc.UnaryStreamMultiCallable[_local_pb2.InviteRequest, _local_pb2.InviteEvent]
+    """First `opened`, then what happens, last "closed". The invite ends with the stream, unless it is detached: then the
+    stream ends with `opened`.
+    """
+    Promote: _grpc.UnaryUnaryMultiCallable[_local_pb2.PromoteRequest, _local_pb2.PromoteReply]
+    """answers once the node holds the CA key"""
+    Revoke: _grpc.UnaryUnaryMultiCallable[_local_pb2.RevokeRequest, _local_pb2.RevokeReply]
+    """answers once the denial is durable here"""
 
 @_typing.type_check_only
 class LocalAsyncStub(LocalStub):
@@ -69,6 +77,14 @@ class LocalAsyncStub(LocalStub):
     SearchKnowledge: _aio.UnaryUnaryMultiCallable[_local_pb2.SearchKnowledgeRequest, _local_pb2.SearchKnowledgeReply]  # type: ignore[assignment]
     ShowModel: _aio.UnaryUnaryMultiCallable[_local_pb2.ShowModelRequest, _local_pb2.ShowModelReply]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_local_pb2.ShutdownRequest, _local_pb2.ShutdownReply]  # type: ignore[assignment]
+    Invite: _aio.UnaryStreamMultiCallable[_local_pb2.InviteRequest, _local_pb2.InviteEvent]  # type: ignore[assignment]
+    """First `opened`, then what happens, last "closed". The invite ends with the stream, unless it is detached: then the
+    stream ends with `opened`.
+    """
+    Promote: _aio.UnaryUnaryMultiCallable[_local_pb2.PromoteRequest, _local_pb2.PromoteReply]  # type: ignore[assignment]
+    """answers once the node holds the CA key"""
+    Revoke: _aio.UnaryUnaryMultiCallable[_local_pb2.RevokeRequest, _local_pb2.RevokeReply]  # type: ignore[assignment]
+    """answers once the denial is durable here"""
 
 class LocalServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -170,5 +186,31 @@ class LocalServicer(metaclass=_abc_1.ABCMeta):
         request: _local_pb2.ShutdownRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_local_pb2.ShutdownReply, _abc.Awaitable[_local_pb2.ShutdownReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Invite(
+        self,
+        request: _local_pb2.InviteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_local_pb2.InviteEvent], _abc.AsyncIterator[_local_pb2.InviteEvent]]:
+        """First `opened`, then what happens, last "closed". The invite ends with the stream, unless it is detached: then the
+        stream ends with `opened`.
+        """
+
+    @_abc_1.abstractmethod
+    def Promote(
+        self,
+        request: _local_pb2.PromoteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_local_pb2.PromoteReply, _abc.Awaitable[_local_pb2.PromoteReply]]:
+        """answers once the node holds the CA key"""
+
+    @_abc_1.abstractmethod
+    def Revoke(
+        self,
+        request: _local_pb2.RevokeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_local_pb2.RevokeReply, _abc.Awaitable[_local_pb2.RevokeReply]]:
+        """answers once the denial is durable here"""
 
 def add_LocalServicer_to_server(servicer: LocalServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

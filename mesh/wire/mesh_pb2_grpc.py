@@ -61,6 +61,16 @@ class MeshStub:
                 request_serializer=mesh_dot_wire_dot_mesh__pb2.FetchBlobRequest.SerializeToString,
                 response_deserializer=mesh_dot_wire_dot_mesh__pb2.BlobChunk.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/kith.mesh.v1.Mesh/Renew',
+                request_serializer=mesh_dot_wire_dot_mesh__pb2.RenewRequest.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_mesh__pb2.RenewReply.FromString,
+                _registered_method=True)
+        self.TakeAuthority = channel.unary_unary(
+                '/kith.mesh.v1.Mesh/TakeAuthority',
+                request_serializer=mesh_dot_wire_dot_mesh__pb2.TakeAuthorityRequest.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_mesh__pb2.TakeAuthorityReply.FromString,
+                _registered_method=True)
 
 
 class MeshServicer:
@@ -100,6 +110,20 @@ class MeshServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """Asked of an issuer: a new certificate for the caller's key, in the caller's role.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeAuthority(self, request, context):
+        """From an issuer to a node that becomes one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MeshServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +151,16 @@ def add_MeshServicer_to_server(servicer, server):
                     servicer.FetchBlob,
                     request_deserializer=mesh_dot_wire_dot_mesh__pb2.FetchBlobRequest.FromString,
                     response_serializer=mesh_dot_wire_dot_mesh__pb2.BlobChunk.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=mesh_dot_wire_dot_mesh__pb2.RenewRequest.FromString,
+                    response_serializer=mesh_dot_wire_dot_mesh__pb2.RenewReply.SerializeToString,
+            ),
+            'TakeAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeAuthority,
+                    request_deserializer=mesh_dot_wire_dot_mesh__pb2.TakeAuthorityRequest.FromString,
+                    response_serializer=mesh_dot_wire_dot_mesh__pb2.TakeAuthorityReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -265,6 +299,60 @@ class Mesh:
             '/kith.mesh.v1.Mesh/FetchBlob',
             mesh_dot_wire_dot_mesh__pb2.FetchBlobRequest.SerializeToString,
             mesh_dot_wire_dot_mesh__pb2.BlobChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kith.mesh.v1.Mesh/Renew',
+            mesh_dot_wire_dot_mesh__pb2.RenewRequest.SerializeToString,
+            mesh_dot_wire_dot_mesh__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kith.mesh.v1.Mesh/TakeAuthority',
+            mesh_dot_wire_dot_mesh__pb2.TakeAuthorityRequest.SerializeToString,
+            mesh_dot_wire_dot_mesh__pb2.TakeAuthorityReply.FromString,
             options,
             channel_credentials,
             insecure,

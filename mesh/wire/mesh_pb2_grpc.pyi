@@ -46,6 +46,10 @@ class MeshStub:
     CountTokens: _grpc.UnaryUnaryMultiCallable[_engine_pb2.CountTokensRequest, _engine_pb2.CountTokensReply]
     FetchBlob: _grpc.UnaryStreamMultiCallable[_mesh_pb2.FetchBlobRequest, _mesh_pb2.BlobChunk]
     """Chunks of at most 1 MiB, in order from `offset`. NOT_FOUND where the node does not hold it."""
+    Renew: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.RenewRequest, _mesh_pb2.RenewReply]
+    """Asked of an issuer: a new certificate for the caller's key, in the caller's role."""
+    TakeAuthority: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.TakeAuthorityRequest, _mesh_pb2.TakeAuthorityReply]
+    """From an issuer to a node that becomes one."""
 
 @_typing.type_check_only
 class MeshAsyncStub(MeshStub):
@@ -60,6 +64,10 @@ class MeshAsyncStub(MeshStub):
     CountTokens: _aio.UnaryUnaryMultiCallable[_engine_pb2.CountTokensRequest, _engine_pb2.CountTokensReply]  # type: ignore[assignment]
     FetchBlob: _aio.UnaryStreamMultiCallable[_mesh_pb2.FetchBlobRequest, _mesh_pb2.BlobChunk]  # type: ignore[assignment]
     """Chunks of at most 1 MiB, in order from `offset`. NOT_FOUND where the node does not hold it."""
+    Renew: _aio.UnaryUnaryMultiCallable[_mesh_pb2.RenewRequest, _mesh_pb2.RenewReply]  # type: ignore[assignment]
+    """Asked of an issuer: a new certificate for the caller's key, in the caller's role."""
+    TakeAuthority: _aio.UnaryUnaryMultiCallable[_mesh_pb2.TakeAuthorityRequest, _mesh_pb2.TakeAuthorityReply]  # type: ignore[assignment]
+    """From an issuer to a node that becomes one."""
 
 class MeshServicer(metaclass=_abc_1.ABCMeta):
     """Every call is over mutual TLS; who may call what is in mesh/authorisation.py."""
@@ -101,5 +109,21 @@ class MeshServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_mesh_pb2.BlobChunk], _abc.AsyncIterator[_mesh_pb2.BlobChunk]]:
         """Chunks of at most 1 MiB, in order from `offset`. NOT_FOUND where the node does not hold it."""
+
+    @_abc_1.abstractmethod
+    def Renew(
+        self,
+        request: _mesh_pb2.RenewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.RenewReply, _abc.Awaitable[_mesh_pb2.RenewReply]]:
+        """Asked of an issuer: a new certificate for the caller's key, in the caller's role."""
+
+    @_abc_1.abstractmethod
+    def TakeAuthority(
+        self,
+        request: _mesh_pb2.TakeAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.TakeAuthorityReply, _abc.Awaitable[_mesh_pb2.TakeAuthorityReply]]:
+        """From an issuer to a node that becomes one."""
 
 def add_MeshServicer_to_server(servicer: MeshServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -61,7 +61,7 @@ def init(
     if as_json:
         output.emit(_shape(made))
         return
-    at = _data_dir_option(ctx)
+    at = session.data_dir_option(ctx)
     print(f"{output.bold('made')}    {_named(made)}; this node is {made.key.node_id[:12]}, its first member")
     print(f"  start  kith{at} up")
     print(f"  add    kith{at} invite, then on the other machine: kith join CODE")
@@ -195,7 +195,7 @@ def ca_restore(
         output.emit(_shape(restored))
         return
     print(f"{output.bold('restored')}  this node, {restored.key.node_id[:12]}, is an issuer of {_named(restored)}")
-    print(f"  start  kith{_data_dir_option(ctx)} up --seed HOST:PORT of a member, where mDNS does not find one")
+    print(f"  start  kith{session.data_dir_option(ctx)} up --seed HOST:PORT of a member, where mDNS does not find one")
     print("  note   if the machine that held the CA key before is lost or stolen: kith revoke NODE")
 
 
@@ -262,11 +262,3 @@ def _shape(enrolled: Enrolment) -> dict[str, str]:
         "node_id": enrolled.key.node_id,
         "role": enrolled.identity.role.value,
     }
-
-
-def _data_dir_option(ctx: typer.Context) -> str:
-    """As it has to be typed again: nothing for the default data directory."""
-    from node.paths import default_data_dir
-
-    folder = session.data_dir(ctx)
-    return "" if folder == default_data_dir().expanduser().absolute() else f" --data-dir {folder}"

@@ -23,6 +23,14 @@ def data_dir(ctx: typer.Context) -> Path:
     return folder
 
 
+def data_dir_option(ctx: typer.Context) -> str:
+    """As it has to be typed again: nothing for the default data directory."""
+    from node.paths import default_data_dir
+
+    folder = data_dir(ctx)
+    return "" if folder == default_data_dir().expanduser().absolute() else f" --data-dir {folder}"
+
+
 def ask_node(ctx: typer.Context, work: Callable[[NodeClient], Awaitable[Result]]) -> Result:
     """Run `work` against the node. Raises `KithError`; Ctrl-C cancels `work` and raises `KeyboardInterrupt`."""
     import asyncio
