@@ -29,6 +29,8 @@ from node.store import Store
 CHUNK_BYTES = 256 << 10
 #: A transfer that brings nothing for so long is given up: a chunk needs 85 KB/s.
 SILENT_MAX_S = 3.0
+#: And a whole blob takes no longer: 64 MiB at 85 KB/s.
+FETCH_WITHIN_S = 800.0
 #: While all transfers of a blob were silent for so long, the next peer is asked too.
 ASK_NEXT_S = 0.4
 #: Blobs of others that were read lately and are not held here: every task of a job reads its document.
@@ -142,7 +144,7 @@ class Blobs:
         if stub is None:
             return None
         content = bytearray()
-        call = stub.FetchBlob(mesh_pb2.FetchBlobRequest(sha256=ref.sha256))
+        call = stub.FetchBlob(mesh_pb2.FetchBlobRequest(sha256=ref.sha256), timeout=FETCH_WITHIN_S)
         try:
             async with asyncio.timeout(SILENT_MAX_S) as silence:
                 async for chunk in call:

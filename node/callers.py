@@ -7,14 +7,19 @@ ends all of them at once, in the midst of streams too, and no call outlives the 
 
 Every call has a deadline: the caller's, or ours. Why a call was refused is for our log; the answer only says that.
 
-Threat: a call that never ends holds memory and an engine slot; a member that is denied must not finish what it began.
+Each member has a part of this node, a bucket of calls and a number that may run at once. Beyond it a call is refused
+with the time when to come again, and not at once: refusing costs too, and a connection carries few calls at a time.
 
-Does not: limit how often somebody calls, or what is in a call.
+Threat: a call that never ends holds memory and an engine slot; a member that is denied must not finish what it began;
+a member that floods must cost the others nothing.
+
+Does not: look at what is in a call; links count their messages themselves (links.py).
 """
 
 import asyncio
 import contextlib
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,7 +32,18 @@ from mesh.authorisation import may_call
 from mesh.certificates import CertificateError, Identity, Roots
 from mesh.identity import NodeId
 from node import clock
+from node.limits import (
+    CALLS_BURST,
+    CALLS_OF_ONE_MAX,
+    CALLS_PER_S,
+    LINKS_OF_ONE_MAX,
+    REFUSAL_PAUSE_S,
+    REFUSALS_WAITING_MAX,
+    Rate,
+    too_many,
+)
 from node.once import Once
+from node.rpc import abort
 
 #: A unary call or a stream of answers whose caller named no deadline ends after this.
 DEADLINE_DEFAULT_S = 120.0
@@ -54,6 +70,7 @@ def caller_of(_context: Any) -> Identity:
 @dataclass(eq=False)
 class _Call:
     task: "asyncio.Task[Any]"
+    rpc: str
     cut: bool = False
 
 
@@ -67,11 +84,14 @@ class Callers(grpc.aio.ServerInterceptor):
         log: Callable[[str, str], None],
         *,
         deadline_default_s: float = DEADLINE_DEFAULT_S,
+        calls: Rate | None = None,
     ) -> None:
         self._roots = roots
         self._denied = denied
         self._log = log
         self._deadline_default_s = deadline_default_s
+        self._rate = calls or Rate(CALLS_PER_S, CALLS_BURST)
+        self._refusals_waiting: Counter[NodeId] = Counter()
         self._calls: dict[NodeId, set[_Call]] = {}
         self._once = Once(LOG_AGAIN_S)
 
@@ -119,7 +139,8 @@ class Callers(grpc.aio.ServerInterceptor):
         identity = await self._admitted(rpc, context)
         task = asyncio.current_task()
         assert task is not None
-        call = _Call(task)
+        await self._check_part(rpc, context, identity.node_id)
+        call = _Call(task, rpc)
         self._calls.setdefault(identity.node_id, set()).add(call)
         _caller.set(identity)
         within_s = self._time_left_s(rpc, context, identity)
@@ -157,6 +178,31 @@ class Callers(grpc.aio.ServerInterceptor):
         if not may_call(identity.role, rpc):
             await self._refuse(rpc, context, f"{identity.node_id} is a {identity.role}")
         return identity
+
+    async def _check_part(self, rpc: str, context: Any, node_id: NodeId) -> None:
+        """End a call that is more than this member's part."""
+        running = self._calls.get(node_id, ())
+        wait_s = 0.0
+        if rpc == "Link":
+            if sum(call.rpc == "Link" for call in running) >= LINKS_OF_ONE_MAX:
+                wait_s = REFUSAL_PAUSE_S
+        elif len(running) >= CALLS_OF_ONE_MAX + LINKS_OF_ONE_MAX:
+            wait_s = REFUSAL_PAUSE_S
+        else:
+            wait_s = self._rate.wait_s(node_id, clock.now())
+        if not wait_s:
+            return
+        if self._once.due(("too many", node_id)):
+            self._log("warning", f"{node_id} calls too often: {rpc} and more is put off")
+        if self._refusals_waiting[node_id] < REFUSALS_WAITING_MAX:
+            self._refusals_waiting[node_id] += 1
+            try:
+                await asyncio.sleep(REFUSAL_PAUSE_S)
+            finally:
+                self._refusals_waiting[node_id] -= 1
+                if not self._refusals_waiting[node_id]:
+                    del self._refusals_waiting[node_id]
+        await abort(context, too_many("this node was called too often", wait_s))
 
     def _time_left_s(self, rpc: str, context: Any, identity: Identity) -> float:
         certificate_s = max(0.0, identity.not_after - clock.wall_clock_ms() / 1000)

@@ -48,12 +48,15 @@ from node.counting import Counter, counter_of
 from node.credentials import Credentials
 from node.discovery import Discovery
 from node.engine.process import EngineProcess
+from node.engine_door import EngineDoor
 from node.errors import KithError
 from node.fact_rows import without_collecting
+from node.grpc_options import PORT_OPTIONS
 from node.interfaces import choose
 from node.keys import load_or_make_key
 from node.leader import Leader
-from node.links import PORT_OPTIONS, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
+from node.limits import CALLS_MAX
+from node.links import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from node.listening import Lock, address_of, bind, prepare_folders, require_loopback, where_to_listen
 from node.local_service import LocalService
 from node.mesh_service import MeshService
@@ -165,7 +168,8 @@ class Daemon:
         self.leader = Leader(
             self.shell.post, self._counter, self.blobs, self.plans, self.solver, self.snapshots.name_of
         )
-        self.router = Router(self.replica, self.engine, links)
+        self.engine_door = EngineDoor(self.engine)
+        self.router = Router(self.replica, self.engine_door, links)
         self.submissions = Submissions(self.shell.post, self.replica, self.blobs, self._agents_live)
 
         if config.engine == "llama" and config.model:
@@ -174,9 +178,11 @@ class Daemon:
             await asyncio.to_thread(self.engine.check_model)
         doors = []
         if self.credentials is not None and self.shell.callers is not None:
-            server = grpc.aio.server(options=PORT_OPTIONS, interceptors=[self.shell.callers])
+            server = grpc.aio.server(
+                options=PORT_OPTIONS, interceptors=[self.shell.callers], maximum_concurrent_rpcs=CALLS_MAX
+            )
             mesh_pb2_grpc.add_MeshServicer_to_server(
-                MeshService(links, self.engine, self.store, lambda: trust_of(self)), server
+                MeshService(links, self.engine_door, self.store, lambda: trust_of(self)), server
             )
             self.addresses = bind(server, self.credentials.server(), config.listen, config.interfaces, self.paths)
             doors.append(server)

@@ -42,23 +42,35 @@ class KithError(Exception):
         message: one sentence that says what happened, without capital and full stop: it goes on after "kith: ".
         remedy: one sentence that says what to do.
         exit_code: of the CLI.
+        retry_after_s: where there was no room now: when to ask again; 0: nobody knows.
     """
 
-    def __init__(self, code: str, message: str, remedy: str = "", exit_code: ExitCode = ExitCode.FAILED) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        remedy: str = "",
+        exit_code: ExitCode = ExitCode.FAILED,
+        retry_after_s: float = 0.0,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.remedy = remedy
         self.exit_code = exit_code
+        self.retry_after_s = retry_after_s
 
     def to_wire(self) -> common_pb2.Problem:
         from mesh.wire import common_pb2
 
-        return common_pb2.Problem(code=self.code, message=self.message, remedy=self.remedy)
+        after_ms = min(int(1000 * self.retry_after_s), RETRY_AFTER_MS_MAX)
+        return common_pb2.Problem(code=self.code, message=self.message, remedy=self.remedy, retry_after_ms=after_ms)
 
     @classmethod
     def from_wire(cls, problem: common_pb2.Problem) -> KithError:
-        return cls(problem.code, problem.message, problem.remedy, EXIT_CODE_OF.get(problem.code, ExitCode.FAILED))
+        exit_code = EXIT_CODE_OF.get(problem.code, ExitCode.FAILED)
+        after_ms = min(problem.retry_after_ms, RETRY_AFTER_MS_MAX)
+        return cls(problem.code, problem.message, problem.remedy, exit_code, after_ms / 1000)
 
 
 #: Exit code and gRPC status of every code that crosses a process boundary.
@@ -76,6 +88,7 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "model-unknown": ExitCode.NOT_FOUND,
     "too-few-copies": ExitCode.UNAVAILABLE,
     "busy": ExitCode.UNAVAILABLE,
+    "too-many-requests": ExitCode.UNAVAILABLE,
     "role-refused": ExitCode.UNAVAILABLE,
     "disk-full": ExitCode.UNAVAILABLE,
     "bad-request": ExitCode.BAD_INPUT,
@@ -86,7 +99,20 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "engine-not-ready": ExitCode.UNAVAILABLE,
     "engine-failed": ExitCode.FAILED,
     "engine-gone": ExitCode.UNAVAILABLE,
+    "not-in-a-mesh": ExitCode.USAGE,
+    "not-an-issuer": ExitCode.UNAVAILABLE,
+    "already-an-issuer": ExitCode.USAGE,
+    "too-many-issuers": ExitCode.UNAVAILABLE,
+    "too-many-invites": ExitCode.UNAVAILABLE,
+    "node-ambiguous": ExitCode.USAGE,
+    "not-revoked": ExitCode.USAGE,
+    "port-taken": ExitCode.CANNOT_START,
 }
+
+#: Codes that say: no room now, ask again later.
+NO_ROOM = frozenset({"busy", "too-many-requests"})
+#: Nobody is told to wait longer than an hour.
+RETRY_AFTER_MS_MAX = 3_600_000
 
 _STATUS_NAME_OF_EXIT: dict[ExitCode, str] = {
     ExitCode.NOT_FOUND: "NOT_FOUND",
@@ -100,6 +126,8 @@ def grpc_status(error: KithError) -> grpc.StatusCode:
     """The gRPC status under which `error` crosses the wire; its Problem goes in the trailing metadata."""
     import grpc
 
+    if error.code in NO_ROOM:
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
     name = _STATUS_NAME_OF_EXIT.get(EXIT_CODE_OF.get(error.code, error.exit_code), "ABORTED")
     return grpc.StatusCode[name]
 

@@ -38,7 +38,9 @@ from mesh.wire import membership_pb2, mesh_pb2, mesh_pb2_grpc
 from node.addresses import target
 from node.callers import Denied, caller_of
 from node.credentials import Credentials
+from node.grpc_options import GRPC_OPTIONS
 from node.handshake import DENIED, NOT_LISTENING, SILENT, HandshakeError, identify
+from node.limits import LINK_MESSAGES_BURST, LINK_MESSAGES_PER_S, Rate
 from node.once import Once
 
 PROTOCOL_VERSION = 3
@@ -64,36 +66,6 @@ LINK_AGE_MAX_S = 1800.0
 LOG_AGAIN_S = 600.0
 #: From the end of a stuck link until the calls beside it are ended too.
 CALLS_GRACE_S = 30.0
-#: Against a peer that sends one huge message: facts come 1 MiB a push, blobs in 1 MiB chunks.
-MESSAGE_BYTES_MAX = 4 << 20
-
-GRPC_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_metadata_size", 8192),
-    ("grpc.so_reuseport", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.enable_http_proxy", 0),
-    # Each dial is a connection of its own, not one more stream on a connection that may be stuck.
-    ("grpc.use_local_subchannel_pool", 1),
-    # A peer that lost power or its Wi-Fi answers nothing: its streams end after 15 s at the latest, and it is dialled
-    # anew. (It is suspect after two probes already; this is about the stream.)
-    ("grpc.keepalive_time_ms", 5_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
-    ("grpc.http2.max_ping_strikes", 0),
-]
-#: Of the mesh port. Calls go on a new connection, and so on a new handshake, after 20 minutes (10 % more or less); what
-#: still runs on the old one has 10 more. Links are made anew before that. Threat: an end of a certificate, or a change
-#: of the roots, that a connection which was open before never hears of.
-PORT_OPTIONS: list[tuple[str, int]] = [
-    *GRPC_OPTIONS,
-    ("grpc.max_connection_age_ms", 1_200_000),
-    ("grpc.max_connection_age_grace_ms", 600_000),
-]
 
 
 class Owner(Protocol):
@@ -124,6 +96,7 @@ class Link:
     port: int = 0  # where it was dialled
     cut: asyncio.Event = field(default_factory=asyncio.Event)
     opened_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    pace: Rate = field(default_factory=lambda: Rate(LINK_MESSAGES_PER_S, LINK_MESSAGES_BURST))
     told: set[NodeId] = field(default_factory=set)  # authors whose certificates were sent on it; the owner's
     refused: set[str] = field(default_factory=set)  # kinds of messages that it may not send and did
     outbox: "asyncio.Queue[mesh_pb2.LinkMessage | None]" = field(default_factory=lambda: asyncio.Queue(QUEUE_MAX))
@@ -481,7 +454,10 @@ class Links:
 
     async def _read(self, link: Link, read: Read) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            clock = asyncio.get_running_loop().time
             while (message := await read()) is not None:
+                # Nothing is dropped: a peer that says too much is read more slowly.
+                await asyncio.sleep(link.pace.charge(link.peer, clock()))
                 kind = message.WhichOneof("message") or ""
                 if kind == "hello":
                     self._owner.log("warning", f"{link.peer} said Hello twice: link ended")

@@ -162,7 +162,9 @@ class LocalService(TrustService, local_pb2_grpc.LocalServicer):
                 agent=route.agent, node_name=route.node_name, model=route.model, cost_s=route.cost_s
             )
             yield local_pb2.ChatEvent(routed=routed)
-            async with contextlib.aclosing(self._daemon.router.generate(route, request.request, "local", left_s)) as events:
+            async with contextlib.aclosing(
+                self._daemon.router.generate(route, request.request, "local", left_s)
+            ) as events:
                 async for event in events:
                     yield local_pb2.ChatEvent(generate=event)
         except KithError as error:

@@ -1,6 +1,8 @@
 """Interactive chat: the node that is asked picks the best node by the same costs as jobs, and streams from it."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Hashable
 from dataclasses import dataclass
 
 import grpc.aio
@@ -9,9 +11,10 @@ from mesh.effects import AgentState
 from mesh.identity import NodeId
 from mesh.replica import Replica
 from mesh.wire import common_pb2, engine_pb2, mesh_pb2
-from node.engine.api import Engine
+from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
 from node.leader import load_of
+from node.limits import ANSWER_WITHIN_S, DEADLINE_MARGIN_S
 from node.links import Links
 from node.rpc import to_kith_error
 from solver.costs import TaskNeed, cost_terms, why_not
@@ -20,7 +23,6 @@ from solver.costs import TaskNeed, cost_terms, why_not
 OUTPUT_TOKENS_GUESS = 256
 #: Characters a token, for estimating a prompt without asking the engine.
 CHARACTERS_PER_TOKEN = 3.5
-GENERATE_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Route:
 
 
 class Router:
-    def __init__(self, replica: Replica, engine: Engine, links: Links) -> None:
+    def __init__(self, replica: Replica, engine: EngineDoor, links: Links) -> None:
         self._replica = replica
         self._engine = engine
         self._links = links
@@ -80,12 +82,24 @@ class Router:
         return min(routes, key=lambda entry: entry[:2])[2]
 
     async def generate(
-        self, route: Route, request: engine_pb2.GenerateRequest
+        self,
+        route: Route,
+        request: engine_pb2.GenerateRequest,
+        who: Hashable = "local",
+        within_s: float | None = None,
     ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
-        """Stream from the routed agent. Raises `KithError`; closing the iterator cancels there too."""
+        """Stream from the routed agent. Raises `KithError`; closing the iterator cancels there too.
+
+        Args:
+            who: on whose behalf, for the fair queue at this node's engine.
+            within_s: what is left of the asker's time; None: it named none.
+        """
+        within_s = min(ANSWER_WITHIN_S, ANSWER_WITHIN_S if within_s is None else within_s - DEADLINE_MARGIN_S)
+        deadline = asyncio.get_running_loop().time() + within_s
         if route.agent.node_id == self._replica.me:
-            async for event in self._engine.generate(request):
-                yield event
+            async with contextlib.aclosing(self._engine.generate(who, request)) as events:
+                while (event := await _next_by(deadline, events)) is not None:
+                    yield event
             return
 
         def unreachable() -> KithError:
@@ -100,7 +114,7 @@ class Router:
         if stub is None:
             raise unreachable()
         call = stub.Generate(
-            mesh_pb2.GenerateCall(request=request, agent=route.agent.agent, hop_count=1), timeout=GENERATE_TIMEOUT_S
+            mesh_pb2.GenerateCall(request=request, agent=route.agent.agent, hop_count=1), timeout=within_s
         )
         try:
             async for event in call:
@@ -119,6 +133,17 @@ class Router:
             )
         why = "; ".join(reasons) or "no engine is ready yet"
         return KithError("no-agent", f"no agent can answer now: {why}", "Wait a moment; `kith status` tells more.")
+
+
+async def _next_by(
+    deadline: float, events: AsyncGenerator[engine_pb2.GenerateEvent, None]
+) -> engine_pb2.GenerateEvent | None:
+    """The next event, None at the end. Raises `KithError` (`timed-out`) at `deadline`, in the loop's time."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await anext(events, None)
+    except TimeoutError:
+        raise KithError("timed-out", "the answer took too long", "Ask for less.", ExitCode.UNAVAILABLE) from None
 
 
 def _is(node_id: str, name: str, wanted: str) -> bool:

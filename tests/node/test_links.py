@@ -15,8 +15,9 @@ from mesh.wire import facts_pb2, membership_pb2, mesh_pb2, mesh_pb2_grpc
 from node.callers import Callers
 from node.credentials import Credentials
 from node.enrolment import Enrolment
+from node.grpc_options import PORT_OPTIONS
 from node.handshake import identify
-from node.links import PORT_OPTIONS, PROTOCOL_VERSION, QUEUE_MAX, Link, Links, host_of
+from node.links import PROTOCOL_VERSION, QUEUE_MAX, Link, Links, host_of
 from scripts.throwaway import ThrowawayMesh
 
 

@@ -1,0 +1,56 @@
+"""The engine as others reach it: peers, the local door and the HTTP door, each caller in its turn and within bounds.
+
+Idea: what comes from outside goes through here before the engine sees it: its size is bounded, and it waits with the
+others of its caller (turns.py). Tasks that the leader assigned do not: the machines count their slots.
+
+Does not: count requests a second (callers.py, http.py), or choose a node (router.py).
+"""
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Hashable, Sequence
+
+from mesh.wire import engine_pb2
+from node.engine.api import Engine
+from node.errors import ExitCode, KithError
+from node.limits import TEXTS_MAX, bounded, check_prompt
+from node.turns import Turns
+
+
+class EngineDoor:
+    """All methods raise `KithError`, also `busy`, `prompt-too-long`. `who`: whose turn it is."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.turns = Turns(self._places, time.monotonic)
+
+    async def generate(
+        self, who: Hashable, request: engine_pb2.GenerateRequest
+    ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
+        """As `Engine.generate`, when it is `who`'s turn."""
+        request = bounded(request, self._context_tokens())
+        async with self.turns.of(who), contextlib.aclosing(self._engine.generate(request)) as events:
+            async for event in events:
+                yield event
+
+    async def score(self, who: Hashable, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
+        check_prompt(request, self._context_tokens())
+        async with self.turns.of(who):
+            return await self._engine.score(request)
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Without a turn: it takes no slot. Its size is that of one message."""
+        if len(texts) > TEXTS_MAX:
+            raise KithError(
+                "bad-request",
+                f"{len(texts):,} texts are more than {TEXTS_MAX:,}",
+                "Count them in several calls.",
+                ExitCode.BAD_INPUT,
+            )
+        return await self._engine.count_tokens(texts)
+
+    def _places(self) -> int:
+        return self._engine.loaded.slots if self._engine.loaded is not None else 1
+
+    def _context_tokens(self) -> int:
+        return self._engine.loaded.context_tokens if self._engine.loaded is not None else 0

@@ -1,0 +1,166 @@
+"""Limits on what others may ask of this node, each with the threat that it answers; and the bucket that counts.
+
+Idea: whoever asks for more than its part is told when to ask again, and waits alone. So there is a bucket for each
+caller, never one for all: a flood by one member must cost the others nothing but the work of refusing it.
+
+Limits of the machines stay with them: `DIALS_MAX` and `STRANGERS_PER_S` in mesh/addressbook.py, `MEMBERS_MAX`
+in mesh/roster.py, `POSITIONS_MAX` in mesh/gossip.py, `FETCHES_MAX` in mesh/copies.py. Candidates from mDNS are counted
+in node/discovery.py, strangers at the join door in node/joining/pace.py.
+
+Source: token buckets as in RFC 2697.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from mesh.wire import engine_pb2
+from node.errors import ExitCode, KithError
+
+# Calls of peers
+
+#: One huge message fills the memory. Facts come 1 MiB a push, blobs in chunks of 256 KiB.
+MESSAGE_BYTES_MAX = 4 << 20
+#: Headers are kept for every open call.
+METADATA_BYTES_MAX = 8 << 10
+#: A connection that opens streams without end holds a task and buffers for each.
+STREAMS_PER_CONNECTION_MAX = 64
+#: The last bound where one caller opens many connections; the caller's own part comes long before.
+CALLS_MAX = 4096
+#: Calls of one member that run at once. The next one is refused: it would hold memory and an engine's place.
+CALLS_OF_ONE_MAX = 64
+#: Links of one member at once: two for a moment, while a new one takes the place of an old one.
+LINKS_OF_ONE_MAX = 8
+#: Calls a second of one member, and how many at once after a pause. A call costs this node about a millisecond.
+CALLS_PER_S, CALLS_BURST = 50.0, 200.0
+#: A refused call is answered after this, so that a caller that asks again at once asks 64 times a pause and connection.
+REFUSAL_PAUSE_S = 0.25
+#: Calls of one member that wait for their refusal; the others are refused at once.
+REFUSALS_WAITING_MAX = 64
+#: What a call that is passed on gets less than is left: so that whoever asked hears our reason, not its own clock.
+DEADLINE_MARGIN_S = 0.05
+#: A request that was passed on so often goes in circles.
+HOPS_MAX = 4
+
+# Links of peers
+
+#: Messages a second on one link, and how many at once: more, and reading it waits, so that TCP slows the sender.
+#: A busy link carries some dozens a second. Threat: a member that keeps the event loop of the others busy.
+LINK_MESSAGES_PER_S, LINK_MESSAGES_BURST = 1000.0, 5000.0
+#: New facts of one author that are taken, and their bytes: the rest of its streams is left for the next exchange, so a
+#: quota delays and never skips. The burst is what a node that was away for weeks has to catch up on. Threat: a member
+#: that fills every disk of the mesh before anybody can revoke it.
+FACTS_PER_S, FACTS_BURST = 500.0, 50_000.0
+FACT_BYTES_PER_S, FACT_BYTES_BURST = float(1 << 20), float(64 << 20)
+#: Bytes of blobs that are fetched for one peer which asks this node to hold them: the next fetch waits. Same threat.
+BLOB_BYTES_PER_S, BLOB_BYTES_BURST = float(16 << 20), float(256 << 20)
+
+# The engine
+
+#: Requests of one caller that wait for the engine, and of all: an answer that comes after its asker has gone is waste.
+WAITING_OF_ONE_MAX, WAITING_MAX = 16, 128
+#: Tokens of one answer: a model that never ends holds its slot for the whole context.
+OUTPUT_TOKENS_MAX = 8192
+#: A prompt with more bytes than this for each token of the context can not fit: it is not even tokenized. The longest
+#: tokens of real vocabularies (runs of blanks) are rare; text has 3 to 5 bytes a token.
+PROMPT_BYTES_PER_TOKEN_MAX = 32
+#: Priority of a dialogue; tasks have 0. A higher one would go before everybody else's.
+PRIORITY_MAX = 1
+#: Messages in one dialogue: each is an object in the template's sandbox.
+MESSAGES_MAX = 1024
+#: Texts of one CountTokens.
+TEXTS_MAX = 16_384
+
+# The HTTP door
+
+#: One request fills the memory.
+BODY_BYTES_MAX = 1 << 20
+#: Connections at once, and from one host: each holds a socket and buffers, before anybody knows who it is.
+CONNECTIONS_MAX, CONNECTIONS_PER_HOST_MAX = 256, 64
+#: A connection that sends its request byte by byte is closed: head and body have to be there by then.
+REQUEST_WITHIN_S = 20.0
+#: An answer takes no longer.
+ANSWER_WITHIN_S = 600.0
+#: Requests a second of one key (of one host where no key is asked for), and how many at once.
+HTTP_PER_S, HTTP_BURST = 20.0, 100.0
+
+
+@dataclass
+class _Bucket:
+    left: float
+    at: float
+
+
+class Rate:
+    """A bucket for each caller that fills again with time. Units are the caller's: calls, bytes, facts."""
+
+    def __init__(self, per_s: float, burst: float, *, remembered: int = 4096) -> None:
+        """`remembered`: buckets kept; the one that was used longest ago is forgotten, and so full again."""
+        assert min(per_s, burst) > 0
+        self._per_s = per_s
+        self._burst = burst
+        self._remembered = remembered
+        self._buckets: OrderedDict[Hashable, _Bucket] = OrderedDict()
+
+    def wait_s(self, who: Hashable, now: float, amount: float = 1.0) -> float:
+        """0 where `amount` was taken; else nothing was, and there is room for it after so many seconds.
+
+        What is larger than a whole bucket is taken when the bucket is full, and leaves it in debt.
+        """
+        bucket = self._refilled(who, now)
+        missing = min(amount, self._burst) - bucket.left
+        if missing > 0:
+            return missing / self._per_s
+        bucket.left -= amount
+        return 0.0
+
+    def charge(self, who: Hashable, now: float, amount: float = 1.0) -> float:
+        """Take `amount` in any case; how long to wait until the bucket is out of debt."""
+        bucket = self._refilled(who, now)
+        bucket.left -= amount
+        return max(0.0, -bucket.left / self._per_s)
+
+    def _refilled(self, who: Hashable, now: float) -> _Bucket:
+        bucket = self._buckets.pop(who, None) or _Bucket(self._burst, now)
+        bucket.left = min(self._burst, bucket.left + max(0.0, now - bucket.at) * self._per_s)
+        bucket.at = now
+        self._buckets[who] = bucket
+        if len(self._buckets) > self._remembered:
+            self._buckets.popitem(last=False)
+        return bucket
+
+
+def too_many(what: str, retry_after_s: float) -> KithError:
+    """Somebody asked for more than its part."""
+    after_s = max(retry_after_s, 0.1)
+    remedy = f"Ask again in {after_s:.1f} s, and less often."
+    return KithError("too-many-requests", what, remedy, ExitCode.UNAVAILABLE, after_s)
+
+
+def bounded(request: engine_pb2.GenerateRequest, context_tokens: int) -> engine_pb2.GenerateRequest:
+    """The request as the engine may get it, a copy. Raises `KithError` (`prompt-too-long`, `bad-request`)."""
+    check_prompt(request, context_tokens)
+    capped = engine_pb2.GenerateRequest()
+    capped.CopyFrom(request)
+    capped.max_tokens = min(request.max_tokens or OUTPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX)
+    capped.priority = min(request.priority, PRIORITY_MAX)
+    return capped
+
+
+def check_prompt(request: engine_pb2.GenerateRequest | engine_pb2.ScoreRequest, context_tokens: int) -> None:
+    """Raises `KithError` for a prompt that can not fit, before anybody spends time on it. 0: context not known."""
+    if len(request.messages) > MESSAGES_MAX:
+        raise KithError(
+            "bad-request",
+            f"{len(request.messages):,} messages are more than {MESSAGES_MAX:,}",
+            "Send fewer messages.",
+            ExitCode.BAD_INPUT,
+        )
+    size, most = request.ByteSize(), PROMPT_BYTES_PER_TOKEN_MAX * context_tokens
+    if context_tokens and size > most:
+        raise KithError(
+            "prompt-too-long",
+            f"the prompt has {size:,} bytes; the context of {context_tokens:,} tokens holds at most {most:,}",
+            "Send less text, or start the node with a larger --ctx.",
+            ExitCode.BAD_INPUT,
+        )

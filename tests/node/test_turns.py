@@ -1,0 +1,145 @@
+"""The fair queue: whoever asks much waits for itself; nobody waits for a flood."""
+
+import asyncio
+
+import pytest
+
+from node.errors import KithError
+from node.limits import WAITING_MAX, WAITING_OF_ONE_MAX
+from node.turns import LATELY_S, Turns
+
+
+class Scene:
+    """Requests that end when they are told to, in a time that stands still unless moved."""
+
+    def __init__(self, places: int = 1) -> None:
+        self.now = 0.0
+        self.turns = Turns(lambda: places, lambda: self.now)
+        self.begun: list[str] = []
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self._ends: dict[str, asyncio.Event] = {}
+
+    async def ask(self, who: str, name: str) -> None:
+        self._ends[name] = asyncio.Event()
+
+        async def request() -> None:
+            async with self.turns.of(who):
+                self.begun.append(name)
+                await self._ends[name].wait()
+
+        self.tasks[name] = asyncio.create_task(request())
+        await settle()
+
+    async def end(self, name: str) -> None:
+        self._ends[name].set()
+        await settle()
+
+    async def close(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        assert self.turns.waiting == 0
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_the_caller_that_was_served_longest_ago_is_next() -> None:
+    scene = Scene()
+    for number in range(3):
+        await scene.ask("flood", f"f{number}")
+    await scene.ask("other", "o")
+    await scene.end("f0")
+    assert scene.begun == ["f0", "o"], "not f1, which came before it"
+    await scene.end("o")
+    assert scene.begun == ["f0", "o", "f1"]
+    await scene.close()
+
+
+async def test_a_caller_alone_has_all_places() -> None:
+    scene = Scene(places=3)
+    for number in range(4):
+        await scene.ask("alone", f"a{number}")
+    assert scene.begun == ["a0", "a1", "a2"]
+    await scene.close()
+
+
+async def test_a_place_is_kept_for_others_that_asked_lately() -> None:
+    scene = Scene(places=3)
+    await scene.ask("other", "o")
+    await scene.end("o")
+    for number in range(4):
+        await scene.ask("flood", f"f{number}")
+    assert scene.begun == ["o", "f0", "f1"]
+    await scene.ask("other", "o2")
+    assert scene.begun[-1] == "o2", "at once"
+    await scene.end("f0")
+    assert scene.begun[-1] == "f2"
+    await scene.end("o2")
+    scene.now += LATELY_S + 1
+    await scene.end("f1")
+    await scene.ask("flood", "f4")
+    assert scene.begun[-2:] == ["f3", "f4"], "the other does not ask any more"
+    await scene.close()
+
+
+async def test_too_many_are_told_when_to_come_again() -> None:
+    scene = Scene()
+    for number in range(WAITING_OF_ONE_MAX + 1):
+        await scene.ask("flood", f"f{number}")
+    with pytest.raises(KithError) as caught:
+        async with scene.turns.of("flood"):
+            pass
+    assert caught.value.code == "busy"
+    assert caught.value.retry_after_s > 0
+    await scene.ask("other", "o")
+    assert not scene.tasks["o"].done(), "another may still wait"
+    await scene.close()
+
+
+async def test_the_queue_has_an_end_for_all_together() -> None:
+    scene = Scene()
+    for number in range(WAITING_MAX + 1):
+        await scene.ask(f"caller {number}", f"{number}")
+    with pytest.raises(KithError):
+        async with scene.turns.of("one more"):
+            pass
+    await scene.close()
+
+
+async def test_a_request_that_is_cancelled_gives_back_its_turn_or_its_place_in_the_queue() -> None:
+    scene = Scene()
+    await scene.ask("a", "a0")
+    await scene.ask("a", "a1")
+    await scene.ask("b", "b0")
+    scene.tasks["b0"].cancel()
+    await settle()
+    assert scene.turns.waiting == 1
+    scene.tasks["a0"].cancel()
+    await settle()
+    assert scene.begun == ["a0", "a1"]
+    await scene.close()
+
+
+async def test_a_turn_that_comes_in_the_moment_of_a_cancellation_is_passed_on() -> None:
+    scene = Scene()
+    await scene.ask("a", "a0")
+    await scene.ask("b", "b0")
+    await scene.ask("c", "c0")
+    scene._ends["a0"].set()
+    await asyncio.sleep(0)  # a0 wakes, gives its turn to b0, which has not run yet
+    scene.tasks["b0"].cancel()
+    await settle()
+    assert "c0" in scene.begun
+    await scene.close()
+
+
+async def test_callers_that_are_gone_are_forgotten() -> None:
+    scene = Scene()
+    for number in range(10 * WAITING_MAX):
+        await scene.ask(f"{number}", f"{number}")
+        await scene.end(f"{number}")
+    assert len(scene.turns._callers) <= 2 * WAITING_MAX + 1
+    await scene.close()
