@@ -1,0 +1,122 @@
+"""Tests of the parts of node/callers.py that limit: a real port, a real member, and more calls than its part.
+
+Who may call at all is in tests/security.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
+from node import callers as callers_module
+from node.callers import Callers, caller_of
+from node.credentials import Credentials
+from node.grpc_options import GRPC_OPTIONS, PORT_OPTIONS
+from node.limits import LINKS_OF_ONE_MAX, Rate
+from node.rpc import problem_of
+from scripts.throwaway import ThrowawayMesh
+
+
+class Service(mesh_pb2_grpc.MeshServicer):  # the rest is not called here
+    __abstractmethods__: frozenset[str] = frozenset()
+
+    def __init__(self) -> None:
+        self.asked_by: list[str] = []
+        self.links = 0
+
+    async def CountTokens(self, request: Any, context: Any) -> engine_pb2.CountTokensReply:
+        self.asked_by.append(caller_of(context).node_id)
+        return engine_pb2.CountTokensReply()
+
+    async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        self.links += 1
+        await context.write(mesh_pb2.LinkMessage())
+        async for _ in request_iterator:
+            pass
+
+
+class Scene:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._mesh = ThrowawayMesh()
+        self.server_side = Credentials(self._mesh.enrol(folder / "server"))
+        self.service = Service()  # type: ignore[abstract]
+        self.said: list[str] = []
+        self.port = 0
+
+    @asynccontextmanager
+    async def serving(self, calls: Rate) -> AsyncIterator[None]:
+        callers = Callers(
+            lambda: self.server_side.roots, lambda _: False, lambda _, text: self.said.append(text), calls=calls
+        )
+        server = grpc.aio.server(options=PORT_OPTIONS, interceptors=[callers])
+        mesh_pb2_grpc.add_MeshServicer_to_server(self.service, server)
+        self.port = server.add_secure_port("127.0.0.1:0", self.server_side.server())
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(None)
+
+    @asynccontextmanager
+    async def member(self, name: str) -> "AsyncIterator[mesh_pb2_grpc.MeshAsyncStub]":
+        credentials = Credentials(await asyncio.to_thread(self._mesh.enrol, self._folder / name))
+        channel = credentials.channel("127.0.0.1", self.port, self.server_side.identity.node_id, GRPC_OPTIONS)
+        async with channel:
+            yield mesh_pb2_grpc.MeshStub(channel)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+async def outcome(call: Any) -> str:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        problem = problem_of(error)
+        assert problem is not None
+        assert problem.retry_after_s > 0
+        assert problem.remedy
+        return error.code().name
+    return "OK"
+
+
+async def test_calls_beyond_a_members_part_are_refused_with_a_time_and_cost_others_nothing(scene: Scene) -> None:
+    request = engine_pb2.CountTokensRequest()
+    async with scene.serving(Rate(0.5, 5)), scene.member("flood") as flood, scene.member("other") as other:
+        outcomes = await asyncio.gather(*(outcome(flood.CountTokens(request, timeout=10)) for _ in range(20)))
+        assert outcomes.count("OK") == 5
+        assert outcomes.count("RESOURCE_EXHAUSTED") == 15
+        assert await outcome(other.CountTokens(request, timeout=10)) == "OK"
+    assert len(set(scene.service.asked_by)) == 2
+    assert sum("too often" in text for text in scene.said) == 1, "logged once, not once a call"
+
+
+async def test_a_refusal_is_not_hurried(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers_module, "REFUSAL_PAUSE_S", 0.3)
+    request = engine_pb2.CountTokensRequest()
+    async with scene.serving(Rate(0.01, 1)), scene.member("flood") as flood:
+        assert await outcome(flood.CountTokens(request, timeout=10)) == "OK"
+        began = asyncio.get_running_loop().time()
+        assert await outcome(flood.CountTokens(request, timeout=10)) == "RESOURCE_EXHAUSTED"
+        assert asyncio.get_running_loop().time() - began >= 0.3
+
+
+async def test_a_members_links_are_few_and_take_nothing_of_its_calls(scene: Scene) -> None:
+    async with scene.serving(Rate(0.01, 1)), scene.member("a") as a:
+        links = [a.Link() for _ in range(LINKS_OF_ONE_MAX)]
+        for link in links:
+            assert isinstance(await link.read(), mesh_pb2.LinkMessage)
+        assert await outcome(a.Link().read()) == "RESOURCE_EXHAUSTED"
+        assert await outcome(a.CountTokens(engine_pb2.CountTokensRequest(), timeout=10)) == "OK"
+        for link in links:
+            link.cancel()
+    assert scene.service.links == LINKS_OF_ONE_MAX
