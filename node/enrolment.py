@@ -121,8 +121,10 @@ def load(paths: NodePaths) -> Enrolment | None:
     """
     if not paths.mesh.exists():
         return None
-    key = load_key(paths.key)
+    key = load_key(paths.key) if paths.key.exists() else None
     try:
+        if key is None:
+            raise FileNotFoundError(f"its key {paths.key.name} is missing")
         paths.mesh.chmod(0o700)
         roots = Roots(_ders(paths.ca))
         [certificate_der] = _ders(paths.certificate)
@@ -133,7 +135,7 @@ def load(paths: NodePaths) -> Enrolment | None:
         raise KithError(
             "enrolment-damaged",
             f"what this node knows of its mesh, {paths.mesh}, can not be used: {error}",
-            "Restore that folder from a backup, or leave with `kith leave` and join again.",
+            "Restore it from a backup, or leave with `kith leave` and join again.",
             ExitCode.CANNOT_START,
         ) from error
     here = machine_mark(key.node_id, machine_id())

@@ -3,6 +3,7 @@
 The one exception to "never sent" is a promotion, in which one issuer hands the CA key to another over mutual TLS.
 """
 
+import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -36,7 +37,12 @@ def load_key(path: Path) -> NodeKey:
 
 
 def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """Raises `OSError`, or `ValueError` for a file that holds no such key."""
+    """The key in `path`, which only its owner reads from now on: a copied or restored file may be open to others.
+
+    Raises `OSError`, or `ValueError` for a file that holds no such key.
+    """
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        path.chmod(0o600)
     try:
         loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except TypeError as error:

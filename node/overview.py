@@ -4,6 +4,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from mesh.certificates import Role
 from mesh.identity import NodeId
 from mesh.wire import local_pb2, membership_pb2
 from node import __version__, clock
@@ -39,10 +40,40 @@ def status_of(daemon: "Daemon") -> local_pb2.StatusReply:
         disk_used_bytes=daemon.disk_used_bytes,
         disk_budget_bytes=daemon.store.budget_bytes,
         network=daemon.config.network,
+        mesh=_mesh_info(daemon),
     )
     if daemon.profile.agents:
         status.agent.CopyFrom(daemon.profile.agents[0])
     return status
+
+
+def _mesh_info(daemon: "Daemon") -> local_pb2.MeshInfo | None:
+    enrolled = daemon.enrolment
+    if enrolled is None:
+        return None
+    return local_pb2.MeshInfo(
+        mesh_id=enrolled.mesh_id,
+        label=enrolled.label,
+        role=enrolled.identity.role,
+        certificate_ends_ms=int(enrolled.identity.not_after * 1000),
+        issuers=len(issuers_known(daemon)),
+        backed_up_ms=int(enrolled.backed_up_s() * 1000),
+    )
+
+
+def issuers_known(daemon: "Daemon") -> set[NodeId]:
+    """Who holds the CA key, as far as this node knows: not denied, not left, with a certificate that has not ended."""
+    assert daemon.enrolment is not None
+    members, denials = daemon.replica.membership.members, daemon.replica.denials
+    found = set()
+    for identity in daemon.shell.authors.in_role(Role.ISSUER):
+        member = members.get(identity.node_id)
+        left = member is not None and member.state == membership_pb2.MEMBER_STATE_LEFT
+        if identity.valid_at(time.time()) and not left and not denials.is_denied(identity.node_id):
+            found.add(identity.node_id)
+    if daemon.enrolment.authority is not None:
+        found.add(daemon.replica.me)
+    return found
 
 
 def _forked(daemon: "Daemon") -> set[NodeId]:

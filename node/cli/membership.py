@@ -88,7 +88,7 @@ def leave(
         raise enrolment.not_in_a_mesh(NodePaths(folder))
     if not force:
         _require_another_issuer(folder)
-    _stop(folder)
+    _stop(folder, quiet=as_json)
     with _changing(folder) as paths:
         aside = enrolment.leave(paths)
     if as_json:
@@ -130,13 +130,15 @@ def _require_another_issuer(folder: Path) -> None:
     )
 
 
-def _stop(folder: Path) -> None:
+def _stop(folder: Path, *, quiet: bool) -> None:
     from node.cli.service import locked, stop
     from node.paths import NodePaths
 
-    if locked(folder):
+    if not locked(folder):
+        return
+    if not quiet:
         output.note(f"stopping the node (its log: {NodePaths(folder).log})")
-        stop(folder)
+    stop(folder, quiet=quiet)
 
 
 # The CA in a drawer

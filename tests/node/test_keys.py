@@ -18,6 +18,14 @@ def test_a_key_is_made_once(tmp_path: Path) -> None:
     assert load_or_make_key(path).node_id == load_key(path).node_id == key.node_id
 
 
+def test_a_key_that_others_can_read_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "node.key"
+    key = load_or_make_key(path)
+    path.chmod(0o644)
+    assert load_key(path).node_id == key.node_id
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_a_missing_key_is_not_made_by_reading(tmp_path: Path) -> None:
     with pytest.raises(KithError) as raised:
         load_key(tmp_path / "node.key")

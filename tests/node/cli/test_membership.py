@@ -317,3 +317,30 @@ def test_what_a_node_did_alone_becomes_known_to_the_mesh_it_joins(daemon: Daemon
         return await until(found, 30, "the founder knows what the other did alone")
 
     assert asyncio.run(known()) == [before.node_id]
+
+
+@pytest.mark.slow
+def test_one_of_two_issuers_leaves_freely_and_the_other_is_then_the_last(daemon: DaemonFactory, tmp_path: Path) -> None:
+    mesh = ThrowawayMesh()
+    for name in ("anna", "ben"):
+        mesh.enrol(tmp_path / name, Role.ISSUER)
+    anna = daemon(name="anna", alone=True)
+    asyncio.run(anna.ready(engine=False))
+    ben = daemon("--seed", value(anna, "status")["addresses"][0], name="ben", alone=True)
+
+    async def knows(node: Daemon, issuers: int) -> None:
+        from scripts.daemons import until
+
+        async def probe() -> bool:
+            return (await node.status()).mesh.issuers == issuers
+
+        await until(probe, 30, f"{node.label} knows of {issuers} issuers")
+
+    asyncio.run(ben.ready(engine=False))
+    for node in (anna, ben):
+        asyncio.run(knows(node, 2))
+        assert "alone holds the CA key" not in run_kith(node, "status")
+    assert "left" in run_kith(ben, "leave")
+    asyncio.run(knows(anna, 1))
+    assert "alone holds the CA key" in run_kith(anna, "status")
+    assert "no other node is known" in run_kith(anna, "leave", code=ExitCode.UNAVAILABLE)
