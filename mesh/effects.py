@@ -87,9 +87,11 @@ class CutStreams:
 
 @dataclass(frozen=True)
 class CutOff:
-    """This node is denied, or this node itself is: end every link and call with it now, its own and ours."""
+    """It is denied, or this node itself is: end every link and call with it, both ways. With `farewell` in a moment, so
+    that it may still hear why; else now."""
 
     node_id: NodeId
+    farewell: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ leaders at a time are possible, so a leader's word is only ever an optimisation;
 from dataclasses import dataclass, field
 from enum import Enum
 
+from mesh.denials import Denials
 from mesh.effects import Effect, LeaderChanged, Log, SaveVote, Send
 from mesh.gossip import Rng
 from mesh.identity import NodeId
@@ -64,6 +65,7 @@ class Election:
     me: NodeId
     rng: Rng
     may_lead: bool = True  # a worker votes and never stands
+    denials: Denials = field(default_factory=Denials)
     term: int = 0
     voted_for: str = ""
     role: Role = Role.FOLLOWER
@@ -131,8 +133,8 @@ class Election:
             return []
         if reply.token.leader_id == self.me and reply.token.term == self.term:
             self.followers[peer] = now
-            absurd = reply.highest.term > self.term + TERM_JUMP_MAX
-            if not absurd and token_order(reply.highest) > token_order(self._token()):
+            heeded = reply.highest.term <= self.term + TERM_JUMP_MAX and not self._is_denied(reply.highest)
+            if heeded and token_order(reply.highest) > token_order(self._token()):
                 # It followed another leader of this term, in a group that we met, and refuses our work: stand above.
                 self._note(reply.highest)
                 self.merging = True
@@ -385,8 +387,11 @@ class Election:
         reply = membership_pb2.LeaderBeatReply(token=token, highest=self.highest)
         return Send(peer, mesh_pb2.LinkMessage(leader_beat_reply=reply))
 
+    def _is_denied(self, token: FencingToken) -> bool:
+        return self.denials.is_denied(NodeId(token.leader_id))
+
     def _note(self, token: FencingToken) -> None:
-        if token_order(token) > token_order(self.highest):
+        if not self._is_denied(token) and token_order(token) > token_order(self.highest):
             self.highest = FencingToken(term=token.term, leader_id=token.leader_id)
 
     def _token(self) -> FencingToken:

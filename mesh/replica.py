@@ -71,7 +71,7 @@ class Replica:
         self.gossip = self.library.gossip
         self.denials = self.library.denials
         self.membership = Membership(self.me, life, rng, timing, incarnation, self.denials)
-        self.election = Election(self.me, rng, may_lead)
+        self.election = Election(self.me, rng, may_lead, self.denials)
         self.addresses = AddressBook(self.me, rng, denials=self.denials)
         self.work = Work(self, slots)
         self.wall_clock_ms = 0
@@ -285,14 +285,14 @@ class Replica:
         self.work.denied(node_id)
         expelled = self.membership.expel(node_id)
         forgotten = self.election.forget(node_id, now, self.membership.view())
-        return self._watch_view([*forgotten, *expelled, CutOff(node_id)], now)
+        return self._watch_view([*forgotten, *expelled, CutOff(node_id, farewell=True)], now)
 
     def _withdraw(self, now: float) -> list[Effect]:
         linked = self.membership.linked_peers()
         effects = self.election.withdraw(now)
         for node_id in sorted(self.membership.members):
             effects += self.membership.expel(node_id)
-        return [*effects, *self.work.withdraw(), *[CutOff(peer) for peer in linked]]
+        return [*effects, *self.work.withdraw(), *[CutOff(peer, farewell=True) for peer in linked]]
 
     def _dials(self, now: float) -> list[Effect]:
         hints, returned = self.membership.take_hints()

@@ -13,6 +13,8 @@ in the same term, by design. What holds, and is checked here:
 
 About facts: what a node tells of itself (vectors, receipts, pushes) is synced there; what it folded is synced there.
 
+About who is denied: from the moment that a node knows of it, it follows no token of that node.
+
 Checks after an event look at what the event touched; the parts' own `validate`, which looks at everything, runs once in
 a while, so that the cost an event does not grow with the mesh.
 """
@@ -23,11 +25,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mesh import events
+from mesh.denials import is_genuine
 from mesh.election import Role
 from mesh.facts import Fact, FactError, Place, StreamId, parse
 from mesh.identity import NodeId
 from mesh.journal import Fork, read_position
 from mesh.wire import common_pb2, facts_pb2, mesh_pb2
+from tests.sim.authority import ROOTS
 from tests.sim.clock import Clock
 from tests.sim.folds import folded, read_of
 from tests.sim.job_checks import JobChecks
@@ -56,6 +60,8 @@ class Checks:
         self.last_change_at = 0.0
         self.jobs = JobChecks(self)
         self.forged: set[StreamId] = set()  # in which an accident wrote two histories
+        self.revoked: set[NodeId] = set()  # somebody began to cut it off
+        self.denials: list[facts_pb2.Deny] = []  # all that was ever said of it
         self._facts: dict[tuple[bytes, bytes], Fact] = {}
         self._until_look = LOOK_EVERY
 
@@ -117,13 +123,19 @@ class Checks:
         if isinstance(event, events.Persisted):
             durable = replica.journal.durable
             for stream_id in {fact.stream_id for fact in event.facts}:
-                if stream_id in durable or stream_id not in self.forged:
+                if stream_id in durable or not self._may_be_void(stream_id):
                     synced = host.disk.content.end_of(stream_id)
                     assert durable[stream_id].sequence <= synced, "counts as durable what is not synced"
         if election.role is Role.LEADER:
             self._check_leader(host)
+        if replica.denials.nodes and not replica.denied:
+            for token in (election.leader, election.highest, replica.work.intake.highest, replica.work.intake.leader):
+                obeyed = token is not None and NodeId(token.leader_id) in replica.denials.nodes
+                assert not obeyed, f"{host.name} heeds the token of one that is denied"
 
     def leader_changed(self, host: Host, token: common_pb2.FencingToken | None) -> None:
+        if host.id in self.revoked:
+            return  # it is on its own
         self.leader_changes += 1
         self.last_change_at = self.clock.now
         self.say(host, f"leader: {token.leader_id[:8]} in term {token.term}" if token else "leader: none")
@@ -131,7 +143,7 @@ class Checks:
     def applied(self, host: Host, facts: Sequence[Fact]) -> None:
         stored = host.disk.content.facts
         for fact in facts:
-            assert fact.hash in stored or self.forged, "folded before it was synced"
+            assert fact.hash in stored or self.forged or fact.author in self.revoked, "folded before it was synced"
         self.jobs.applied(host, facts)
 
     # On messages that leave
@@ -153,7 +165,8 @@ class Checks:
             case "fact_push":
                 for signed in message.fact_push.facts:
                     if signed.body:
-                        stored = self.read_fact(signed).hash in host.disk.content.facts
+                        fact = self.read_fact(signed)
+                        stored = fact.hash in host.disk.content.facts or fact.author in self.revoked
                         assert stored or self.forged, "a fact left before its sync"
             case _:
                 pass
@@ -168,10 +181,14 @@ class Checks:
             except FactError as error:
                 raise AssertionError(f"a node pushed what is no fact: {error}") from error
             assert fact.is_signed_by_author(), "a node pushed a fact with a bad signature"
+            assert is_genuine(fact, ROOTS.verify_denial), "a node pushed a denial that the CA did not sign"
             self._facts[name] = fact
         return fact
 
     # Inside
+
+    def _may_be_void(self, stream_id: StreamId) -> bool:
+        return stream_id in self.forged or stream_id.author in self.revoked
 
     def _check_vote(self, host: Host, term: int, candidate: NodeId) -> None:
         content = host.disk.content

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mesh import effects, events
+from mesh.identity import NodeId
 from mesh.wire import facts_pb2, work_pb2
 from tests.sim.clock import Clock
 from tests.sim.labour import ref_of
@@ -19,6 +20,7 @@ from tests.sim.network import Network
 
 if TYPE_CHECKING:
     from tests.sim.checks import Checks
+    from tests.sim.host import Host
 
 DEADLINE_S = 5.0
 #: A client that heard nothing for so long beyond the deadline asks another node.
@@ -36,10 +38,17 @@ class Order:
     documents: list[bytes]
     answers: list[effects.AnswerSubmit] = field(default_factory=list)
     cancelled: bool = False
+    accepted_by: set[NodeId] = field(default_factory=set)
 
     @property
     def job_id(self) -> bytes:
         return self.submitted.job_id
+
+    def accepted(self, by: Host, answer: effects.AnswerSubmit) -> None:
+        """No copy at all is a refusal: the node was cut off meanwhile."""
+        if answer.copies:
+            self.answers.append(answer)
+            self.accepted_by.add(by.id)
 
 
 class Clients:
@@ -82,11 +91,12 @@ class Clients:
             host
             for host in self.network.hosts
             if host.replica is not None and not host.paused and not host.replica.stopping and not host.draining
-        ]
+            and host.id not in self.checks.revoked
+        ]  # fmt: skip
         if open_doors:
             host = self.rng.choice(open_doors)
             self.checks.say(host, f"is asked for job {order.job_id.hex()[:12]}: {order.submitted.request.ask.question}")
-            host.submit(order.submitted, order.documents, DEADLINE_S, order.answers.append)
+            host.submit(order.submitted, order.documents, DEADLINE_S, lambda said: order.accepted(host, said))
         self.clock.after(DEADLINE_S + PATIENCE_S, lambda: self._hand_in(order, tries - 1))
 
     def _cancel(self, order: Order) -> None:

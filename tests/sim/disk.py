@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mesh.facts import Fact, FactRange, Place, Retired, StreamId
-from mesh.journal import Fork, in_stream_order
+from mesh.journal import Fork, Position, in_stream_order
 from tests.sim.clock import Call, Clock
 
 
@@ -30,12 +30,13 @@ class Write:
     dropped_blobs: Sequence[bytes] = ()
     retire: Sequence[FactRange] = ()  # stored facts whose content goes
     fork: Fork | None = None
+    cut: Sequence[tuple[StreamId, Position]] = ()  # streams that end there
     done: Call = lambda: None
 
     @property
     def is_vital(self) -> bool:
         """A node that can not keep these must stop: it could not keep its word."""
-        return bool(self.facts) or self.vote is not None or self.fork is not None
+        return bool(self.facts or self.cut) or self.vote is not None or self.fork is not None
 
 
 @dataclass
@@ -104,14 +105,21 @@ class Content:
     def void(self, fork: Fork) -> None:
         """Keep the proof; the stream ends before it."""
         self.forks[fork.stream_id] = fork
-        items = self.streams.pop(fork.stream_id, [])
-        kept = [item for item in items if item.last < fork.sequence]
-        if kept:
-            self.streams[fork.stream_id] = kept
+        self.cut(fork.stream_id, Position(fork.sequence - 1, fork.one.predecessor))
+
+    def cut(self, stream_id: StreamId, end: Position) -> None:
+        """Nothing is kept after `end`; of a retired range that reaches over it the part before."""
+        items = self.streams.pop(stream_id, [])
+        kept = [item for item in items if item.last <= end.sequence]
         for item in items[len(kept) :]:
             self.heads.pop(Place(item.stream_id, item.last), None)
             if isinstance(item, Fact):
                 del self.facts[item.hash]
+            elif item.first <= end.sequence:
+                kept.append(Retired(stream_id, item.first, end.sequence, end.head))
+                self.heads[Place(stream_id, end.sequence)] = end.head
+        if kept:
+            self.streams[stream_id] = kept
 
 
 class Disk:
@@ -190,6 +198,8 @@ class Disk:
             content.retire(gone)
         if write.fork is not None:
             content.void(write.fork)
+        for stream_id, end in write.cut:
+            content.cut(stream_id, end)
         content.blobs.update(write.blobs)
         for sha256 in write.dropped_blobs:
             content.blobs.pop(sha256, None)

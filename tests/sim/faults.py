@@ -43,6 +43,10 @@ class Faults:
         # Few kinds at a time: a run of pauses alone finds what a mixture hides.
         self._kinds = rng.sample(always, rng.choice([2, 3, 4, 6, 10, len(always)]))
 
+    def lets_forget(self) -> bool:
+        """Whether nodes may drop details of closed jobs in this world, for want of room or by a clock far ahead."""
+        return self._press in self._kinds or self._clock_jump in self._kinds
+
     def schedule(self, together: bool) -> None:
         """Plan starts and troubles. Nodes start one after the other within seconds; some come late (churn)."""
         rng = self.rng
@@ -335,7 +339,8 @@ class Faults:
             return False
         self.checks.fault(host, text)
         host.crash(notice_max_s)
-        others_left = len(self.network.hosts) - len(self.dead) > 2
+        revoked = {one.index for one in self.network.hosts if one.id in self.checks.revoked}
+        others_left = len(self.network.hosts) - len(self.dead | revoked) > 2
         # n0 is everybody's seed: without it nodes that never met could not meet.
         if for_good and others_left and host.index != 0 and self.rng.random() < 0.12:
             self.dead.add(host.index)

@@ -31,6 +31,8 @@ TICK_S = 0.1
 TWIN_GRACE_S = 2.0
 #: Ticks between two looks at the disk.
 MEASURED_EVERY = 30
+#: From a denial until the links of its node end.
+FAREWELL_S = 0.1
 #: Facts in one push; the rest waits for the next round.
 PUSH_FACTS_MAX = 64
 #: The wall clock of the world's first moment.
@@ -57,6 +59,7 @@ class Host:
         self.pace = rng.choice([0.1, 0.3, 1.0, 1.0, 3.0])  # a task takes so many times its usual two seconds
         self.stores = True  # holds copies for others
         self.has_agent = True
+        self.is_thief = False  # lets no denial of itself in
         self.is_known = False  # everybody's store holds its profile
         self.seeds: list[tuple[str, int]] = []
         self.cache: set[tuple[str, int]] = set()  # addresses where a peer answered: kept over restarts
@@ -273,6 +276,12 @@ class Host:
             case effects.SaveFork(fork):
                 self.checks.fork_found(self, fork)
                 self.disk.write(Write(fork=fork, done=lambda: self.run(lambda: self._fork_saved(fork.stream_id), life)))
+            case effects.CutStreams(ends):
+                streams = tuple(stream_id for stream_id, _ in ends)
+                self.disk.write(Write(cut=ends, done=lambda: self.run(lambda: self._streams_cut(streams), life)))
+            case effects.CutOff(node_id, farewell):
+                wait_s = FAREWELL_S if farewell else 0.0
+                self.clock.after(wait_s, lambda: self.run(lambda: self._cut_off(node_id), life))
             case effects.RetireFacts(ranges):
                 self.disk.write(Write(retire=ranges))
             case effects.DropBlobs(sha256):
@@ -319,6 +328,10 @@ class Host:
                 if end.dialled:
                     self.network.break_link(end.link, 0.05)
 
+    def _cut_off(self, node_id: NodeId) -> None:
+        for end in self.linked(node_id):
+            self._cut(end)
+
     def _cut(self, end: End) -> None:
         """End a link at once on this side."""
         peer = end.other.host.id
@@ -342,6 +355,8 @@ class Host:
             case "fact_push":
                 signed = message.fact_push.facts
                 facts = tuple(self.checks.read_fact(one) for one in signed if one.body)
+                if self.is_thief:
+                    facts = tuple(fact for fact in facts if fact.body.deny.node_id != self.id)
                 retired = tuple(parse_retired(one.retired) for one in signed if one.HasField("retired"))
                 verified: events.Event = events.FactsVerified(peer, facts, retired)
             case "fork_proof":
@@ -384,6 +399,9 @@ class Host:
         stored = tuple(content.facts[one] for one in hashes if one in content.facts)
         life = self.life
         self.clock.after(0.002, lambda: self.deliver(events.StoredCompared(peer, offered, stored), life))
+
+    def _streams_cut(self, streams: tuple[StreamId, ...]) -> None:
+        self.handle(events.StreamsCut(streams, tuple(self.disk.content.facts.values())))
 
     def _fork_saved(self, stream_id: StreamId) -> None:
         self.handle(events.ForkSaved(stream_id, tuple(self.disk.content.facts.values())))

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING
 from mesh import effects
 from mesh.dispatch import TaskKey
 from mesh.election import token_order
-from mesh.facts import Fact
+from mesh.facts import Fact, Place
 from mesh.gossip import COPIES
+from mesh.identity import NodeId
 from mesh.intake import REPLICATE_S
 from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, TERMINAL_KINDS, Job, Ledger, TaskRef
 from mesh.wire import common_pb2, facts_pb2, work_pb2
+from tests.sim.denied import known_denials, limit_of
 from tests.sim.disk import Write
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class JobChecks:
         self.fallible: dict[bytes, Counter[tuple[int, int]]] = {}  # job → task → failures that really happened
         self._asked: dict[tuple[int, int, int], float] = {}  # (host, life, ticket) → when it must be answered
         self._started_under: dict[tuple[int, int], tuple[int, str]] = {}  # (host, life) → highest token
+        self._places: dict[bytes, set[Place]] = {}  # job → its `submitted` facts
         self._held: dict[bytes, set[tuple[int, int]]] = {}  # job → (host, generation) that ever held it
         self._outcomes: dict[tuple[int, int, TaskKey], float] = {}  # when the engine had the result
         self._said: set[tuple[object, ...]] = set()
@@ -69,6 +72,9 @@ class JobChecks:
         )  # fmt: skip
         replica = host.replica
         assert replica is not None
+        if replica.denied:
+            assert not answer.copies, f"{host.name} is denied and accepts a job"
+            return
         job = replica.ledger.jobs.get(answer.job_id)
         if job is not None and job.closed:
             return  # what it read may be dropped already
@@ -101,6 +107,8 @@ class JobChecks:
         assert host.replica is not None
         token = token_order(assign.token)
         highest = self._started_under.get((host.index, host.life), (0, ""))
+        if host.replica.denials.is_denied(NodeId(highest[1])):
+            highest = (0, "")  # forgotten
         assert token >= highest, f"{host.name} starts a task for {token} after one for {highest}"
         self._started_under[host.index, host.life] = token
         assert host.leader is not None, f"{host.name} works for a stranger"
@@ -160,6 +168,9 @@ class JobChecks:
     def applied(self, host: Host, facts: Sequence[Fact]) -> None:
         """Facts were folded in: an end that is read may only be outranked."""
         assert host.replica is not None
+        if not facts and host.replica.denials.nodes:  # an end that was said by one that is denied may be void
+            life = (host.index, host.life)
+            self._read = {name: read for name, read in self._read.items() if name[:2] != life}
         for fact in facts:
             if fact.kind not in TERMINAL_KINDS:
                 continue
@@ -178,6 +189,8 @@ class JobChecks:
             if fact.kind == "job_submitted":
                 held = self._held.setdefault(fact.body.job_submitted.job_id, set())
                 held.add((host.index, host.disk.generation))
+                places = self._places.setdefault(fact.body.job_submitted.job_id, set())
+                places.add(Place(fact.stream_id, fact.sequence))
 
     # Once quiet
 
@@ -196,7 +209,8 @@ class JobChecks:
         for order in orders:
             job = ledger.jobs.get(order.job_id)
             if job is None or (job.submitted is None and not job.closed):
-                if order.answers and self._held.get(order.job_id, set()) & survivors:
+                held = order.answers and self._held.get(order.job_id, set()) & survivors
+                if held and self._must_count(order, live):
                     problems.append(f"job {order.job_id.hex()[:12]} was acknowledged and is lost")
             else:
                 problems += self._of_order(order, job, ledger, live)
@@ -205,6 +219,14 @@ class JobChecks:
             if (job := ledger.jobs.get(key.job_id)) is not None and job.closed
         ]  # fmt: skip
         return problems
+
+    def _must_count(self, order: Order, live: Sequence[Host]) -> bool:
+        """Not so where only one that is denied accepted it, beyond what counts of it."""
+        denials = known_denials(self.checks, live)
+        if order.accepted_by - {NodeId(deny.node_id) for deny in denials}:
+            return True
+        limits = [(place, limit_of(place.stream_id, denials)) for place in self._places[order.job_id]]
+        return any(limit is None or place.sequence <= limit for place, limit in limits)
 
     def _of_order(self, order: Order, job: Job, ledger: Ledger, live: Sequence[Host]) -> list[str]:
         name = f"job {order.job_id.hex()[:12]} ({order.submitted.request.ask.question})"
@@ -232,7 +254,10 @@ class JobChecks:
         assert completion is not None
         problems = []
         for ref in ledger.blobs_wanted(job):
-            holding = [host for host in self.hosts if ref.sha256 in host.disk.content.blobs]
+            holding = [
+                host for host in self.hosts
+                if ref.sha256 in host.disk.content.blobs and host.id not in self.checks.revoked
+            ]  # fmt: skip
             if self._robbed() or any(host.disk.full_ever for host in self.hosts):
                 continue
             wanted = min(COPIES, len([host for host in live if host.stores]))

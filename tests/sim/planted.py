@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mesh import events
+from mesh import denials, events
 from mesh.acceptance import Acceptance
 from mesh.coordinator import Coordinator
 from mesh.copies import Copies, _offers
@@ -27,6 +27,7 @@ from mesh.knowledge import Knowledge
 from mesh.ledger import CANCELLED, Job, Ledger
 from mesh.library import Library
 from mesh.member import Member
+from mesh.membership import Membership
 from mesh.placement import Placement, Ready
 from mesh.profiles import Profiles
 from mesh.retention import Retention
@@ -438,6 +439,39 @@ def a_failed_panel_member_finds_no_seat(patch: Patch) -> None:
         return inner(self, one, flights, everybody) | one.failed_on
 
     patch(Placement, "_forbidden", forbidden)
+
+
+# Who is denied
+
+
+@_bug("is_void|of them count", 40)
+def a_denied_nodes_tail_is_kept(patch: Patch) -> None:
+    """The journal refuses what comes after a denial, and leaves what came before it in place."""
+    patch(Journal, "deny", lambda *_: {})
+
+
+@_bug("heeds the token", 40)
+def a_denied_leaders_token_is_obeyed(patch: Patch) -> None:
+    """Its links end, and its token still counts."""
+    patch(Election, "forget", lambda *_: [])
+    patch(Intake, "denied", lambda *_: None)
+
+
+@_bug("of them count", 120)
+def the_greatest_limit_counts(patch: Patch) -> None:
+    """Of two denials of one node the one that spares more."""
+
+    def most(lists: Sequence[dict[Any, Any]]) -> dict[Any, Any]:
+        names = {name for ends in lists for name in ends}
+        return {name: max(ends[name] for ends in lists if name in ends) for name in names}
+
+    patch(denials, "_least", most)
+
+
+@_bug("is_denied|counts one that is denied", 40)
+def a_denied_node_comes_back(patch: Patch) -> None:
+    """It is taken in again when it dials, or when others speak of it."""
+    patch(Membership, "expel", lambda *_: [])
 
 
 def _push_without_asking_again(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mesh.election import Role
+from tests.sim.denied import denied_problems
 from tests.sim.folds import folded, read_of
 
 if TYPE_CHECKING:
@@ -18,15 +19,14 @@ GHOSTS_GONE_S = 45.0
 FOLDED_MAX = 12
 
 
-def quiet_problems(checks: Checks, hosts: Sequence[Host], quiet_since: float) -> list[str]:
-    """What is wrong, in words; empty where all is well."""
-    live = [host for host in hosts if host.replica is not None]
+def quiet_problems(checks: Checks, live: Sequence[Host], hosts: Sequence[Host], quiet_since: float) -> list[str]:
+    """What is wrong, in words; empty where all is well. `live`: those that run and were not cut off."""
     gone = [host for host in hosts if host.replica is None and host.ended_at < checks.clock.now - GHOSTS_GONE_S]
     problems = [problem for host in live for problem in _of_one(host, live, gone)]
     problems += _of_leaders(live)
     if checks.last_change_at > quiet_since:
         problems.append(f"the leader changed at {checks.last_change_at:.1f}, after {quiet_since:.1f}")
-    return problems + _of_facts(live)
+    return problems + _of_facts(live) + denied_problems(checks, live, hosts)
 
 
 def _of_one(host: Host, live: Sequence[Host], gone: Sequence[Host]) -> list[str]:

@@ -10,11 +10,13 @@ from mesh import events
 from tests.sim.checks import LARGE, Checks
 from tests.sim.clients import Clients
 from tests.sim.clock import Clock
+from tests.sim.denied import known_denials
 from tests.sim.faults import TROUBLE_UNTIL_S, Faults
 from tests.sim.formed import form, introduce
 from tests.sim.host import Host
 from tests.sim.network import Network
 from tests.sim.quiet import quiet_problems
+from tests.sim.revocations import Revocations
 from tests.sim.workload import Workload
 
 #: Every seed runs at least so long.
@@ -67,10 +69,16 @@ class World:
             _seed_addresses(self.hosts, rng)
         else:
             Adverts(self.network, self.clock, part()).browse()
+        # Drawn apart: worlds without it stay what they are.
+        apart = random.Random(f"revocations {seed}")
+        self.revocations = Revocations(self.clock, self.network, self.checks, self.faults, apart)
 
     @property
     def live(self) -> list[Host]:
-        return [host for host in self.hosts if host.replica is not None]
+        """Nodes of the mesh that run: none that was cut off."""
+        running = [host for host in self.hosts if host.replica is not None]
+        denied = {deny.node_id for deny in known_denials(self.checks, running)}
+        return [host for host in running if host.id not in denied]
 
     def run(self) -> list[str]:
         """Live through it all. Returns what is wrong in the end; raises where an invariant broke on the way."""
@@ -82,10 +90,11 @@ class World:
             form(self.network, self.hosts)
         self.workload.start()
         self.clients.start()
+        self.revocations.start()
         self.clock.run_until(VIRTUAL_S)
         while self.checks.jobs.open_jobs(self.live) and self.clock.now < JOBS_UNTIL_S:
             self.clock.run_until(self.clock.now + JOBS_LOOK_S)  # while jobs run, facts are always on their way
-        problems = quiet_problems(self.checks, self.hosts, QUIET_SINCE_S)
+        problems = quiet_problems(self.checks, self.live, self.hosts, QUIET_SINCE_S)
         return problems + self.checks.jobs.quiet_problems(self.live, self.clients.orders)
 
     def _give_roles(self, rng: random.Random) -> None:
