@@ -37,6 +37,9 @@ YIELD_S = 1.0
 PROVING_DIALS = 3
 #: Dials under way at once: a mesh that was cut in two dials half of itself.
 DIALS_MAX = 32
+#: Dials a second to where nobody was ever seen to answer, and how many at once after a pause: against adverts, and
+#: members, that would make this node knock on every door of a network.
+STRANGERS_PER_S, STRANGERS_BURST = 10.0, 256.0
 #: Against a LAN peer that advertises without end; the least useful address makes room.
 ADDRESSES_MAX = 2048
 #: Addresses where nobody ever answered are dropped after so many failures in a row, unless they are seeds. Those of
@@ -69,6 +72,8 @@ class AddressBook:
     entries: dict[Key, Address] = field(default_factory=dict)
     own: set[Key] = field(default_factory=set)
     due_at: float = 0.0
+    strangers_left: float = STRANGERS_BURST  # dials to strangers that may begin at `strangers_at`
+    strangers_at: float = 0.0
     denials: Denials = field(default_factory=Denials)
     of_node: dict[NodeId, dict[Key, None]] = field(default_factory=dict)
 
@@ -106,7 +111,9 @@ class AddressBook:
             if now >= entry.next_dial_at:
                 if entry.node_id is not None and entry.node_id in reached and self._is_settled(entry):
                     entry.next_dial_at = NEVER if entry.found_by != "seed" else now + BACKOFF_SEED_S
-                elif room > 0 and (entry.node_id is None or entry.node_id not in dialled):
+                elif (
+                    room > 0 and (entry.node_id is None or entry.node_id not in dialled) and self._may_dial(entry, now)
+                ):
                     room -= 1
                     if entry.node_id is not None:
                         dialled.add(entry.node_id)
@@ -220,6 +227,16 @@ class AddressBook:
         """Whether it is known if its linked node can be dialled at all: only then others can be told where it is."""
         assert entry.node_id is not None
         return entry.failures >= PROVING_DIALS or bool(self.answered(entry.node_id))
+
+    def _may_dial(self, entry: Address, now: float) -> bool:
+        if entry.answered or entry.found_by == "seed":
+            return True
+        refilled = self.strangers_left + max(0.0, now - self.strangers_at) * STRANGERS_PER_S
+        self.strangers_left, self.strangers_at = min(STRANGERS_BURST, refilled), now
+        if self.strangers_left < 1.0:
+            return False
+        self.strangers_left -= 1.0
+        return True
 
     def _not_again_soon(self, key: Key, now: float) -> None:
         if entry := self.entries.get(key):

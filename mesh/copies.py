@@ -38,6 +38,9 @@ CHECKS_PER_TICK = 64
 OFFER_REFS_MAX = 64
 FETCHES_MAX = 8
 FETCH_QUEUE_MAX = 1_000
+#: The same of one offering peer: what it floods waits, and the others' offers are fetched meanwhile.
+FETCHES_OF_ONE_MAX = 4
+FETCH_QUEUE_OF_ONE_MAX = 250
 #: Largest blob that is held for others.
 BLOB_BYTES_MAX = 64 << 20
 #: Blobs whose holders are remembered beyond those held here: against peers that send receipts for what nobody has.
@@ -150,6 +153,7 @@ class Copies:
     def offer_received(self, peer: NodeId, offer: facts_pb2.BlobOffer) -> list[Effect]:
         """ "Hold this for me." Answered at once for what is here or never will be, else after the fetch."""
         receipt = facts_pb2.BlobReceipt()
+        of_peer = sum(peer in fetch.waiting for fetch in self._fetches.values())
         for ref in offer.blobs[:OFFER_REFS_MAX]:
             self._note(peer, ref.sha256)
             if ref.sha256 in self.held:
@@ -158,7 +162,8 @@ class Copies:
                 receipt.refused.append(ref.sha256)
             elif ref.sha256 in self._fetches:
                 self._fetches[ref.sha256].waiting[peer] = None
-            elif len(self._fetches) < FETCH_QUEUE_MAX:
+            elif len(self._fetches) < FETCH_QUEUE_MAX and of_peer < FETCH_QUEUE_OF_ONE_MAX:
+                of_peer += 1
                 self._fetches[ref.sha256] = _Fetch(ref, {peer: None})
         answer = [_receipt(peer, receipt)] if receipt.sha256 or receipt.refused else []
         return answer + self._start_fetches()
@@ -275,15 +280,16 @@ class Copies:
             self.held_by.pop(sha256, None)
 
     def _start_fetches(self) -> list[Effect]:
-        running = sum(fetch.started for fetch in self._fetches.values())
+        running = [next(iter(fetch.waiting)) for fetch in self._fetches.values() if fetch.started]
         effects: list[Effect] = []
         for fetch in self._fetches.values():
-            if running >= FETCHES_MAX:
+            if len(running) >= FETCHES_MAX:
                 break
-            if not fetch.started:
+            offerer = next(iter(fetch.waiting))
+            if not fetch.started and running.count(offerer) < FETCHES_OF_ONE_MAX:
                 fetch.started = True
-                running += 1
-                effects.append(FetchBlob(next(iter(fetch.waiting)), fetch.ref))
+                running.append(offerer)
+                effects.append(FetchBlob(offerer, fetch.ref))
         return effects
 
 

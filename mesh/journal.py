@@ -98,6 +98,10 @@ class Journal:
     _digest: bytes = field(default=bytes(BUCKETS * HASH_BYTES), compare=False)
     _stale: set[StreamId] = field(default_factory=set, compare=False)
 
+    def lacks(self, fact: Fact) -> bool:
+        """Whether `fact` comes after all that was accepted of its stream."""
+        return fact.sequence > self.staged.get(fact.stream_id, _NOTHING).sequence
+
     def offer(self, fact: Fact) -> Verdict:
         """Stage `fact` if it is the next of its stream. The caller persists what was staged, in this order."""
         if self.is_void(fact.stream_id, fact.sequence):

@@ -23,6 +23,7 @@ from mesh.rendezvous import holders
 from mesh.wire import common_pb2, mesh_pb2, mesh_pb2_grpc
 from node.background import Background
 from node.errors import KithError
+from node.limits import BLOB_BYTES_BURST, BLOB_BYTES_PER_S, Rate
 from node.logs import log, where
 from node.store import Store
 
@@ -48,12 +49,21 @@ class _Transfer:
 
 
 class Blobs:
-    def __init__(self, store: Store, post: Post, stub_of: StubOf, live_peers: Callable[[], list[NodeId]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        post: Post,
+        stub_of: StubOf,
+        live_peers: Callable[[], list[NodeId]],
+        pace: Rate | None = None,
+    ) -> None:
+        """`pace`: bytes a second that are fetched for one peer which wants them held here."""
         self._store = store
         self._post = post
         self._stub_of = stub_of
         self._live_peers = live_peers
         self._transfers = Background()
+        self._pace = pace or Rate(BLOB_BYTES_PER_S, BLOB_BYTES_BURST)
         self._read_lately: OrderedDict[bytes, bytes] = OrderedDict()
 
     async def put(self, content: bytes) -> common_pb2.BlobRef:
@@ -119,6 +129,7 @@ class Blobs:
     async def _fetch(self, peer: NodeId, ref: common_pb2.BlobRef) -> None:
         refused = False
         try:
+            await asyncio.sleep(self._pace.charge(peer, asyncio.get_running_loop().time(), 0.0))
             if await self._stored(peer, ref):
                 self._post(events.BlobStored(ref, peer))
                 return
@@ -135,6 +146,7 @@ class Blobs:
         content = await self._content_from(peer, ref, _Transfer(asyncio.get_running_loop().time()))
         if content is None:
             return False
+        self._pace.charge(peer, asyncio.get_running_loop().time(), len(content))
         await self._store.put_blob(content)
         return True
 

@@ -31,6 +31,7 @@ from node.credentials import Credentials
 from node.errors import ExitCode, KithError
 from node.links import Links
 from node.logs import log
+from node.quotas import FactQuotas
 from node.store import Store
 
 TICK_S = 0.05
@@ -77,6 +78,7 @@ class Shell:
         self.callers = Callers(lambda: credentials.roots, self.denied, log) if credentials is not None else None
         #: A failed disk stops the node through the store's own hook; anything else in here is a programmer's error.
         self._duties = Background()
+        self._quotas = FactQuotas(replica.me, replica.journal.lacks)
         self._authoring: dict[bytes, asyncio.Future[Fact]] = {}
         self._ticker: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -177,6 +179,7 @@ class Shell:
         # In a thread, awaited by the link's reader: the loop stays free and the order of the link is kept.
         if kind == "fact_push":
             facts, retired = await self._verified(peer, message.fact_push)
+            facts, retired = self._quotas.within(facts, retired, clock.now())
             if facts:
                 self.post(events.FactsVerified(peer, facts, retired))
         elif kind == "fork_proof":

@@ -15,6 +15,8 @@ from mesh.addressbook import (
     PROVING_DIALS,
     REDIAL_MAX_S,
     REDIAL_MIN_S,
+    STRANGERS_BURST,
+    STRANGERS_PER_S,
     YIELD_S,
     AddressBook,
 )
@@ -245,3 +247,17 @@ def test_a_failed_dial_tells_who_answered_there_before(book: AddressBook) -> Non
     assert book.dial_failed("10.0.0.2", 4000, 0.0) is None, "that is hearsay"
     book.dial_succeeded("10.0.0.2", 4000, B)
     assert book.dial_failed("10.0.0.2", 4000, 0.0) == B
+
+
+def test_a_flood_of_addresses_makes_few_dials_a_second_and_delays_no_known_node(book: AddressBook) -> None:
+    now, dials = 0.0, 0
+    for number in range(ADDRESSES_MAX):
+        book.add(f"10.1.{number // 250}.{number % 250 + 1}", 4000, "mdns", 0.0)
+    while now < 30.0:
+        for host, port in dialled(book, now):
+            dials += 1
+            book.dial_failed(host, port, now)
+        now += 0.05
+    assert STRANGERS_BURST + 29 * STRANGERS_PER_S < dials <= STRANGERS_BURST + 30 * STRANGERS_PER_S
+    book.add("10.0.0.2", 4000, "seed", now)
+    assert ("10.0.0.2", 4000) in dialled(book, now)

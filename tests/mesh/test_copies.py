@@ -7,7 +7,9 @@ from mesh.copies import (
     AUDIT_S,
     BLOB_BYTES_MAX,
     CHECKS_PER_TICK,
+    FETCH_QUEUE_OF_ONE_MAX,
     FETCHES_MAX,
+    FETCHES_OF_ONE_MAX,
     OFFER_REFS_MAX,
     PATIENCE_S,
     PUSH_RETRY_S,
@@ -117,9 +119,14 @@ def test_what_finds_no_room_is_refused(node: Lone) -> None:
 
 def test_few_blobs_are_fetched_at_a_time(node: Lone) -> None:
     refs = [ref(str(number)) for number in range(FETCHES_MAX + 3)]
-    started = node.receive(E, blob_offer=facts_pb2.BlobOffer(blobs=refs))
-    assert started == [FetchBlob(E, one) for one in refs[:FETCHES_MAX]]
-    assert FetchBlob(E, refs[FETCHES_MAX]) in node.do(events.BlobStored(refs[0], E))
+    offerers = node.peers[: -(-FETCHES_MAX // FETCHES_OF_ONE_MAX) + 1]
+    fetches = [
+        effect
+        for number, one in enumerate(refs)
+        for effect in node.receive(offerers[number % len(offerers)], blob_offer=facts_pb2.BlobOffer(blobs=[one]))
+    ]
+    assert fetches == [FetchBlob(offerers[number % len(offerers)], refs[number]) for number in range(FETCHES_MAX)]
+    assert [effect for effect in node.do(events.BlobStored(refs[0], E)) if isinstance(effect, FetchBlob)]
 
 
 def test_only_what_is_wanted_is_offered(node: Lone) -> None:
@@ -226,3 +233,15 @@ def test_invented_receipts_do_not_fill_the_memory(node: Lone, monkeypatch: pytes
     for number in range(50):
         holds(node, E, ref(f"invented {number}"))
     assert len(copies(node).held_by) == 10
+
+
+def test_a_peer_that_offers_without_end_delays_no_other_peers_offer(node: Lone) -> None:
+    flood, other = node.peers[:2]
+    fetches: list[Effect] = []
+    for number in range(0, 2 * FETCH_QUEUE_OF_ONE_MAX, OFFER_REFS_MAX):
+        refs = [ref(f"{number + i}") for i in range(OFFER_REFS_MAX)]
+        fetches += node.receive(flood, blob_offer=facts_pb2.BlobOffer(blobs=refs))
+    assert sum(isinstance(effect, FetchBlob) for effect in fetches) == FETCHES_OF_ONE_MAX
+    assert len(copies(node)._fetches) == FETCH_QUEUE_OF_ONE_MAX
+    asked = node.receive(other, blob_offer=facts_pb2.BlobOffer(blobs=[DOC]))
+    assert [effect for effect in asked if isinstance(effect, FetchBlob)] == [FetchBlob(other, DOC)]

@@ -15,6 +15,7 @@ from mesh.rendezvous import holders
 from mesh.wire import common_pb2, mesh_pb2, mesh_pb2_grpc
 from node.blobs import CHUNK_BYTES, SILENT_MAX_S, Blobs
 from node.errors import KithError
+from node.limits import Rate
 from node.mesh_service import MeshService
 from node.store import Store
 from tests.node.working import KEY, Posted, no_fatal
@@ -53,7 +54,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         store.open(KEY.node_id)
     server = grpc.aio.server()
     unused = cast(Any, None)
-    mesh_pb2_grpc.add_MeshServicer_to_server(MeshService(unused, unused, stores[1]), server)
+    mesh_pb2_grpc.add_MeshServicer_to_server(MeshService(unused, unused, stores[1], unused), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -131,7 +132,9 @@ async def test_a_silent_holder_holds_up_nobody(world: World) -> None:
 
     asked = asyncio.Event()
     server = grpc.aio.server()
-    mesh_pb2_grpc.add_MeshServicer_to_server(Frozen(cast(Any, None), cast(Any, None), world.store), server)
+    mesh_pb2_grpc.add_MeshServicer_to_server(
+        Frozen(cast(Any, None), cast(Any, None), world.store, cast(Any, None)), server
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     await world.peer.put_blob(LARGE)
@@ -148,3 +151,15 @@ async def test_a_silent_holder_holds_up_nobody(world: World) -> None:
         assert await blobs.get(ref_of(LARGE)) == LARGE, "what was read lately is not fetched again"
         await blobs.close()
     await server.stop(None)
+
+
+async def test_a_peer_whose_blobs_came_fast_waits_for_the_next(world: World) -> None:
+    limited = Blobs(world.store, world.posted.post, world.stub, lambda: [PEER], Rate(len(LARGE) / 0.4, 1.0))
+    for content in (LARGE, b"small"):
+        await world.peer.put_blob(content)
+    world.blobs = limited
+    assert await world.fetch(PEER, ref_of(LARGE)) == events.BlobStored(ref_of(LARGE), PEER)
+    began = asyncio.get_running_loop().time()
+    assert await world.fetch(PEER, ref_of(b"small")) == events.BlobStored(ref_of(b"small"), PEER)
+    assert asyncio.get_running_loop().time() - began > 0.2
+    await limited.close()
