@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import subprocess
 from pathlib import Path
 
@@ -37,7 +36,6 @@ def test_the_commands_of_the_readme_work_as_written(tmp_path: Path, model_path: 
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("KITH_", "XDG_"))} | {
         "HOME": str(tmp_path),
         "KITH_MODELS": str(models_dir()),
-        "KITH_MESH": f"readme-{secrets.token_hex(4)}",
         MARK: str(tmp_path),
     }
     try:

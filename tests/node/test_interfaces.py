@@ -1,7 +1,6 @@
 """Which interfaces are used, on made-up machines and on this one."""
 
 import ipaddress
-from pathlib import Path
 
 import pytest
 
@@ -9,9 +8,7 @@ from node.errors import KithError
 from node.interfaces import (
     Interface,
     addresses_for,
-    binding_allowed,
     choose,
-    in_test_namespace,
     interfaces,
     is_loopback,
     resolve,
@@ -123,33 +120,3 @@ def test_this_machine_has_a_loopback_that_is_up() -> None:
         for address in one.addresses
         if isinstance(address, ipaddress.IPv6Address) and address.is_link_local
     )
-
-
-def test_loopback_may_always_be_bound() -> None:
-    assert binding_allowed("127.0.0.1") is None
-    assert binding_allowed("::1") is None
-    assert binding_allowed("localhost") is None
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
-def test_other_addresses_are_refused_with_what_to_do(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.interfaces.in_test_namespace", lambda: False)
-    refusal = binding_allowed(host)
-    assert refusal is not None
-    assert "127.0.0.1" in refusal
-    monkeypatch.setattr("node.interfaces.in_test_namespace", lambda: True)
-    assert binding_allowed(host) is None
-
-
-def test_a_namespace_counts_by_identity_and_by_its_name(tmp_path: Path) -> None:
-    own = Path("/proc/self/ns/net")
-    if not own.exists():
-        pytest.skip("no network namespaces on this system")
-    assert not in_test_namespace(tmp_path / "none")
-    (tmp_path / "other").symlink_to(own)
-    assert not in_test_namespace(tmp_path), "ours, but its name is another's"
-    (tmp_path / "kith-gone").symlink_to(tmp_path / "missing")
-    (tmp_path / "kith-file").touch()
-    assert not in_test_namespace(tmp_path), "the name fits, but it is not ours"
-    (tmp_path / "kith-1").symlink_to(own)
-    assert in_test_namespace(tmp_path)

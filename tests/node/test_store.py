@@ -8,6 +8,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from mesh.certificates import Role, Roots
 from mesh.facts import Fact, FactRange, Retired, StreamId, make
 from mesh.identity import NodeKey
 from mesh.journal import Position, fork_of
@@ -15,6 +16,7 @@ from mesh.replica import Replica
 from mesh.wire import facts_pb2
 from node.errors import KithError
 from node.store import Store
+from scripts.throwaway import ThrowawayMesh
 
 KEY = NodeKey.from_scalar(7)
 
@@ -251,6 +253,44 @@ async def test_a_journal_of_the_first_release_is_brought_up_to_date(tmp_path: Pa
     again = Store(tmp_path / "j", no_fatal)
     assert [fact.sequence for fact in again.open(KEY.node_id)[0]] == [20]
     assert again._db.execute("PRAGMA auto_vacuum").fetchall() == [(2,)]
+    await again.close()
+
+
+async def test_a_journal_of_the_second_release_gets_room_for_certificates(tmp_path: Path) -> None:
+    facts = chain(20)
+    store = Store(tmp_path / "j", no_fatal)
+    store.open(KEY.node_id)
+    await store.append(facts)
+    await store.retire([FactRange(KNOWLEDGE, 1, 10)])
+    await store.save_vote(3, "x")
+    await store.close()
+    db = apsw.Connection(str(tmp_path / "j"))
+    db.execute("DROP TABLE certificates; PRAGMA user_version = 2").fetchall()
+    db.close()
+    again = Store(tmp_path / "j", no_fatal)
+    read, term, voted_for = again.open(KEY.node_id)
+    assert [fact.hash for fact in read] == [fact.hash for fact in facts[10:]]
+    assert (term, voted_for, len(again.retired), again.certificates) == (3, "x", 1, [])
+    await again.close()
+
+
+async def test_one_certificate_is_kept_of_each_author_and_role(tmp_path: Path) -> None:
+    mesh = ThrowawayMesh()
+    roots = Roots([mesh.authority.ca_der])
+    node, worker, later, other = (
+        roots.read(mesh.certificate(KEY.public_key, Role.NODE)),
+        roots.read(mesh.certificate(KEY.public_key, Role.WORKER)),
+        roots.read(mesh.certificate(KEY.public_key, Role.NODE, days=40)),
+        roots.read(mesh.certificate(NodeKey.from_scalar(77).public_key)),
+    )
+    store = Store(tmp_path / "j", no_fatal)
+    store.open(KEY.node_id)
+    await store.save_certificates([node, worker, other])
+    await store.save_certificates([later])
+    await store.close()
+    again = Store(tmp_path / "j", no_fatal)
+    again.open(KEY.node_id)
+    assert sorted(again.certificates) == sorted(one.certificate for one in (later, worker, other))
     await again.close()
 
 
