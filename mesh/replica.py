@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from mesh import events
 from mesh.addressbook import AddressBook
 from mesh.effects import (
+    AnswerSubmit,
     Author,
     CutOff,
     Deliver,
@@ -126,8 +127,8 @@ class Replica:
                 return [CutOff(NodeId(hello.node_id))]
             case events.FactAuthored() if self.denied:
                 return [Log("warning", "this node is denied: what it says would count nowhere")]
-            case events.SubmitRequested() if self.denied:
-                return self.work.handle(event, now) + self.work.withdraw()
+            case events.SubmitRequested(ticket, submitted) if self.denied:
+                return [AnswerSubmit(ticket, submitted.job_id, copies=0, wanted=1, known=False)]
             case events.FactsVerified(peer, facts, retired):
                 return self.membership.word_received(peer, now) + self.library.offered(peer, facts, retired)
             case events.ForkProven(_, one, other):

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.effects import CompareStored, Effect, Log, Persist, PushStored, SaveFork, Send
+from mesh.effects import Author as Say
+from mesh.effects import CompareStored, CutStreams, Effect, Log, Persist, PushStored, SaveFork, Send
 from mesh.facts import Fact, FactRange, Place, Retired, StreamId, parse
 from mesh.gossip import OLD_PROTOCOL
 from mesh.identity import NodeId, NodeKey
@@ -62,6 +63,14 @@ class Shelf:
                             del self.stored[place]
                     facts = tuple(self.stored.values())
                     self.do(library.fork_saved(fork.stream_id, facts, sorted(self.others)))
+                case CutStreams(ends):
+                    for stream_id, end in ends:
+                        for place in [place for place in self.stored if place.stream_id == stream_id]:
+                            if place.sequence > end.sequence:
+                                del self.stored[place]
+                    self.do(library.streams_cut([stream_id for stream_id, _ in ends], tuple(self.stored.values())))
+                case Say(kind, content):
+                    self.do(library.author(kind, content, 0)[1])
                 case Log(level, text):
                     assert level == "error"
                     self.logged.append(text)
