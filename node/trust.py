@@ -27,7 +27,7 @@ from node.enrolment import Enrolment, not_in_a_mesh
 from node.errors import ExitCode, KithError
 from node.interfaces import resolve
 from node.joining.advert import Address, Adverts
-from node.joining.door import Door
+from node.joining.door import Door, OpenInvite
 from node.listening import where_to_listen
 from node.logs import log
 from node.overview import issuers_known
@@ -97,6 +97,11 @@ class Trust:
         return self.enrolment.identity.certificate
 
     # What the owner asks
+
+    async def invite(self, ttl_s: float, uses: int, role: Role, *, with_code: bool) -> OpenInvite:
+        """Let others in for a while. Raises `KithError`."""
+        self._require_issuer()
+        return await self.door.open(ttl_s, uses, role, with_code=with_code)
 
     async def promote(self, node: str) -> local_pb2.PromoteReply:
         """Give the CA key to a linked node. Raises `KithError`."""

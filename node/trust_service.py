@@ -30,7 +30,7 @@ class TrustService:
     async def Invite(self, request: local_pb2.InviteRequest, context: Context) -> AsyncIterator[local_pb2.InviteEvent]:
         try:
             trust = trust_of(self._daemon)
-            opened = await trust.door.open(
+            opened = await trust.invite(
                 request.ttl_s or TTL_S, request.uses or 1, _role(request.role), with_code=not request.no_code
             )
         except KithError as error:

@@ -388,6 +388,20 @@ class LocalNode(local_pb2_grpc.LocalServicer):
             ][: request.limit or 10]
         )  # fmt: skip
 
+    def Invite(
+        self, request: local_pb2.InviteRequest, context: grpc.ServicerContext
+    ) -> Iterator[local_pb2.InviteEvent]:
+        self._fail(context, KithError("not-an-issuer", "this node does not hold the CA key", "Run it on anna."))
+        yield local_pb2.InviteEvent()
+
+    def Promote(self, request: local_pb2.PromoteRequest, context: grpc.ServicerContext) -> local_pb2.PromoteReply:
+        self._fail(context, KithError("not-an-issuer", "this node does not hold the CA key", "Run it on anna."))
+        return local_pb2.PromoteReply()
+
+    def Revoke(self, request: local_pb2.RevokeRequest, context: grpc.ServicerContext) -> local_pb2.RevokeReply:
+        self._fail(context, KithError("not-an-issuer", "this node does not hold the CA key", "Run it on anna."))
+        return local_pb2.RevokeReply()
+
     def ShowModel(self, request: local_pb2.ShowModelRequest, context: grpc.ServicerContext) -> local_pb2.ShowModelReply:
         return local_pb2.ShowModelReply(
             agents=[agent_profile()],
