@@ -80,6 +80,7 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "job-failed": ExitCode.FAILED,
     "job-cancelled": ExitCode.CANCELLED,
     "node-unknown": ExitCode.NOT_FOUND,
+    "node-denied": ExitCode.UNAVAILABLE,
     "node-draining": ExitCode.UNAVAILABLE,
     "node-unreachable": ExitCode.UNREACHABLE,
     "node-timeout": ExitCode.UNREACHABLE,

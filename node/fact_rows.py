@@ -13,7 +13,7 @@ import apsw
 
 from mesh.facts import Fact, FactRange, Retired, StreamId, parse
 from mesh.identity import NodeId
-from mesh.journal import Fork
+from mesh.journal import Fork, Position
 from mesh.wire import facts_pb2
 
 #: Bytes of facts in one push: stays well below gRPC's message limit, and a slow peer is not flooded.
@@ -91,13 +91,18 @@ class FactRows:
             "INSERT OR REPLACE INTO forks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (*key, fork.sequence, one.body, one.signature, other.body, other.signature),
         ).fetchall()
-        self.db.execute(f"DELETE FROM facts WHERE {_OF_STREAM} AND sequence >= ?", (*key, fork.sequence)).fetchall()
-        # Of a run that reaches over the place, the part before it stays: the fork's facts name its head.
-        runs = self._select(f"SELECT first FROM retired WHERE {_OF_STREAM} AND last >= ?", (*key, fork.sequence))
-        self.db.execute(f"DELETE FROM retired WHERE {_OF_STREAM} AND last >= ?", (*key, fork.sequence)).fetchall()
+        self.cut(fork.stream_id, Position(fork.sequence - 1, fork.one.predecessor))
+
+    def cut(self, stream_id: StreamId, end: Position) -> None:
+        """Delete what comes after `end`. Of a run that reaches over it the part before stays: whoever proved the end,
+        by a fork or a denial, names its head."""
+        key = _key(stream_id)
+        self.db.execute(f"DELETE FROM facts WHERE {_OF_STREAM} AND sequence > ?", (*key, end.sequence)).fetchall()
+        runs = self._select(f"SELECT first FROM retired WHERE {_OF_STREAM} AND last > ?", (*key, end.sequence))
+        self.db.execute(f"DELETE FROM retired WHERE {_OF_STREAM} AND last > ?", (*key, end.sequence)).fetchall()
         for (first,) in runs:
-            if int(first) < fork.sequence:
-                self._insert_retired(Retired(fork.stream_id, int(first), fork.sequence - 1, fork.one.predecessor))
+            if int(first) <= end.sequence:
+                self._insert_retired(Retired(stream_id, int(first), end.sequence, end.head))
 
     def in_places_of(self, facts: Sequence[Fact]) -> list[Fact]:
         sql = f"SELECT body, signature FROM facts WHERE {_OF_STREAM} AND sequence = ?"

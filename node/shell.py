@@ -28,6 +28,7 @@ from node.authors import CERTIFICATES_MAX, Authors
 from node.background import Background
 from node.callers import Callers
 from node.credentials import Credentials
+from node.denied import node_denied
 from node.errors import ExitCode, KithError
 from node.links import Links
 from node.logs import log
@@ -35,8 +36,8 @@ from node.quotas import FactQuotas
 from node.store import Store
 
 TICK_S = 0.05
-#: From a denial until the links of its node end.
-CUT_GRACE_S = 0.1
+#: From a denial until the links and calls of its node end.
+FAREWELL_S = 0.1
 
 
 class Listener(Protocol):
@@ -100,12 +101,8 @@ class Shell:
         return self.replica.denials.is_denied(node_id)
 
     def cut_off(self, node_id: NodeId) -> None:
-        """A member was denied, or this node was: end its links and calls, both ways, at once.
-
-        What it sends is heard no more already. Its links end a moment later, so that the denial may still reach it: one
-        that was only lost, or sold, then knows why nobody talks to it.
-        """
-        asyncio.get_running_loop().call_later(CUT_GRACE_S, self.links.cut, node_id)
+        """A member was denied, or this node was: end its links and calls, both ways, at once."""
+        self.links.cut(node_id)
         if self.callers is not None:
             self.callers.cut(node_id)
 
@@ -215,8 +212,9 @@ class Shell:
                 self._duties.spawn(self._save_fork(fork))
             case effects.CutStreams(ends):
                 self._duties.spawn(self._cut_streams(ends))
-            case effects.CutOff(node_id):
-                self.cut_off(node_id)
+            case effects.CutOff(node_id, farewell):
+                # What it sends is heard no more already; one that was only lost may still hear why.
+                asyncio.get_running_loop().call_later(FAREWELL_S if farewell else 0.0, self.cut_off, node_id)
             case effects.RetireFacts(ranges):
                 self._duties.spawn(self._store.retire(ranges))
             case effects.Dial(host, port, expected):
@@ -296,16 +294,6 @@ class Shell:
             self.post(events.DialFailed(host, port, refused))
         else:
             self.post(events.DialSucceeded(host, port, answered))
-
-
-def node_denied(replica: Replica) -> KithError:
-    """This node was cut off: nobody would count what it does."""
-    return KithError(
-        "node-denied",
-        f"this node was revoked: {replica.denials.reason(replica.me) or 'no reason was given'}",
-        "Ask who runs the mesh. To join again, the node needs a new identity: `kith leave`, then `kith join`.",
-        ExitCode.UNAVAILABLE,
-    )
 
 
 def author_of(signed: facts_pb2.SignedFact) -> NodeId:

@@ -14,6 +14,7 @@ from mesh.facts import FACT_BYTES_MAX
 from mesh.replica import Replica
 from mesh.wire import facts_pb2, local_pb2, work_pb2
 from node.blobs import Blobs
+from node.denied import node_denied
 from node.errors import ExitCode, KithError
 from solver.decompose import check_options
 
@@ -56,6 +57,8 @@ class Submissions:
         """Raises `KithError`: bad request, panel too large, too few copies (names the job, which goes on)."""
         if self.draining:
             raise _draining()
+        if self._replica.denied:
+            raise node_denied(self._replica)
         request = self._checked(header, document)
         blobs = []
         if request.WhichOneof("kind") == "summarize":
