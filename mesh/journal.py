@@ -179,6 +179,16 @@ class Journal:
             if gone.first == last.sequence + 1 and gone.last == fork.sequence - 1:
                 self._restored(fork.stream_id, Position(gone.last, gone.head))
 
+    def restore_ends(self, retired: Iterable[Retired]) -> None:
+        """After all else, and the denials too: a stream that a denial cut may end in a retired range, whose head the
+        denial names."""
+        for gone in retired:
+            end = self.denials.end_of(gone.stream_id)
+            before = self.staged.get(gone.stream_id, Position())
+            if end is not None and (gone.first, gone.last) == (before.sequence + 1, end.sequence):
+                self.staged[gone.stream_id] = Position(gone.last, gone.head)
+                self._set_durable(gone.stream_id, self.staged[gone.stream_id])
+
     def void(self, fork: Fork) -> bool:
         """Take a proven fork: the stream ends before it. False where as much was known, or there are too many."""
         known = self.forks.get(fork.stream_id)

@@ -65,6 +65,7 @@ class Library:
 
         What denials make void goes in the end: a crash may have come between a denial and the cut (`tick`).
         """
+        retired = list(retired)
         for fork in forks:
             self.journal.forks[fork.stream_id] = fork
         gone: dict[StreamId, list[Retired]] = {}
@@ -79,6 +80,7 @@ class Library:
             self.journal.restore_end(fork, gone.get(fork.stream_id, ()))
         self._cuts_due = self._heed(self._denials_read)
         self._denials_read = []
+        self.journal.restore_ends(retired)
 
     def tick(self) -> list[Effect]:
         """What was found to be void at start is deleted now."""

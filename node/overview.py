@@ -41,6 +41,8 @@ def status_of(daemon: "Daemon") -> local_pb2.StatusReply:
         disk_budget_bytes=daemon.store.budget_bytes,
         network=daemon.config.network,
         mesh=_mesh_info(daemon),
+        revoked=_why_revoked(daemon),
+        denied=_denied(daemon),
     )
     if daemon.profile.agents:
         status.agent.CopyFrom(daemon.profile.agents[0])
@@ -76,13 +78,34 @@ def issuers_known(daemon: "Daemon") -> set[NodeId]:
     return found
 
 
+def _why_revoked(daemon: "Daemon") -> str:
+    """Why this node itself was cut off; empty where it was not."""
+    replica = daemon.replica
+    return (replica.denials.reason(replica.me) or "no reason was given") if replica.denied else ""
+
+
+def _denied(daemon: "Daemon") -> list[local_pb2.DeniedNode]:
+    replica = daemon.replica
+    return [
+        local_pb2.DeniedNode(
+            node_id=one.node_id, name=_name_of(daemon, one.node_id), reason=one.reason, epoch=one.epoch
+        )
+        for one in replica.denials.denied()
+    ]
+
+
+def _name_of(daemon: "Daemon", node_id: NodeId) -> str:
+    profile = daemon.replica.profiles.of(node_id)
+    return profile.name if profile is not None else ""
+
+
 def _forked(daemon: "Daemon") -> set[NodeId]:
     """Who wrote two histories."""
     return {stream_id.author for stream_id in daemon.replica.journal.forks}
 
 
 def node_infos(daemon: "Daemon") -> list[local_pb2.NodeInfo]:
-    """This node first, then the others by name."""
+    """This node first, then the others by name, those that were cut off last."""
     replica = daemon.replica
     leader = replica.election.leader.leader_id if replica.election.leader else ""
     forked = _forked(daemon)
@@ -113,4 +136,17 @@ def node_infos(daemon: "Daemon") -> list[local_pb2.NodeInfo]:
         for host, port in member.addresses:
             info.addresses.add(host=host, port=port)
         others.append(info)
-    return [own, *sorted(others, key=lambda info: (info.name, info.node_id))]
+    own.denied, own.denied_reason = replica.denied, _why_revoked(daemon)
+    denied = [
+        local_pb2.NodeInfo(
+            node_id=one.node_id,
+            name=one.name,
+            state=membership_pb2.MEMBER_STATE_DEAD,
+            forked=one.node_id in forked,
+            denied=True,
+            denied_reason=one.reason,
+        )
+        for one in _denied(daemon)
+        if one.node_id != replica.me
+    ]
+    return [own, *sorted(others, key=lambda info: (info.name, info.node_id)), *denied]

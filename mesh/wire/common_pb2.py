@@ -4,38 +4,43 @@
 # source: mesh/wire/common.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
-_runtime_version.ValidateProtobufRuntimeVersion(_runtime_version.Domain.PUBLIC, 7, 35, 1, "", "mesh/wire/common.proto")
+_runtime_version.ValidateProtobufRuntimeVersion(
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'mesh/wire/common.proto'
+)
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x16mesh/wire/common.proto\x12\x0ckith.mesh.v1"/\n\x0c\x46\x65ncingToken\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x11\n\tleader_id\x18\x02 \x01(\t")\n\x0bNodeAddress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r"*\n\x08\x41gentRef\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t"-\n\x07\x42lobRef\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04"P\n\x07Problem\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r"\x98\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x17\n\x0fprefill_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x05 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x06 \x01(\x01\x62\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16mesh/wire/common.proto\x12\x0ckith.mesh.v1\"/\n\x0c\x46\x65ncingToken\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x11\n\tleader_id\x18\x02 \x01(\t\")\n\x0bNodeAddress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"*\n\x08\x41gentRef\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\"-\n\x07\x42lobRef\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"P\n\x07Problem\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"\x98\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x17\n\x0fprefill_seconds\x18\x04 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x05 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x06 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "mesh.wire.common_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.wire.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_FENCINGTOKEN"]._serialized_start = 40
-    _globals["_FENCINGTOKEN"]._serialized_end = 87
-    _globals["_NODEADDRESS"]._serialized_start = 89
-    _globals["_NODEADDRESS"]._serialized_end = 130
-    _globals["_AGENTREF"]._serialized_start = 132
-    _globals["_AGENTREF"]._serialized_end = 174
-    _globals["_BLOBREF"]._serialized_start = 176
-    _globals["_BLOBREF"]._serialized_end = 221
-    _globals["_PROBLEM"]._serialized_start = 223
-    _globals["_PROBLEM"]._serialized_end = 303
-    _globals["_USAGE"]._serialized_start = 306
-    _globals["_USAGE"]._serialized_end = 458
+  DESCRIPTOR._loaded_options = None
+  _globals['_FENCINGTOKEN']._serialized_start=40
+  _globals['_FENCINGTOKEN']._serialized_end=87
+  _globals['_NODEADDRESS']._serialized_start=89
+  _globals['_NODEADDRESS']._serialized_end=130
+  _globals['_AGENTREF']._serialized_start=132
+  _globals['_AGENTREF']._serialized_end=174
+  _globals['_BLOBREF']._serialized_start=176
+  _globals['_BLOBREF']._serialized_end=221
+  _globals['_PROBLEM']._serialized_start=223
+  _globals['_PROBLEM']._serialized_end=303
+  _globals['_USAGE']._serialized_start=306
+  _globals['_USAGE']._serialized_end=458
 # @@protoc_insertion_point(module_scope)

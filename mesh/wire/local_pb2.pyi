@@ -91,6 +91,8 @@ class StatusReply(_message.Message):
     DISK_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
     MESH_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    DENIED_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     software_version: _builtins.str
@@ -115,6 +117,8 @@ class StatusReply(_message.Message):
     disk_budget_bytes: _builtins.int
     network: _builtins.str
     """timing preset: "lan", "wan", "local" """
+    revoked: _builtins.str
+    """why this node itself was cut off from the mesh; empty: it was not"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.NodeAddress]: ...
     @_builtins.property
@@ -130,6 +134,10 @@ class StatusReply(_message.Message):
     @_builtins.property
     def mesh(self) -> Global___MeshInfo:
         """absent: the node is in no mesh and runs alone"""
+
+    @_builtins.property
+    def denied(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeniedNode]:
+        """nodes that were cut off, in the order in which it was done"""
 
     def __init__(
         self,
@@ -159,14 +167,45 @@ class StatusReply(_message.Message):
         disk_budget_bytes: _builtins.int = ...,
         network: _builtins.str = ...,
         mesh: Global___MeshInfo | None = ...,
+        revoked: _builtins.str = ...,
+        denied: _abc.Iterable[Global___DeniedNode] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "leader", b"leader", "load", b"load", "mesh", b"mesh"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent", b"agent", "data_dir", b"data_dir", "disk_budget_bytes", b"disk_budget_bytes", "disk_used_bytes", b"disk_used_bytes", "engine_problem", b"engine_problem", "engine_state", b"engine_state", "facts", b"facts", "forked", b"forked", "http_address", b"http_address", "jobs_open", b"jobs_open", "leader", b"leader", "load", b"load", "mdns", b"mdns", "members_alive", b"members_alive", "mesh", b"mesh", "name", b"name", "network", b"network", "node_id", b"node_id", "pid", b"pid", "role", b"role", "software_version", b"software_version", "solver_state", b"solver_state", "term", b"term", "uptime_s", b"uptime_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent", b"agent", "data_dir", b"data_dir", "denied", b"denied", "disk_budget_bytes", b"disk_budget_bytes", "disk_used_bytes", b"disk_used_bytes", "engine_problem", b"engine_problem", "engine_state", b"engine_state", "facts", b"facts", "forked", b"forked", "http_address", b"http_address", "jobs_open", b"jobs_open", "leader", b"leader", "load", b"load", "mdns", b"mdns", "members_alive", b"members_alive", "mesh", b"mesh", "name", b"name", "network", b"network", "node_id", b"node_id", "pid", b"pid", "revoked", b"revoked", "role", b"role", "software_version", b"software_version", "solver_state", b"solver_state", "term", b"term", "uptime_s", b"uptime_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class DeniedNode(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    name: _builtins.str
+    """as its last profile says; empty where it has none"""
+    reason: _builtins.str
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "node_id", b"node_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeniedNode: _TypeAlias = DeniedNode  # noqa: Y015
 
 @_typing.final
 class MeshInfo(_message.Message):
@@ -257,6 +296,8 @@ class NodeInfo(_message.Message):
     FOUND_BY_FIELD_NUMBER: _builtins.int
     LAST_HEARD_S_FIELD_NUMBER: _builtins.int
     FORKED_FIELD_NUMBER: _builtins.int
+    DENIED_FIELD_NUMBER: _builtins.int
+    DENIED_REASON_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     state: _membership_pb2.MemberState.ValueType
@@ -268,6 +309,9 @@ class NodeInfo(_message.Message):
     """seconds ago; 0 for the node itself"""
     forked: _builtins.bool
     """it wrote two histories: a copied data directory, or a damaged one"""
+    denied: _builtins.bool
+    """it was cut off: no member any more"""
+    denied_reason: _builtins.str
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.NodeAddress]: ...
     @_builtins.property
@@ -288,10 +332,12 @@ class NodeInfo(_message.Message):
         found_by: _builtins.str = ...,
         last_heard_s: _builtins.float = ...,
         forked: _builtins.bool = ...,
+        denied: _builtins.bool = ...,
+        denied_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "forked", b"forked", "found_by", b"found_by", "last_heard_s", b"last_heard_s", "leader", b"leader", "load", b"load", "name", b"name", "node_id", b"node_id", "profile", b"profile", "self", b"self", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "denied", b"denied", "denied_reason", b"denied_reason", "forked", b"forked", "found_by", b"found_by", "last_heard_s", b"last_heard_s", "leader", b"leader", "load", b"load", "name", b"name", "node_id", b"node_id", "profile", b"profile", "self", b"self", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -108,6 +108,11 @@ def status(message: local_pb2.StatusReply) -> dict[str, Any]:
         "disk_used_bytes": message.disk_used_bytes,
         "disk_budget_bytes": message.disk_budget_bytes,
         "forked_node_ids": list(message.forked),
+        "revoked": message.revoked,
+        "denied": [
+            {"node_id": one.node_id, "name": one.name, "reason": one.reason, "epoch": one.epoch}
+            for one in message.denied
+        ],
         "mesh": mesh(message.mesh) if message.HasField("mesh") else None,
     }
 
@@ -139,6 +144,8 @@ def node(message: local_pb2.NodeInfo) -> dict[str, Any]:
         "found_by": message.found_by,
         "last_heard_s": message.last_heard_s,
         "forked": message.forked,
+        "denied": message.denied,
+        "denied_reason": message.denied_reason,
     }
 
 

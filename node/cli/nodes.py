@@ -92,7 +92,9 @@ def _row(member: local_pb2.NodeInfo) -> list[str]:
 
     agent = member.profile.agents[0] if member.profile.agents else None
     state = shapes.member_state(member)
-    if state in ("suspect", "dead"):
+    if member.denied:
+        state = "revoked" + (f": {member.denied_reason}" if member.denied_reason else "")
+    elif state in ("suspect", "dead"):
         state += f" ({output.seconds(member.last_heard_s)})"
     if member.leader:
         state += ", leader"

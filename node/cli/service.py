@@ -312,6 +312,11 @@ def status(ctx: typer.Context, as_json: session.Json = False) -> None:
             else ""
         ),
     }
+    if now.revoked:
+        lines["revoked"] = f"this node was cut off from its mesh: {now.revoked}; kith leave, then kith join anew"
+    if now.denied:
+        told = [(one.name or one.node_id[:12]) + (f" ({one.reason})" if one.reason else "") for one in now.denied]
+        lines["denied"] = ", ".join(told)
     if now.forked:
         names = ", ".join(node_id[:12] for node_id in now.forked)
         lines["forked"] = f"{names} wrote two histories (a copied data directory?): what came after counts nowhere"

@@ -49,6 +49,17 @@ def push(facts: Sequence[Fact], *certificates: bytes) -> facts_pb2.FactPush:
     return facts_pb2.FactPush(facts=[fact.signed for fact in facts], certificates=certificates)
 
 
+def test_a_denial_that_the_ca_did_not_sign_is_refused_by_everybody() -> None:
+    denied = facts_pb2.Deny(node_id=KEYS[1].node_id, epoch=1)
+    false = make(KEYS[0], 9, 1, b"", 1, "deny", denied)
+    true = make(KEYS[0], 9, 1, b"", 1, "deny", MESH.authority.sign_denial(denied))
+    assert false.is_signed_by_author()
+    noted = knowledge(KEYS[0])
+    for carrier in (certificate(KEYS[0]), certificate(KEYS[0], Role.ISSUER)):
+        assert list(verified(PEER, push([*noted, false], carrier), Authors(ROOTS))[0]) == noted
+        assert list(verified(PEER, push([*noted, true], carrier), Authors(ROOTS))[0]) == [*noted, true]
+
+
 def test_facts_come_in_with_their_authors_certificate_or_after_it_and_not_without(
     logged: pytest.LogCaptureFixture,
 ) -> None:

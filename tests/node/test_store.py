@@ -89,8 +89,6 @@ async def test_retired_facts_are_gone_and_their_places_join(tmp_path: Path) -> N
     assert shape(await store.read_ranges([FactRange(KNOWLEDGE, 1, 12)]), facts) == [1, (2, 6), 7, 8, (9, 10), 11, 12]
     assert shape(await store.read_ranges([FactRange(KNOWLEDGE, 4, 12)]), facts) == [(4, 6), 7, 8, (9, 10), 11, 12]
     assert shape(await store.read_ranges([FactRange(KNOWLEDGE, 1, 10)]), facts) == [1, (2, 6), 7, 8], "never ends so"
-    assert shape(await store.read_ranges([FactRange(KNOWLEDGE, 1, 12)], plain=True), facts) == [1]
-    assert shape(await store.read_ranges([FactRange(KNOWLEDGE, 7, 12)], plain=True), facts) == [7, 8]
     await store.close()
 
     again = Store(tmp_path / "j", no_fatal)
@@ -208,6 +206,32 @@ async def test_a_run_over_the_place_of_a_fork_is_cut(tmp_path: Path) -> None:
     again = Store(tmp_path / "j", no_fatal)
     again.open(KEY.node_id)
     assert again.retired == [Retired(KNOWLEDGE, 2, 3, facts[2].hash)]
+    await again.close()
+
+
+@pytest.mark.parametrize(("last", "kept"), [(0, []), (1, [0]), (3, [0]), (6, [0, 5])])
+async def test_a_denied_stream_is_cut_and_ends_there_after_a_restart(
+    tmp_path: Path, last: int, kept: list[int]
+) -> None:
+    """Also where the end lies in a run of retired facts: the denial names the head of the part that stays."""
+    facts = chain(6)
+    denied = facts_pb2.Deny(node_id=KEY.node_id, epoch=1)
+    if last:
+        denied.last_positions.add(incarnation=1, stream=KNOWLEDGE.stream, sequence=last, head=facts[last - 1].hash)
+    deny = make(NodeKey.from_scalar(5), 1, 1, b"", 1, "deny", denied)
+    store = Store(tmp_path / "j", no_fatal)
+    store.open(KEY.node_id)
+    await store.append([*facts, deny])
+    await store.retire([FactRange(KNOWLEDGE, 2, 5)])
+    end = Position(last, facts[last - 1].hash if last else b"")
+    assert await store.cut_streams([(KNOWLEDGE, end)]) == [*[facts[place] for place in kept], deny]
+    await store.close()
+    again = Store(tmp_path / "j", no_fatal)
+    stored = list(again.open(KEY.node_id)[0])
+    replica = Replica(NodeKey.from_scalar(6), 5, 5, random.Random(1))
+    replica.restore(stored, 0, "", retired=again.retired, forks=again.forks)
+    assert replica.journal.durable.get(KNOWLEDGE, Position()) == end
+    assert replica.library.tick() == []
     await again.close()
 
 
