@@ -8,13 +8,14 @@ import grpc
 import grpc.aio
 
 from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
+from node import clock
 from node.blobs import CHUNK_BYTES
 from node.callers import caller_of
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
 from node.limits import HOPS_MAX
 from node.links import Links
-from node.rpc import abort
+from node.rpc import CLOCK_KEY, abort
 from node.store import Store
 from node.trust import Trust
 
@@ -57,6 +58,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     async def CountTokens(
         self, request: engine_pb2.CountTokensRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> engine_pb2.CountTokensReply:
+        await context.send_initial_metadata(((CLOCK_KEY, str(clock.wall_clock_ms())),))
         try:
             return engine_pb2.CountTokensReply(counts=await self._engine.count_tokens(request.texts))
         except KithError as error:

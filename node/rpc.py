@@ -10,6 +10,9 @@ from google.protobuf.message import DecodeError
 from mesh.wire import common_pb2
 from node.errors import PROBLEM_KEY, ExitCode, KithError, grpc_status
 
+#: Metadata of an answer: what the answering node's clock said, milliseconds since the epoch.
+CLOCK_KEY = "kith-clock-ms"
+
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: KithError) -> NoReturn:
     """End the call with `error`."""

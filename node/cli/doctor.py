@@ -1,7 +1,7 @@
 """`kith doctor`: is this machine fit to be a node, and if not, what to do; in plain words.
 
 Idea: a check is a function that yields findings and never raises; one that fails unexpectedly is itself a finding.
-"fail" means that a node can not run or can not be trusted, "warn" that something is missing that it can live without.
+With an address it is about the way to that machine instead (reaching.py).
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from node.cli import output, session
+from node.cli.finding import Finding
 from node.errors import ExitCode, KithError
 
 if TYPE_CHECKING:
@@ -34,21 +36,29 @@ DEADLINE_S = 3.0
 INDENT = 18
 
 
-@dataclass(frozen=True)
-class Finding:
-    check: str
-    level: str  # "ok", "warn", "fail"
-    message: str
-    remedy: str = ""
-
-
 def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor(ctx: typer.Context, as_json: session.Json = False) -> int:
-    """Check this machine and its node; ends with 0 where nothing stands in the way."""
-    findings = list(examine(session.data_dir(ctx), None if as_json else _print))
+def doctor(
+    ctx: typer.Context,
+    address: Annotated[
+        str | None, typer.Argument(metavar="[HOST:PORT]", help="Examine the way to the node at this address instead.")
+    ] = None,
+    as_json: session.Json = False,
+) -> int:
+    """Check this machine and its node, or the way to another one; ends with 0 where nothing stands in the way."""
+    tell = None if as_json else _print
+    if address is None:
+        findings = list(examine(session.data_dir(ctx), tell))
+    else:
+        from node.cli.reaching import reach
+
+        findings = []
+        for finding in reach(session.data_dir(ctx), address):
+            findings.append(finding)
+            if tell is not None:
+                tell(finding)
     failed = any(finding.level == "fail" for finding in findings)
     if as_json:
         output.emit({"ok": not failed, "checks": [vars(finding) for finding in findings]})
@@ -66,7 +76,19 @@ def _print(finding: Finding) -> None:
 def examine(folder: Path, tell: Callable[[Finding], None] | None) -> Iterator[Finding]:
     """Every finding about the node of `folder`, told as it is made."""
     state = _State(folder)
-    for check in (_python, _settings, _data_dir, _key, _daemon, _port, _engine, _model, _interfaces, _peers):
+    for check in (
+        _python,
+        _settings,
+        _data_dir,
+        _key,
+        _mesh,
+        _daemon,
+        _port,
+        _engine,
+        _model,
+        _interfaces,
+        _peers,
+    ):
         try:
             found = list(check(state))
         except KithError as error:
@@ -146,6 +168,31 @@ def _key(state: _State) -> Iterator[Finding]:
         yield Finding("key", "fail", f"{path} belongs to another user", "run kith as that user")
     else:
         yield Finding("key", "ok", "there, and only yours to read")
+
+
+def _mesh(state: _State) -> Iterator[Finding]:
+    from node import enrolment
+    from node.cli.reaching import own_clock
+    from node.interfaces import is_loopback
+    from node.listening import address_of
+    from node.paths import NodePaths
+
+    enrolled = enrolment.load(NodePaths(state.folder))
+    if enrolled is None:
+        remedy = "kith init makes one, kith join CODE enters one"
+        yield Finding("mesh", "ok", f"in none, so this node works alone; {remedy}")
+        return
+    if troubles := list(own_clock(enrolled)):
+        yield from troubles
+    else:
+        days = (enrolled.identity.not_after - time.time()) / 86_400
+        words = (
+            f"{enrolled.label} ({enrolled.mesh_id[:12]}), as {enrolled.identity.role}; certificate for {days:.0f} days"
+        )
+        yield Finding("mesh", "ok", words)
+    if state.config is not None and state.config.listen and is_loopback(address_of(state.config.listen)[0]):
+        words = f"it listens on {state.config.listen}, where no other machine reaches it"
+        yield Finding("mesh", "warn", words, "kith up --listen 0.0.0.0:0, or leave --listen out")
 
 
 def _daemon(state: _State) -> Iterator[Finding]:
