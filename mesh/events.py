@@ -263,6 +263,7 @@ class Assembled:
     plan_sha256: bytes
     result: common_pb2.BlobRef | None
     problem: common_pb2.Problem | None = None
+    missing: bytes = b""  # the task's result, by hash, that nobody in sight gave
 
 
 Event: TypeAlias = (

@@ -19,6 +19,7 @@ from tests.sim.network import Network
 
 if TYPE_CHECKING:
     from tests.sim.checks import Checks
+    from tests.sim.host import Host
 
 DEADLINE_S = 5.0
 #: A client that heard nothing for so long beyond the deadline asks another node.
@@ -56,6 +57,14 @@ class Clients:
         for number in range(self._count):
             self.clock.after(self.rng.uniform(2.0, self.until_s), lambda number=number: self._order(number))  # type: ignore[misc]
 
+    def open_doors(self) -> list[Host]:
+        """Nodes that take jobs."""
+        return [
+            host
+            for host in self.network.hosts
+            if host.replica is not None and not host.paused and not host.replica.stopping and not host.draining
+        ]
+
     def _order(self, number: int) -> None:
         rng = self.rng
         words = rng.choice(WORDS)
@@ -78,12 +87,7 @@ class Clients:
         """To any node that runs; where no answer comes, to another one."""
         if order.answers or not tries:
             return
-        open_doors = [
-            host
-            for host in self.network.hosts
-            if host.replica is not None and not host.paused and not host.replica.stopping and not host.draining
-        ]
-        if open_doors:
+        if open_doors := self.open_doors():
             host = self.rng.choice(open_doors)
             self.checks.say(host, f"is asked for job {order.job_id.hex()[:12]}: {order.submitted.request.ask.question}")
             host.submit(order.submitted, order.documents, DEADLINE_S, order.answers.append)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mesh import events
 from mesh.dispatch import TaskKey
+from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class Engine:
             plan_sha256=assign.plan_sha256,
             task_index=assign.task.index,
             replica=assign.task.replica,
+            task_key=task_key(assign.task, [ref.sha256 for ref in assign.inputs]),
             agent=assign.agent,
             model="simulated",
         )

@@ -15,6 +15,7 @@ from tests.sim.formed import form, introduce
 from tests.sim.host import Host
 from tests.sim.network import Network
 from tests.sim.quiet import quiet_problems
+from tests.sim.twins import Twins
 from tests.sim.workload import Workload
 
 #: Every seed runs at least so long.
@@ -61,6 +62,7 @@ class World:
         self.faults = Faults(self.clock, self.network, self.checks, part())
         self.workload = Workload(self.clock, self.network, part(), until_s=TROUBLE_UNTIL_S + 20.0)
         self.clients = Clients(self.clock, self.network, self.checks, part(), until_s=TROUBLE_UNTIL_S + 10.0)
+        self.twins = Twins(self.clients, seed, until_s=TROUBLE_UNTIL_S)
         self.checks.jobs.hosts = self.hosts
         self._give_roles(part())
         if rng.random() < 0.5 or len(self.hosts) >= LARGE:
@@ -82,6 +84,8 @@ class World:
             form(self.network, self.hosts)
         self.workload.start()
         self.clients.start()
+        if not large:
+            self.twins.start()
         self.clock.run_until(VIRTUAL_S)
         while self.checks.jobs.open_jobs(self.live) and self.clock.now < JOBS_UNTIL_S:
             self.clock.run_until(self.clock.now + JOBS_LOOK_S)  # while jobs run, facts are always on their way
