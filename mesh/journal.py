@@ -17,9 +17,10 @@ XOR is no defence against an author that crafts streams to collide; it would kee
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from mesh.facts import Fact, Place, Retired, StreamId
 from mesh.identity import NodeId
@@ -43,8 +44,7 @@ class Verdict(Enum):
     VOID = "void"  # at or after the place of a proven fork
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     sequence: int = 0
     head: bytes = b""
 
@@ -142,33 +142,35 @@ class Journal:
             oldest = next(iter(self._recent))
             self._recent_floor = self._recent.pop(oldest)
 
-    def restore(self, fact: Fact, retired: Iterable[Retired] = ()) -> bool:
-        """Take a fact read from this node's own store at start, after the ranges that were retired before it.
+    def restore(self, facts: Iterable[Fact], retired: Iterable[Retired], forks: Iterable[Fork]) -> Iterator[Fact]:
+        """Take what this node's own store holds, at start: each stream in its order, its retired ranges in any.
 
-        Returns whether it counts: facts that a fork made void do not. Raises `ValueError` where the store has a hole.
+        Yields the facts that count, in their order: all but those that a fork made void. Positions are there once the
+        last was yielded. Raises `ValueError` where the store has a hole, or a fact is not the one it was.
         """
-        stream_id = fact.stream_id
-        last = self.staged.get(stream_id, _NOTHING)
-        if stream_id not in self.forks and (fact.sequence, fact.predecessor) == (last.sequence + 1, last.head):
-            self._restored(stream_id, Position(fact.sequence, fact.hash))  # nearly all: a start reads many
-            return True
-        for gone in retired:
-            if gone.first == last.sequence + 1 and self.offer_retired(gone, fact) is Verdict.STAGED:
-                last = self._restored(gone.stream_id, Position(gone.last, gone.head))
-        verdict = self.offer(fact)
-        if verdict is Verdict.VOID:
-            return False
-        if verdict is not Verdict.STAGED:
-            raise ValueError(f"the journal has a hole before fact {fact.sequence} of {fact.author}")
-        self._restored(stream_id, Position(fact.sequence, fact.hash))
-        return True
-
-    def restore_end(self, fork: Fork, retired: Iterable[Retired]) -> None:
-        """A void stream may end in a retired range: the fork's facts prove its head."""
-        for gone in retired:
-            last = self.staged.get(fork.stream_id, Position())
-            if gone.first == last.sequence + 1 and gone.last == fork.sequence - 1:
-                self._restored(fork.stream_id, Position(gone.last, gone.head))
+        assert not self.staged, "a start begins with nothing"
+        self.forks = {fork.stream_id: fork for fork in forks}
+        ends: dict[StreamId, tuple[int, bytes]] = {}
+        before = {(gone.stream_id, gone.last + 1): gone for gone in retired}
+        for fact in facts:
+            stream_id, sequence = fact.stream_id, fact.sequence
+            last = ends.get(stream_id, _NOTHING)
+            if sequence != last[0] + 1 and (gone := before.get((stream_id, sequence))) and gone.first == last[0] + 1:
+                last = (gone.last, gone.head)
+            if self.forks and self.is_void(stream_id, sequence):
+                continue
+            if sequence != last[0] + 1 or fact.predecessor != last[1]:
+                raise ValueError(f"a hole or a changed fact before fact {sequence} of {fact.author}")
+            ends[stream_id] = (sequence, fact.hash)
+            yield fact
+        for stream_id, fork in self.forks.items():
+            # A void stream may end in a retired range: the fork's facts prove its head.
+            end = before.get((stream_id, fork.sequence))
+            if end is not None and end.first == ends.get(stream_id, _NOTHING)[0] + 1:
+                ends[stream_id] = (end.last, end.head)
+        for stream_id, last in ends.items():
+            self.staged[stream_id] = position = Position(*last)
+            self._set_durable(stream_id, position)
 
     def void(self, fork: Fork) -> bool:
         """Take a proven fork: the stream ends before it. False where as much was known, or there are too many."""
@@ -241,11 +243,6 @@ class Journal:
         """Whether a place is at or after a proven fork."""
         fork = self.forks.get(stream_id)
         return fork is not None and sequence >= fork.sequence
-
-    def _restored(self, stream_id: StreamId, position: Position) -> Position:
-        self.staged[stream_id] = position
-        self._set_durable(stream_id, position)
-        return position
 
     def _set_durable(self, stream_id: StreamId, position: Position) -> None:
         if position.sequence:

@@ -215,7 +215,8 @@ class Replica:
 
     def _shown_to_work(self, facts: Iterable[Fact]) -> Iterable[Fact]:
         for fact in facts:
-            self.work.fact_seen(fact)
+            if fact.kind == "job_submitted":  # the only kind that it looks at; a start reads many
+                self.work.fact_seen(fact)
             yield fact
 
     def _dials(self, now: float) -> list[Effect]:

@@ -72,6 +72,6 @@ def _facts_if_old(journal: Path, wall_clock_s: float) -> list[Fact] | None:
             return None
         stored = FactRows()
         stored.db = db
-        return stored.all_facts()
+        return list(stored.all_facts())
     finally:
         db.close()
