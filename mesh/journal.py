@@ -31,7 +31,7 @@ HASH_BYTES = 8
 #: Proofs kept, at most 33 KiB each: against an author that writes two histories of everything it writes.
 FORKS_MAX = 64
 #: Places whose time of becoming durable is remembered one by one.
-RECENT_MAX = 8192
+RECENT_MAX = 2048
 
 
 class Verdict(Enum):
