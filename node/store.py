@@ -158,9 +158,10 @@ class Store:
         sha256 = hashlib.sha256(content).digest()
 
         def put() -> bytes:
+            now = time.monotonic()
             self._fresh.pop(sha256, None)
-            self._fresh[sha256] = time.monotonic()
-            if len(self._fresh) > FRESH_MAX:
+            self._fresh[sha256] = now
+            while len(self._fresh) > FRESH_MAX or next(iter(self._fresh.values())) < now - FRESH_S:
                 del self._fresh[next(iter(self._fresh))]
             if self._db.execute("SELECT 1 FROM blobs WHERE sha256 = ?", (sha256,)).fetchall():
                 return sha256
