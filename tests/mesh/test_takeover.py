@@ -146,7 +146,7 @@ def test_a_deeper_plan_takes_only_what_somebody_in_sight_holds_and_nobody_missed
     leading.say(*(finished(task) for task in leading.plan.tasks[:3]))
     copies = leading.node.replica.work.copies
     for question in ("x", "y"):
-        copies.held[ref(f"result of {question}").sha256] = ref(f"result of {question}")
+        copies.held[ref(f"result of {question}").sha256] = 10
     leading.takeover.unreadable(JOB, [ref("result of y").sha256])
     taken, left = leading.take()
     assert [done.result for done in taken] == [ref("result of x")]
