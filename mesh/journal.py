@@ -16,6 +16,7 @@ Does not: touch the disk (effects do), check signatures (the shell does, before 
 XOR is no defence against an author that crafts streams to collide; it would keep its own bucket from converging.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class Position(NamedTuple):
     head: bytes = b""
 
 
-_NOTHING = Position()
+NOTHING = Position()
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Journal:
         """Stage `fact` if it is the next of its stream. The caller persists what was staged, in this order."""
         if self.is_void(fact.stream_id, fact.sequence):
             return Verdict.VOID
-        last = self.staged.get(fact.stream_id, Position())
+        last = self.staged.get(fact.stream_id, NOTHING)
         if fact.sequence <= last.sequence:
             if fact.sequence == last.sequence and fact.hash != last.head:
                 return Verdict.FORK
@@ -115,7 +116,7 @@ class Journal:
         """Stage a retired range if it is the next of its stream and `after`, the true fact after it, names its head."""
         if self.is_void(retired.stream_id, retired.last + 1):
             return Verdict.VOID
-        last = self.staged.get(retired.stream_id, Position())
+        last = self.staged.get(retired.stream_id, NOTHING)
         if retired.last <= last.sequence:
             return Verdict.DUPLICATE
         if (
@@ -133,7 +134,7 @@ class Journal:
         for item in in_stream_order(facts, retired):
             if self.is_void(item.stream_id, item.last):
                 continue  # the fork was proven meanwhile
-            position = self.durable.get(item.stream_id, Position())
+            position = self.durable.get(item.stream_id, NOTHING)
             assert item.first == position.sequence + 1, "facts become durable in stream order"
             self._set_durable(item.stream_id, Position(item.last, item.head))
             self.serial += 1
@@ -154,7 +155,7 @@ class Journal:
         before = {(gone.stream_id, gone.last + 1): gone for gone in retired}
         for fact in facts:
             stream_id, sequence = fact.stream_id, fact.sequence
-            last = ends.get(stream_id, _NOTHING)
+            last = ends.get(stream_id, NOTHING)
             if sequence != last[0] + 1 and (gone := before.get((stream_id, sequence))) and gone.first == last[0] + 1:
                 last = (gone.last, gone.head)
             if self.forks and self.is_void(stream_id, sequence):
@@ -166,7 +167,7 @@ class Journal:
         for stream_id, fork in self.forks.items():
             # A void stream may end in a retired range: the fork's facts prove its head.
             end = before.get((stream_id, fork.sequence))
-            if end is not None and end.first == ends.get(stream_id, _NOTHING)[0] + 1:
+            if end is not None and end.first == ends.get(stream_id, NOTHING)[0] + 1:
                 ends[stream_id] = (end.last, end.head)
         for stream_id, last in ends.items():
             self.staged[stream_id] = position = Position(*last)
@@ -185,7 +186,7 @@ class Journal:
         """The stream ends before the fork, with the fact of this hash, where it reached further."""
         end = Position(fork.sequence - 1, head)
         for positions in (self.staged, self.durable):
-            position = positions.get(fork.stream_id, Position())
+            position = positions.get(fork.stream_id, NOTHING)
             if position.sequence < end.sequence:
                 continue
             if positions is self.durable:
@@ -197,12 +198,12 @@ class Journal:
 
     def next_of(self, stream_id: StreamId) -> tuple[int, bytes]:
         """Sequence and predecessor of the next fact that this node authors in its own stream."""
-        last = self.staged.get(stream_id, Position())
+        last = self.staged.get(stream_id, NOTHING)
         return last.sequence + 1, last.head
 
     def durable_since(self, stream_id: StreamId, sequence: int) -> int | None:
         """The least `serial` at which this place was surely durable here; None where it is not."""
-        if self.durable.get(stream_id, Position()).sequence < sequence:
+        if self.durable.get(stream_id, NOTHING).sequence < sequence:
             return None
         return self._recent.get(Place(stream_id, sequence), self._recent_floor)
 
@@ -221,23 +222,26 @@ class Journal:
         """One hash a bucket: equal exactly where two nodes hold the same, but for crafted collisions."""
         if not self._stale:
             return self._digest
+        digest = bytearray(self._digest)
         for stream_id in self._stale:
             new = _hash_of(stream_id, self.durable[stream_id]) if stream_id in self.durable else 0
-            self._bucket_hashes[bucket_of(stream_id)] ^= self._hashes.pop(stream_id, 0) ^ new
+            bucket = bucket_of(stream_id)
+            value = self._bucket_hashes[bucket] ^ self._hashes.pop(stream_id, 0) ^ new
+            self._bucket_hashes[bucket] = value
+            digest[bucket * HASH_BYTES : (bucket + 1) * HASH_BYTES] = value.to_bytes(HASH_BYTES, "big")
             if new:
                 self._hashes[stream_id] = new
         self._stale.clear()
-        self._digest = b"".join(value.to_bytes(HASH_BYTES, "big") for value in self._bucket_hashes)
+        self._digest = bytes(digest)
         return self._digest
 
     def validate(self) -> None:
         """Assert the invariants."""
         for stream_id, durable in self.durable.items():
             staged = self.staged[stream_id]
-            assert durable.sequence <= staged.sequence
-            assert durable.sequence < staged.sequence or durable.head == staged.head
+            assert durable.sequence < staged.sequence or durable == staged
             assert durable.sequence >= 1
-            assert not self.is_void(stream_id, staged.sequence)
+            assert not self.forks or not self.is_void(stream_id, staged.sequence)
 
     def is_void(self, stream_id: StreamId, sequence: int) -> bool:
         """Whether a place is at or after a proven fork."""
@@ -269,6 +273,7 @@ def in_stream_order(facts: Iterable[Fact], retired: Iterable[Retired]) -> Sequen
     return items  # a range without its fact is nothing
 
 
+@functools.lru_cache(maxsize=4096)
 def bucket_of(stream_id: StreamId) -> int:
     """The low bits of the author's id and the incarnation: both are as good as random."""
     return (int(stream_id.author[:8] or "0", 16) ^ stream_id.incarnation ^ stream_id.stream * 7) % BUCKETS

@@ -52,6 +52,7 @@ class Membership:
         self.roster = Roster(me, life, incarnation, rng, timing)
         self.members = self.roster.members
         self.detector = Detector(self.roster, self.load)
+        self._pause_s = timing.pause_s
         self.lag_s = 0.0  # by how much the last tick was late; 0 where it was not
         self.paused_at: float | None = None
         self._last_tick_at: float | None = None
@@ -85,8 +86,8 @@ class Membership:
         """Linked peers but those whose link seems stuck."""
         return self.roster.reached()
 
-    def stuck(self) -> frozenset[NodeId]:
-        """Linked peers that do not answer on their link: worth a new dial beside it."""
+    def stuck(self) -> list[NodeId]:
+        """Linked peers that do not answer on their link: worth a new dial beside it. In order of id. Shared."""
         return self.roster.stuck()
 
     def absent_since(self, node_id: NodeId) -> float | None:
@@ -110,7 +111,7 @@ class Membership:
 
     def slept(self, now: float) -> bool:
         """Whether this node itself was paused since its last tick: a closed lid, a stopped process."""
-        return self._last_tick_at is not None and now - self._last_tick_at > self.timing.pause_s
+        return self._last_tick_at is not None and now - self._last_tick_at > self._pause_s
 
     def validate(self) -> None:
         self.roster.validate()
@@ -167,7 +168,7 @@ class Membership:
         member.misses = 0
         member.last_heard = self.detector.last_word_at = now
         member.link_broke_at = None
-        self.roster.links_changed()
+        self.roster.links_changed(member)
         effects: list[Effect] = []
         if not hello.life or hello.life > member.life:
             # Its own word, and of a later life than what was said of it. (The previous release says no life here.)
@@ -191,7 +192,7 @@ class Membership:
             return []
         member.linked = False
         self._old.discard(node_id)
-        self.roster.links_changed()
+        self.roster.links_changed(member)
         if member.belief == ALIVE:
             member.link_broke_at = now
             if self.paused_at is None or now - self.paused_at > self.timing.pause_s:
@@ -229,7 +230,7 @@ class Membership:
         member.link_broke_at = None
         if member.old:
             member.misses = 0
-            self.roster.links_changed()
+            self.roster.links_changed(member)
             if member.belief in (SUSPECT, DEAD):
                 return self.roster.believe(member, ALIVE, now, "heard")
             return self.roster.refresh(member, now, "heard")
@@ -253,7 +254,7 @@ class Membership:
                 return self._told(member, message.member_news, now)
             case "heartbeat":
                 heartbeat = message.heartbeat
-                member.load.CopyFrom(heartbeat.load)
+                member.load_told(heartbeat.load)
                 effects = self.roster.lives(member, heartbeat.life, now)
                 return effects + self.roster.merge(heartbeat.members, peer, now)
             case "leave":
@@ -262,7 +263,7 @@ class Membership:
 
     def load_told(self, node_id: NodeId, load: membership_pb2.NodeLoad) -> None:
         if member := self.members.get(node_id):
-            member.load.CopyFrom(load)
+            member.load_told(load)
 
     def goodbye(self, reason: str) -> list[Effect]:
         self.roster.leaving = True

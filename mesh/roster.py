@@ -12,6 +12,7 @@ Does not: find out anything itself; see detector.py.
 Source: SWIM (see rumours.py), sections 4.1 and 4.2; hashicorp/memberlist, state.go.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable
 
 from mesh.awareness import Awareness
@@ -36,6 +37,7 @@ TELL_EVERY_S = 0.5
 CONFIRMERS = 8
 #: Against peers that pass on addresses without end between two looks at them.
 HINTS_MAX = 4096
+NEVER = float("inf")
 
 
 class Roster:
@@ -56,49 +58,45 @@ class Roster:
         self._suspects: dict[NodeId, Member] = {}
         self._hints: list[tuple[str, int, NodeId]] = []
         self._returned: list[NodeId] = []
-        self._size: int | None = None
-        self._live: list[NodeId] | None = None
-        self._view: frozenset[NodeId] = frozenset([me])
-        self._linked: list[NodeId] | None = None
-        self._reached: frozenset[NodeId] = frozenset()
-        self._stuck: frozenset[NodeId] = frozenset()
+        #: Linked members that are dead or out of reach.
+        self.lost: dict[NodeId, Member] = {}
+        # Derived from the members, and kept up with each change: asked at every tick and message.
+        self._size = 1
+        self._suspicions_due_at = NEVER  # no suspicion ends before
+        self._live: list[NodeId] = []
+        self._view: frozenset[NodeId] | None = None
+        self._linked: list[NodeId] = []
+        self._reached: frozenset[NodeId] | None = None
+        self._stuck: list[NodeId] = []
 
     # What others ask
 
     def live_peers(self) -> list[NodeId]:
         """Members that are alive and linked, in order of id. Shared: not to be changed."""
-        if self._live is None:
-            self._live = sorted(member.node_id for member in self.members.values() if member.state == ALIVE)
-            self._view = frozenset([self.me, *self._live])
         return self._live
 
     def view(self) -> frozenset[NodeId]:
         """The live view: live peers and this node."""
-        self.live_peers()
+        if self._view is None:
+            self._view = frozenset([self.me, *self._live])
         return self._view
 
     def linked_peers(self) -> list[NodeId]:
         """In order of id. Shared: not to be changed."""
-        if self._linked is None:
-            self._linked = sorted(member.node_id for member in self.members.values() if member.linked)
-            self._stuck = frozenset(node_id for node_id in self._linked if self._is_stuck(self.members[node_id]))
-            self._reached = frozenset(self._linked) - self._stuck
         return self._linked
 
     def reached(self) -> frozenset[NodeId]:
         """Linked peers but those whose link seems stuck: they are worth a new dial beside it."""
-        self.linked_peers()
+        if self._reached is None:
+            self._reached = frozenset(self._linked).difference(self._stuck)
         return self._reached
 
-    def stuck(self) -> frozenset[NodeId]:
-        """Linked peers that are not `reached`."""
-        self.linked_peers()
+    def stuck(self) -> list[NodeId]:
+        """Linked peers that are not `reached`, in order of id. Shared: not to be changed."""
         return self._stuck
 
     def size(self) -> int:
         """Members that are not departed, this node included."""
-        if self._size is None:
-            self._size = 1 + sum(1 for member in self.members.values() if not member.departed)
         return self._size
 
     def absent_since(self, node_id: NodeId) -> float | None:
@@ -113,15 +111,14 @@ class Roster:
             self._hints, self._returned = [], []
         return taken
 
-    def _is_stuck(self, member: Member) -> bool:
-        return member.belief != LEFT and (not member.answers or (member.misses > 0 and member.belief != ALIVE))
-
     # Beliefs
 
     def suspect(self, member: Member, by: NodeId, now: float, why: str) -> list[Effect]:
         if member.suspicion is not None:
-            if member.suspicion.confirm(by) and not member.old:
-                self.spread(member)
+            if member.suspicion.confirm(by):
+                self._suspicions_due_at = min(self._suspicions_due_at, member.suspicion.ends_at)
+                if not member.old:
+                    self.spread(member)
             return self.refresh(member, now, why)
         return self.believe(member, SUSPECT, now, why, accuser=by)
 
@@ -136,18 +133,25 @@ class Roster:
         return effects + self.suspect(member, NodeId(accused.said_by or self.me), now, "others say so")
 
     def suspicions_due(self, now: float) -> list[Effect]:
+        if now < self._suspicions_due_at:
+            return []
         effects: list[Effect] = []
+        self._suspicions_due_at = NEVER
         for member in list(self._suspects.values()):
             assert member.suspicion is not None
-            if now >= member.suspicion.ends_at:
+            if now < member.suspicion.ends_at:
+                self._suspicions_due_at = min(self._suspicions_due_at, member.suspicion.ends_at)
+            else:
                 said = len(member.suspicion.said_by)
                 effects += self.believe(member, DEAD, now, f"suspect for too long, {said} say so")
         return effects
 
     def believe(self, member: Member, belief: int, now: float, why: str, accuser: NodeId | None = None) -> list[Effect]:
         """Change what is believed of a member, and tell others."""
+        was_departed = member.departed
         member.belief = belief
-        self._size = self._linked = None
+        self._size += was_departed - member.departed
+        self.links_changed(member)
         if belief == SUSPECT:
             size = self.size()
             member.suspicion = Suspicion(
@@ -157,6 +161,7 @@ class Roster:
                 self.timing.suspicion_max_s(size),
                 self.timing.confirmations(size),
             )
+            self._suspicions_due_at = min(self._suspicions_due_at, member.suspicion.ends_at)
             self._suspects[member.node_id] = member
         else:
             member.suspicion = None
@@ -175,9 +180,11 @@ class Roster:
         state = SUSPECT if member.belief == ALIVE and not member.answers else member.belief
         if state == member.state:
             return []
+        if ALIVE in (state, member.state):
+            self._live = _kept(self._live, member.node_id, state == ALIVE)
+            self._view = None
         member.state = state
         member.state_since = now
-        self._live = None
         name = membership_pb2.MemberState.Name(membership_pb2.MemberState.ValueType(state))
         word = name.removeprefix("MEMBER_STATE_").lower()
         return [
@@ -209,6 +216,9 @@ class Roster:
         for index, record in enumerate(records):
             if index > MEMBERS_MAX:
                 break
+            member = self.members.get(NodeId(record.node_id))
+            if member is not None and record.state == ALIVE and member.linked and member.life >= record.life:
+                continue  # nearly all: nothing is worse, later or new
             if record.node_id == self.me:
                 effects += self._merge_own(record, teller)
             elif readable(record):
@@ -327,14 +337,26 @@ class Roster:
 
     # Housekeeping
 
-    def links_changed(self) -> None:
-        """`linked` or `misses` of a member were set."""
-        self._linked = None
+    def links_changed(self, member: Member) -> None:
+        """`linked`, `misses` or `belief` of a member were set."""
+        node_id = member.node_id
+        linked = _kept(self._linked, node_id, member.linked)
+        stuck = _kept(self._stuck, node_id, member.linked and _is_stuck(member))
+        if linked is not self._linked or stuck is not self._stuck:
+            self._linked, self._stuck, self._reached = linked, stuck, None
+        if member.linked and _is_lost(member):
+            self.lost[node_id] = member
+        else:
+            self.lost.pop(node_id, None)
 
     def take_in(self, member: Member) -> None:
         assert member.node_id not in self.members
         self.members[member.node_id] = member
-        self._size = None
+        self._size += not member.departed
+        if member.state == ALIVE:
+            self._live = _kept(self._live, member.node_id, True)
+            self._view = None
+        self.links_changed(member)
 
     def forgive(self, gap_s: float, now: float) -> None:
         """This node itself stood still: nobody was late meanwhile."""
@@ -357,6 +379,15 @@ class Roster:
             assert (member.belief == SUSPECT) == (node_id in self._suspects)
             assert (member.belief == SUSPECT) == (member.suspicion is not None)
             assert member.departed == (member.absent_since is not None)
+        everyone = sorted(self.members.values(), key=lambda member: member.node_id)
+        assert self._size == 1 + sum(not member.departed for member in everyone)
+        assert self._live == [member.node_id for member in everyone if member.state == ALIVE]
+        linked = [member for member in everyone if member.linked]
+        assert self._linked == [member.node_id for member in linked]
+        assert self._stuck == [member.node_id for member in linked if _is_stuck(member)]
+        assert self.lost.keys() == {member.node_id for member in linked if _is_lost(member)}
+        suspicions = [member.suspicion for member in everyone if member.suspicion is not None]
+        assert all(suspicion.ends_at >= self._suspicions_due_at for suspicion in suspicions)
 
     def forget(self, now: float) -> None:
         for member in list(self.members.values()):
@@ -375,4 +406,30 @@ class Roster:
     def _drop(self, member: Member) -> None:
         del self.members[member.node_id]
         self.rumours.forget(member.node_id)
-        self._size = self._live = self._linked = None
+        self._size -= not member.departed
+        self._live = _kept(self._live, member.node_id, False)
+        self._view = None
+        member.linked = False
+        self.links_changed(member)
+
+
+def _is_stuck(member: Member) -> bool:
+    return member.belief != LEFT and (not member.answers or (member.misses > 0 and member.belief != ALIVE))
+
+
+def _is_lost(member: Member) -> bool:
+    return member.belief == DEAD or (member.belief != LEFT and not member.answers)
+
+
+def _kept(ids: list[NodeId], node_id: NodeId, wanted: bool) -> list[NodeId]:
+    """The ids, in order, with or without this one: another list where that changes them, as they are shared."""
+    place = bisect_left(ids, node_id)
+    found = place < len(ids) and ids[place] == node_id
+    if found == wanted:
+        return ids
+    changed = ids.copy()
+    if wanted:
+        changed.insert(place, node_id)
+    else:
+        del changed[place]
+    return changed

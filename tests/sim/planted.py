@@ -184,7 +184,8 @@ def ghosts_rise(patch: Patch) -> None:
     inner = Member.record
 
     def record(self: Member, said_by: str = "") -> membership_pb2.MemberRecord:
-        told = inner(self, said_by)
+        told = membership_pb2.MemberRecord()
+        told.CopyFrom(inner(self, said_by))  # it is shared
         if told.state == membership_pb2.MEMBER_STATE_DEAD:
             told.state = membership_pb2.MEMBER_STATE_ALIVE
             told.life += 1
