@@ -57,7 +57,7 @@ class Membership:
         self.paused_at: float | None = None
         self._last_tick_at: float | None = None
         self._next_gossip_at = 0.0
-        self._next_exchange_at: float | None = None
+        self.next_exchange_at: float | None = None
         self._next_forget_at = 0.0
         self._next_full_at = 0.0
         self._next_old_at = 0.0
@@ -298,11 +298,11 @@ class Membership:
 
     def _exchange(self, now: float) -> list[Effect]:
         """Compare everything with one peer, now and then: what gossip missed."""
-        if self._next_exchange_at is None:
-            self._next_exchange_at = now + self.timing.exchange_interval_s * self.rng.random()
-        if now < self._next_exchange_at or not (peers := self.live_peers()):
+        if self.next_exchange_at is None:
+            self.next_exchange_at = now + self.timing.exchange_interval_s * self.rng.random()
+        if now < self.next_exchange_at or not (peers := self.live_peers()):
             return []
-        self._next_exchange_at = now + self.timing.exchange_every_s(self.roster.size())
+        self.next_exchange_at = now + self.timing.exchange_every_s(self.roster.size())
         news = membership_pb2.MemberNews(members=self.roster.all_records(), reply_wanted=True)
         return [Send(self.rng.sample(peers, 1)[0], mesh_pb2.LinkMessage(member_news=news))]
 
