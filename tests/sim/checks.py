@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.sim.host import Host
 
 #: Events of one node between two looks at everything, in a mesh of up to ten nodes; in a larger one in proportion.
-LOOK_EVERY = 10
+LOOK_EVERY = 20
 #: Kinds of messages that promise something.
 LOOKED_AT = frozenset({"leader_beat", "vote_request", "vote_reply", "version_vector", "fact_receipt", "fact_push"})
 #: From this size on the first starts, all of the same few facts, are not looked at.

@@ -76,6 +76,7 @@ class Host:
         self.awake_since = 0.0
         self.ended_at = 0.0
         self._ticks = 0
+        self._sent: tuple[mesh_pb2.LinkMessage | None, bytes] = (None, b"")  # the last message
         self.draining = False
         self.disk_used = 0  # percent of its budget, as it is told
         self.labour: Labour
@@ -363,8 +364,10 @@ class Host:
         assert peer != self.id, "a node writes to itself"
         ends = self.links.get(peer)
         if ends:
-            self.checks.sent(self, peer, message)
-            self.network.send(ends[-1], message.SerializeToString())
+            if message is not self._sent[0]:  # one that goes to several is looked at and written once
+                self.checks.sent(self, peer, message)
+                self._sent = (message, message.SerializeToString())
+            self.network.send(ends[-1], self._sent[1])
 
     # Reading the store
 

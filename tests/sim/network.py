@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 #: Messages under way in one direction of a link; the shell drops what is beyond.
 OUTBOX_MAX = 256
 DIAL_TIMEOUT_S = 3.0
+LATENCY_MIN_S = 0.0002
 #: First wait before a lost segment is sent again; each further one doubles.
 RESEND_S = 0.2
 #: A stream on which nothing came through for so long breaks, at the earliest and at the latest.
@@ -163,7 +164,7 @@ class Network:
             self.clock.after(ready - now + self.rng.uniform(0.0, 2.0), partial(self._again, end, data))
 
     def latency(self) -> float:
-        return self.rng.uniform(0.0002, self.latency_max_s)
+        return LATENCY_MIN_S + (self.latency_max_s - LATENCY_MIN_S) * self.rng.random()
 
     # Inside
 
