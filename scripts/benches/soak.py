@@ -11,8 +11,8 @@ two nodes, per hour and per job. Closed jobs are remembered for a year, so a job
 `daemon` and `engine` are judged apart; the solver runs on the leader only and comes and goes with it, so of it the
 largest size is told. `jobs_lost`: accepted jobs that are not completed, or not remembered by a node.
 
-KITH_BENCH_MINUTES, _JOB_EVERY_MS and _TOKENS_PER_S choose another length and pace. The warm-up takes half at most: where
-it is cut short, some limits are not reached, and what still grows towards them is counted.
+KITH_BENCH_MINUTES, _JOB_EVERY_MS and _TOKENS_PER_S choose another length and pace. The warm-up takes half at most:
+where it is cut short, some limits are not reached, and what still grows towards them is counted.
 """
 
 import asyncio
