@@ -187,9 +187,9 @@ class Detector:
 
     def _ask_again(self, now: float, count: int) -> list[Effect]:
         """Those on open links that are out of reach or dead: the ones that were not asked for the longest time."""
-        if not self.roster.lost:
+        if not self.roster.presence.lost:
             return []
-        lost = sorted(self.roster.lost.values(), key=lambda member: (member.doubted_at, member.node_id))
+        lost = sorted(self.roster.presence.lost.values(), key=lambda member: (member.doubted_at, member.node_id))
         effects: list[Effect] = []
         for member in lost[:count]:
             if not self.probing.probes(member.node_id) and now - member.doubted_at >= DOUBT_EVERY_S:

@@ -12,7 +12,6 @@ Does not: find out anything itself; see detector.py.
 Source: SWIM (see rumours.py), sections 4.1 and 4.2; hashicorp/memberlist, state.go.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable
 
 from mesh.awareness import Awareness
@@ -20,6 +19,7 @@ from mesh.effects import Effect, Log, MemberChanged, Send
 from mesh.gossip import Rng
 from mesh.identity import NodeId
 from mesh.member import ALIVE, DEAD, LEFT, LIFE_JUMP_MAX, SUSPECT, Member, readable
+from mesh.presence import Presence
 from mesh.rumours import Rumours
 from mesh.suspicion import Suspicion
 from mesh.timing import Timing
@@ -58,46 +58,34 @@ class Roster:
         self._suspects: dict[NodeId, Member] = {}
         self._hints: list[tuple[str, int, NodeId]] = []
         self._returned: list[NodeId] = []
-        #: Linked members that are dead or out of reach.
-        self.lost: dict[NodeId, Member] = {}
-        # Derived from the members, and kept up with each change: asked at every tick and message.
-        self._size = 1
+        self.presence = Presence(me)
         self._suspicions_due_at = NEVER  # no suspicion ends before
-        self._live: list[NodeId] = []
-        self._view: frozenset[NodeId] | None = None
-        self._linked: list[NodeId] = []
-        self._reached: frozenset[NodeId] | None = None
-        self._stuck: list[NodeId] = []
 
     # What others ask
 
     def live_peers(self) -> list[NodeId]:
         """Members that are alive and linked, in order of id. Shared: not to be changed."""
-        return self._live
+        return self.presence.live
 
     def view(self) -> frozenset[NodeId]:
         """The live view: live peers and this node."""
-        if self._view is None:
-            self._view = frozenset([self.me, *self._live])
-        return self._view
+        return self.presence.view()
 
     def linked_peers(self) -> list[NodeId]:
         """In order of id. Shared: not to be changed."""
-        return self._linked
+        return self.presence.linked
 
     def reached(self) -> frozenset[NodeId]:
         """Linked peers but those whose link seems stuck: they are worth a new dial beside it."""
-        if self._reached is None:
-            self._reached = frozenset(self._linked).difference(self._stuck)
-        return self._reached
+        return self.presence.reached()
 
     def stuck(self) -> list[NodeId]:
         """Linked peers that are not `reached`, in order of id. Shared: not to be changed."""
-        return self._stuck
+        return self.presence.stuck
 
     def size(self) -> int:
         """Members that are not departed, this node included."""
-        return self._size
+        return self.presence.size()
 
     def absent_since(self, node_id: NodeId) -> float | None:
         """When a member became dead or left; None for one that is here, suspect or unknown."""
@@ -148,10 +136,8 @@ class Roster:
 
     def believe(self, member: Member, belief: int, now: float, why: str, accuser: NodeId | None = None) -> list[Effect]:
         """Change what is believed of a member, and tell others."""
-        was_departed = member.departed
         member.belief = belief
-        self._size += was_departed - member.departed
-        self.links_changed(member)
+        self.presence.changed(member)
         if belief == SUSPECT:
             size = self.size()
             member.suspicion = Suspicion(
@@ -180,11 +166,9 @@ class Roster:
         state = SUSPECT if member.belief == ALIVE and not member.answers else member.belief
         if state == member.state:
             return []
-        if ALIVE in (state, member.state):
-            self._live = _kept(self._live, member.node_id, state == ALIVE)
-            self._view = None
         member.state = state
         member.state_since = now
+        self.presence.changed(member)
         name = membership_pb2.MemberState.Name(membership_pb2.MemberState.ValueType(state))
         word = name.removeprefix("MEMBER_STATE_").lower()
         return [
@@ -338,25 +322,13 @@ class Roster:
     # Housekeeping
 
     def links_changed(self, member: Member) -> None:
-        """`linked`, `misses` or `belief` of a member were set."""
-        node_id = member.node_id
-        linked = _kept(self._linked, node_id, member.linked)
-        stuck = _kept(self._stuck, node_id, member.linked and _is_stuck(member))
-        if linked is not self._linked or stuck is not self._stuck:
-            self._linked, self._stuck, self._reached = linked, stuck, None
-        if member.linked and _is_lost(member):
-            self.lost[node_id] = member
-        else:
-            self.lost.pop(node_id, None)
+        """`linked` or `misses` of a member were set."""
+        self.presence.changed(member)
 
     def take_in(self, member: Member) -> None:
         assert member.node_id not in self.members
         self.members[member.node_id] = member
-        self._size += not member.departed
-        if member.state == ALIVE:
-            self._live = _kept(self._live, member.node_id, True)
-            self._view = None
-        self.links_changed(member)
+        self.presence.changed(member)
 
     def forgive(self, gap_s: float, now: float) -> None:
         """This node itself stood still: nobody was late meanwhile."""
@@ -379,14 +351,8 @@ class Roster:
             assert (member.belief == SUSPECT) == (node_id in self._suspects)
             assert (member.belief == SUSPECT) == (member.suspicion is not None)
             assert member.departed == (member.absent_since is not None)
-        everyone = sorted(self.members.values(), key=lambda member: member.node_id)
-        assert self._size == 1 + sum(not member.departed for member in everyone)
-        assert self._live == [member.node_id for member in everyone if member.state == ALIVE]
-        linked = [member for member in everyone if member.linked]
-        assert self._linked == [member.node_id for member in linked]
-        assert self._stuck == [member.node_id for member in linked if _is_stuck(member)]
-        assert self.lost.keys() == {member.node_id for member in linked if _is_lost(member)}
-        suspicions = [member.suspicion for member in everyone if member.suspicion is not None]
+        self.presence.validate(self.members.values())
+        suspicions = [member.suspicion for member in self._suspects.values() if member.suspicion is not None]
         assert all(suspicion.ends_at >= self._suspicions_due_at for suspicion in suspicions)
 
     def forget(self, now: float) -> None:
@@ -406,30 +372,4 @@ class Roster:
     def _drop(self, member: Member) -> None:
         del self.members[member.node_id]
         self.rumours.forget(member.node_id)
-        self._size -= not member.departed
-        self._live = _kept(self._live, member.node_id, False)
-        self._view = None
-        member.linked = False
-        self.links_changed(member)
-
-
-def _is_stuck(member: Member) -> bool:
-    return member.belief != LEFT and (not member.answers or (member.misses > 0 and member.belief != ALIVE))
-
-
-def _is_lost(member: Member) -> bool:
-    return member.belief == DEAD or (member.belief != LEFT and not member.answers)
-
-
-def _kept(ids: list[NodeId], node_id: NodeId, wanted: bool) -> list[NodeId]:
-    """The ids, in order, with or without this one: another list where that changes them, as they are shared."""
-    place = bisect_left(ids, node_id)
-    found = place < len(ids) and ids[place] == node_id
-    if found == wanted:
-        return ids
-    changed = ids.copy()
-    if wanted:
-        changed.insert(place, node_id)
-    else:
-        del changed[place]
-    return changed
+        self.presence.forgotten(member)
