@@ -141,7 +141,7 @@ class Labour:
             problem = common_pb2.Problem(code="engine-not-ready", message="the leader's engine is not ready")
             self.host.handle(events.PlanFailed(job_id, problem, final=False))
             return
-        plan = plan_of(job_id, request, f"made by {self.host.name}")
+        plan = plan_of(job_id, request, self.host.index)
         plan.revision = revision
         content = plan.SerializeToString(deterministic=True)
 
@@ -212,18 +212,22 @@ class Labour:
         self.host.clock.after(delay_s, lambda: self.host.run(call, self.life))
 
 
-def plan_of(job_id: bytes, request: work_pb2.JobRequest, method: str) -> work_pb2.Plan:
-    """The task graph that the question spells: "3,1 bad" is three tasks and one that reads them, all of them bad."""
+def plan_of(job_id: bytes, request: work_pb2.JobRequest, planner: int) -> work_pb2.Plan:
+    """The task graph that the question spells: "3,1 bad" is three tasks and one that reads them, all of them bad.
+
+    Each planner names the plan otherwise; every second one numbers the tasks of a layer backwards.
+    """
     shape, _, words = request.ask.question.partition(" ")
-    plan = work_pb2.Plan(job_id=job_id, method=method)
+    plan = work_pb2.Plan(job_id=job_id, method=f"made by n{planner}")
     before: list[int] = []
     index = 0
     for layer in shape.split(","):
-        here = []
+        here: list[int] = []
+        last = 2 * index + int(layer) - 1
         for _ in range(int(layer)):
             for replica in range(request.ask.panel or 1):
                 task = plan.tasks.add(index=index, replica=replica, depends_on=before, output_tokens_max=20)
-                task.seed = index
+                task.seed = last - index if planner % 2 else index
                 task.answer.question = words
                 if request.ask.panel > 1:
                     task.panel = f"panel {index}"

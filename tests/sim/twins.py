@@ -6,13 +6,10 @@ Drawn from randomness of its own, so that the other worlds live as they would wi
 
 from __future__ import annotations
 
-import hashlib
 import random
 from typing import TYPE_CHECKING
 
-from mesh.wire import facts_pb2, work_pb2
-from tests.sim.clients import DEADLINE_S, Clients, Order
-from tests.sim.labour import ref_of
+from tests.sim.clients import Clients, Order
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
@@ -46,7 +43,8 @@ class Twins:
         pairs = [(a, b) for a in indices for b in indices if (a in part) != (b in part)]
         self.checks.fault(None, f"split: {sorted(part)[:20]} from the rest, and both are asked for one job")
         self.network.block(pairs)
-        order = self._order(number)
+        words = rng.choice(["", "", "flaky"])
+        order = self.clients.draw(rng, number, rng.choice(SHAPES), words, rng.choice([1, 1, 3]))
         for side in (part, set(indices) - part):
             self.clock.after(FELT_S, lambda side=side: self._ask(order, side))  # type: ignore[misc]
 
@@ -56,24 +54,7 @@ class Twins:
 
         self.clock.after(FELT_S + rng.uniform(1.0, 15.0), heal)
 
-    def _order(self, number: int) -> Order:
-        rng = self.rng
-        request = work_pb2.JobRequest(seed=number)
-        request.ask.question = f"{rng.choice(SHAPES)} {rng.choice(['', '', 'flaky'])}"
-        request.ask.panel = rng.choice([1, 1, 3])
-        documents = [rng.randbytes(200)] if rng.random() < 0.5 else []
-        client_key = rng.randbytes(16)
-        name = hashlib.sha256(client_key + request.SerializeToString(deterministic=True)).digest()
-        submitted = facts_pb2.JobSubmitted(
-            job_id=name, request=request, blobs=[ref_of(one) for one in documents], client_key=client_key
-        )
-        order = Order(number, request.ask.question.partition(" ")[2], submitted, documents)
-        self.clients.orders.append(order)
-        return order
-
     def _ask(self, order: Order, side: set[int]) -> None:
         open_doors: list[Host] = [host for host in self.clients.open_doors() if host.index in side]
         if open_doors:
-            host = self.rng.choice(open_doors)
-            self.checks.say(host, f"is asked for job {order.job_id.hex()[:12]}: {order.submitted.request.ask.question}")
-            host.submit(order.submitted, order.documents, DEADLINE_S, order.answers.append)
+            self.clients.ask(self.rng.choice(open_doors), order)
