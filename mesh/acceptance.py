@@ -18,6 +18,7 @@ from mesh.effects import AnswerSubmit, Author, Effect
 from mesh.events import SubmitRequested
 from mesh.facts import Fact, StreamId
 from mesh.identity import NodeId
+from mesh.ledger import TERMINAL_KINDS
 from mesh.surroundings import Surroundings, copies_wanted
 from mesh.wire import common_pb2
 
@@ -48,7 +49,7 @@ class Acceptance:
     around: Surroundings
     copies: Copies
     pending: dict[int, _Pending] = field(default_factory=dict)
-    #: Where the `submitted` facts of a job stand. Several nodes may have said the same job.
+    #: Where the `submitted` facts of an open job stand. Several nodes may have said the same job.
     _places: dict[bytes, dict[tuple[StreamId, int], None]] = field(default_factory=dict)
     _authored: set[bytes] = field(default_factory=set)
     _not_before: float = 0.0
@@ -71,10 +72,14 @@ class Acceptance:
 
     def fact_seen(self, fact: Fact) -> None:
         """A durable fact, new or restored."""
+        if fact.kind in TERMINAL_KINDS:
+            self._forget(getattr(fact.body, fact.kind).job_id)
         if fact.kind != "job_submitted":
             return
         job_id = fact.body.job_submitted.job_id
         self._authored.discard(job_id)
+        if self._ended(job_id):
+            return
         self._places.setdefault(job_id, {})[fact.stream_id, fact.sequence] = None
         if len(self._places) > PLACES_MAX:
             del self._places[next(iter(self._places))]
@@ -105,13 +110,16 @@ class Acceptance:
         return [self._answer(ticket) for ticket in due]
 
     def holders(self, job_id: bytes, blobs: Iterable[common_pb2.BlobRef]) -> set[NodeId]:
-        """Nodes known to hold the job's `submitted` fact and all of `blobs` durably."""
-        places = self._own_places(job_id) or list(self._places.get(job_id, ()))
+        """Nodes known to hold the job's `submitted` fact and all of `blobs` durably; of a closed job: that fact or an
+        end, for what it read may be gone already."""
+        job = self.around.ledger.jobs.get(job_id)
+        ends = job.ends_at if job is not None else ()
+        places = [*ends, *(self._own_places(job_id) or self._places.get(job_id, []))]
         nodes = {self.around.me} if places else set()
         for stream_id, sequence in places:
             nodes |= self.around.gossip.holders(stream_id, sequence)
         with_blobs = self.copies.holders(blobs)
-        return nodes if with_blobs is None or self._ended(job_id) else nodes & with_blobs
+        return nodes if with_blobs is None or ends else nodes & with_blobs
 
     def _own_places(self, job_id: bytes) -> list[tuple[StreamId, int]]:
         return [place for place in self._places.get(job_id, ()) if place[0].author == self.around.me]
@@ -121,8 +129,12 @@ class Acceptance:
             self.holders(pending.job_id, pending.blobs)
         ) >= copies_wanted(self.around)
 
+    def _forget(self, job_id: bytes) -> None:
+        """The job is closed: its ends say where it is held."""
+        if not any(pending.job_id == job_id for pending in self.pending.values()):
+            self._places.pop(job_id, None)
+
     def _ended(self, job_id: bytes) -> bool:
-        """Of a closed job what it read may be gone already."""
         job = self.around.ledger.jobs.get(job_id)
         return job is not None and job.closed
 
@@ -131,4 +143,6 @@ class Acceptance:
         copies = len(self.holders(pending.job_id, pending.blobs))
         # Who fell silent meanwhile is not waited for, but was wanted.
         wanted = max(pending.wanted, copies_wanted(self.around))
+        if self._ended(pending.job_id):
+            self._forget(pending.job_id)
         return AnswerSubmit(ticket, pending.job_id, copies, wanted, pending.known)

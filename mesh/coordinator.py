@@ -8,7 +8,7 @@ finds plans and results in the ledger and running work in the workers' reports.
              ─ ready or late tasks ──▶ placement: Allocate ─▶ Assign on the link, Author job_assigned
              ─ all done ──▶ Assemble ─ its copies ─▶ Author job_completed
              ─ a task failed on enough nodes ──▶ Author job_failed with the reasons
-             ─ its plan or a result is lost for good ──▶ MakePlan, a revision later: done again
+             ─ its plan or a result is lost for good ──▶ MakePlan, a revision later: what is lost is done again
 
 Does not: decide anything that another node's decision could contradict dangerously: two leaders at a time waste work
 and nothing else (docs/guarantees.md).
@@ -31,6 +31,7 @@ from mesh.placement import Placement, Ready
 from mesh.records import cut_text
 from mesh.standing import FAILURES_MAX, Standing, failed_for_good, standing_of
 from mesh.surroundings import Surroundings, is_lost
+from mesh.takeover import Takeover
 from mesh.telling import Telling
 from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
@@ -74,6 +75,7 @@ class Coordinator:
     #: Why an open job does not move, in words; for `watch` and `jobs`.
     waiting_for: dict[bytes, str] = field(default_factory=dict)
     placement: Placement = field(init=False)
+    takeover: Takeover = field(init=False)
     telling: Telling = field(init=False)
     _plans: OrderedDict[bytes, work_pb2.Plan] = field(default_factory=OrderedDict)
     _asked: set[bytes] = field(default_factory=set)  # jobs and plans that the shell works on: answered, whoever leads
@@ -89,6 +91,7 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         self.placement = Placement(self.around, self.dispatch, self.waiting_for)
+        self.takeover = Takeover(self.around, self.copies, self.dispatch)
         self.telling = Telling(self.around, self.dispatch, self.waiting_for)
 
     # Leading
@@ -109,6 +112,7 @@ class Coordinator:
     def _forget(self) -> None:
         self.dispatch.reset()
         self.placement.reset()
+        self.takeover.reset()
         self.waiting_for.clear()
         self._saying.clear()
         self._retry_at.clear()
@@ -129,6 +133,10 @@ class Coordinator:
             return []
         if event.declined.code == INPUTS_MISSING:
             self._missing.setdefault(event.job_id, now)
+            standing = self._standings.get(event.job_id)
+            for one in standing.ready if standing else ():
+                if one.key == declined.key:
+                    self.takeover.unreadable(event.job_id, [ref.sha256 for ref in one.inputs])
         return [Log("info", f"{declined.key.label} was declined by {peer[:8]}: {event.declined.code}")]
 
     def work_report(self, peer: NodeId, report: work_pb2.WorkReport, now: float) -> list[Effect]:
@@ -221,6 +229,7 @@ class Coordinator:
         if event.result is None:
             if event.problem is not None and event.problem.code == INPUTS_MISSING:
                 self._missing.setdefault(job.job_id, now)
+                self.takeover.unreadable(job.job_id, [event.missing])
             self._later(job, event.problem.message if event.problem else "the results", now)
             return []
         plan = self._plans.get(event.plan_sha256)
@@ -274,7 +283,7 @@ class Coordinator:
             looked_at += 1
             if looked_at > JOBS_MAX:
                 break
-            advanced, tasks = self._advance(job, now)
+            advanced, tasks = self._advance(job, token, now)
             effects += advanced
             ready += tasks
         effects += self.placement.ask(ready, token, now)
@@ -306,7 +315,7 @@ class Coordinator:
         what = (job.job_id, plan.plan.sha256) if plan else (job.job_id,)
         return any(now < self._retry_at.get(one, now) for one in what)
 
-    def _advance(self, job: Job, now: float) -> tuple[list[Effect], Sequence[Ready]]:
+    def _advance(self, job: Job, token: common_pb2.FencingToken, now: float) -> tuple[list[Effect], Sequence[Ready]]:
         """Take a job as far as it goes without workers. Returns its tasks that could run now."""
         if job.job_id in self._saying or any(self._just_said(job.job_id, kind, now) for kind in TERMINAL_KINDS):
             return [], []
@@ -323,7 +332,12 @@ class Coordinator:
                 return self._fail(job, [one.failure for one in failed[:FAILURES_MAX]], now), []
         if standing.done:
             return self._assemble(job, plan, now), []
-        return [], standing.ready
+        effects: list[Effect] = []
+        for flight in self.takeover.of_no_use(job, standing.ready):
+            self.dispatch.given_up(flight)
+            effects.append(self._cancel(flight, "the job has another plan now"))
+        taken, ready = self.takeover.take(job, standing.ready, token, now)
+        return effects + taken, ready
 
     # Requests to the shell
 
@@ -414,10 +428,18 @@ class Coordinator:
 
     def _task_finished(self, finished: facts_pb2.TaskFinished, now: float) -> list[Effect]:
         key = TaskKey(finished.job_id, TaskRef(finished.task_index, finished.replica))
-        if finished.WhichOneof("outcome") != "result":
-            self.dispatch.failed(key, NodeId(finished.agent.node_id))
+        node_id = NodeId(finished.agent.node_id)
+        job = self.around.ledger.jobs.get(finished.job_id)
+        plan = job.plan if job is not None else None
+        of_the_plan = plan is not None and plan.plan.sha256 == finished.plan_sha256
+        if finished.WhichOneof("outcome") != "result" or not of_the_plan:
+            self.dispatch.ended(key, finished.plan_sha256, node_id)
             return []
-        losers = [flight for flight in self.dispatch.done(key) if flight.node_id != finished.agent.node_id]
+        self.takeover.folded(key)
+        taken_over = bool(finished.taken_from)
+        if not taken_over:
+            self._missing.pop(finished.job_id, None)  # it moves: the next loss counts from its own beginning
+        losers = [flight for flight in self.dispatch.done(key) if taken_over or flight.node_id != node_id]
         for loser in losers:
             if self.dispatch.why_late(loser, now):
                 self.dispatch.taken_from(loser, now)
@@ -429,6 +451,7 @@ class Coordinator:
         for part in (self.waiting_for, self._saying, self._retry_at, self._missing):
             part.pop(job_id, None)
         self.placement.job_ended(job_id)
+        self.takeover.job_ended(job_id)
         return [self._cancel(flight, "the job has ended") for flight in self.dispatch.job_ended(job_id)]
 
     def _stray(self, peer: NodeId, event: work_pb2.TaskEvent, now: float) -> list[Effect]:
@@ -439,7 +462,10 @@ class Coordinator:
         job = self.around.ledger.jobs.get(key.job_id)
         if job is None or job.plan is None:
             return []  # its facts may be on their way
-        of_use = not job.closed and event.plan_sha256 == job.plan.plan.sha256 and key.ref not in job.results()
+        # What runs for another plan may serve this one: a turn decides by its key (takeover.py).
+        may_serve = event.plan_sha256 in job.plans and bool(event.task_key)
+        of_it = event.plan_sha256 == job.plan.plan.sha256 or may_serve
+        of_use = not job.closed and of_it and key.ref not in job.results()
         if of_use and self.dispatch.adopt(peer, event.plan_sha256, event, now):
             return []
         return [self._cancel_on(peer, key, "its result is of no use")]

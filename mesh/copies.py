@@ -59,7 +59,7 @@ class Copies:
     """Invariant: a blob that is being fetched is not held."""
 
     around: Surroundings
-    held: dict[bytes, common_pb2.BlobRef] = field(default_factory=dict)
+    held: dict[bytes, int] = field(default_factory=dict)  # with their sizes, bytes: a message each costs more
     #: Peers that said they hold a blob, each with the incarnation in which it said so.
     held_by: dict[bytes, dict[NodeId, int]] = field(default_factory=dict)
     _owners: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)  # owner (a job) → what it wants held
@@ -75,7 +75,7 @@ class Copies:
     def restore(self, blobs: Iterable[common_pb2.BlobRef]) -> None:
         """What this node's disk holds, at start."""
         for ref in blobs:
-            self.held[ref.sha256] = ref
+            self.held[ref.sha256] = ref.size_bytes
             self._look_at(ref.sha256, SETTLE_S)
 
     # What others ask
@@ -127,7 +127,7 @@ class Copies:
 
     def stored(self, ref: common_pb2.BlobRef, source: NodeId | None, now: float) -> list[Effect]:
         """A blob is durable here."""
-        self.held[ref.sha256] = ref
+        self.held[ref.sha256] = ref.size_bytes
         self._look_at(ref.sha256, now + SETTLE_S)
         if source is not None:
             self._note(source, ref.sha256)
@@ -213,11 +213,11 @@ class Copies:
 
     def _check(self, sha256: bytes, now: float, offers: dict[NodeId, list[common_pb2.BlobRef]]) -> None:
         """Offer one blob to whom it is missing at, if that is this node's part. Sets when it is looked at again."""
-        ref = self.held.get(sha256)
+        size_bytes = self.held.get(sha256)
         pushed = self._pushed.get(sha256, 0.0) > now
         if not pushed:
             self._pushed.pop(sha256, None)
-        if ref is None or not (pushed or sha256 in self._wanted):
+        if size_bytes is None or not (pushed or sha256 in self._wanted):
             self._forget(sha256)
             return
         able = able_to_store(self.around, self.around.membership.view()) | {self.around.me}
@@ -237,7 +237,7 @@ class Copies:
             peer for peer in able - present if self._refused.get((sha256, peer), 0.0) <= now and peer != self.around.me
         ]
         for peer in ranked(sha256, candidates, missing + tries):
-            offers.setdefault(peer, []).append(ref)
+            offers.setdefault(peer, []).append(common_pb2.BlobRef(sha256=sha256, size_bytes=size_bytes))
         wait = PUSH_RETRY_S * 2**tries if pushed else min(RETRY_MAX_S, RETRY_S * 2**tries)
         self._look_at(sha256, now + wait)
 

@@ -12,7 +12,7 @@ Source: SWIM and Lifeguard (see probing.py); the buddy system is Lifeguard's sec
 
 from mesh.effects import Effect, Send
 from mesh.identity import NodeId
-from mesh.member import ALIVE, DEAD, LEFT, MISSES_MAX, Member
+from mesh.member import ALIVE, MISSES_MAX, Member
 from mesh.probing import Probing, Run
 from mesh.roster import Roster
 from mesh.wire import membership_pb2, mesh_pb2
@@ -121,7 +121,7 @@ class Detector:
         return [self._probe_message(helper, target, run.probe_id, left_s) for helper in run.helpers]
 
     def probed(self, peer: Member, probe: membership_pb2.Probe, now: float) -> list[Effect]:
-        peer.load.CopyFrom(probe.load)
+        peer.load_told(probe.load)
         effects = self.roster.lives(peer, probe.life, now) + self.roster.merge(probe.members, peer.node_id, now)
         target_id = NodeId(probe.target_id)
         if target_id in ("", self.roster.me):
@@ -147,7 +147,7 @@ class Detector:
         return Send(peer, mesh_pb2.LinkMessage(probe_reply=reply))
 
     def answered(self, peer: Member, reply: membership_pb2.ProbeReply, now: float) -> list[Effect]:
-        peer.load.CopyFrom(reply.load)
+        peer.load_told(reply.load)
         effects = self.roster.lives(peer, reply.life, now) + self.roster.merge(reply.members, peer.node_id, now)
         if reply.target_id == peer.node_id and reply.reached:
             effects += self._itself(peer, now)
@@ -170,7 +170,7 @@ class Detector:
         if target is None or not target.linked:
             return effects
         target.misses += 1
-        self.roster.links_changed()
+        self.roster.links_changed(target)
         if target.misses < MISSES_MAX:
             return effects + self._probe(target, now, regular=False)
         return effects + self.roster.refresh(target, now, "others reach it, this node does not")
@@ -181,14 +181,15 @@ class Detector:
         back = member.linked and not member.answers
         if member.misses:
             member.misses = 0
-            self.roster.links_changed()
+            self.roster.links_changed(member)
         effects = self.roster.refresh(member, now, "answers")
         return effects + self._ask_again(now, ASK_AGAIN) if back else effects
 
     def _ask_again(self, now: float, count: int) -> list[Effect]:
         """Those on open links that are out of reach or dead: the ones that were not asked for the longest time."""
-        lost = [member for member in self.roster.members.values() if member.linked and _is_lost(member)]
-        lost.sort(key=lambda member: (member.doubted_at, member.node_id))
+        if not self.roster.presence.lost:
+            return []
+        lost = sorted(self.roster.presence.lost.values(), key=lambda member: (member.doubted_at, member.node_id))
         effects: list[Effect] = []
         for member in lost[:count]:
             if not self.probing.probes(member.node_id) and now - member.doubted_at >= DOUBT_EVERY_S:
@@ -204,11 +205,12 @@ class Detector:
         if member is None or member.departed:
             return []
         member.misses += 1
-        self.roster.links_changed()
+        self.roster.links_changed(member)
         alone = self.last_word_at < run.timeout_at and len(self.roster.linked_peers()) > 1
         if alone and member.linked and member.misses <= MISSES_MAX:
             # Not a word from anybody: rather this node is cut off than all the others.
             member.misses = MISSES_MAX
+            self.roster.links_changed(member)
             return [*self.roster.refresh(member, now, "nobody at all is heard"), *self._call_the_roll(now)]
         if member.linked and member.last_heard > run.sent_at and member.misses < MISSES_MAX:
             return self._probe(member, now, regular=False)  # it speaks; the answer may only be late
@@ -223,7 +225,3 @@ class Detector:
             if self.roster.members[peer].answers:
                 effects += self.doubt(peer, now, ask_others=False)
         return effects
-
-
-def _is_lost(member: Member) -> bool:
-    return member.belief == DEAD or (member.belief != LEFT and not member.answers)

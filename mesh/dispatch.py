@@ -72,6 +72,7 @@ class InFlight:
     output_tokens: int
     accepted: bool = False
     progress: work_pb2.TaskProgress | None = None
+    task_key: bytes = b""
 
     @property
     def node_id(self) -> NodeId:
@@ -129,12 +130,14 @@ class Dispatch:
         now: float,
         prompt_tokens: int,
         output_tokens: int,
+        task_key: bytes = b"",
     ) -> int:
         """Note an assignment. Returns the attempt's number, from 1."""
         assert self.may_start(key, NodeId(agent.node_id))
         attempt = self.attempts.get(key, 0) + 1
         self.attempts[key] = attempt
-        self._add(InFlight(key, plan_sha256, agent, attempt, now, now, prompt_tokens, output_tokens))
+        flight = InFlight(key, plan_sha256, agent, attempt, now, now, prompt_tokens, output_tokens, task_key=task_key)
+        self._add(flight)
         return attempt
 
     def may_start(self, key: TaskKey, node_id: NodeId) -> bool:
@@ -183,7 +186,9 @@ class Dispatch:
         if event.agent.node_id != peer or not self.may_start(key, peer):
             return False
         self.attempts[key] = max(self.attempts.get(key, 0), event.attempt)
-        self._add(InFlight(key, plan_sha256, event.agent, event.attempt, now, now, 0, 0, True, event.progress))
+        flight = InFlight(key, plan_sha256, event.agent, event.attempt, now, now, 0, 0, True, event.progress)
+        flight.task_key = event.task_key
+        self._add(flight)
         return True
 
     def not_running(self, peer: NodeId, running: Collection[TaskKey]) -> list[InFlight]:
@@ -201,11 +206,15 @@ class Dispatch:
         self.held_back.pop(key, None)
         return flights
 
-    def failed(self, key: TaskKey, node_id: NodeId) -> None:
-        """A failure on this node is in the ledger; another attempt goes on."""
+    def ended(self, key: TaskKey, plan_sha256: bytes, node_id: NodeId) -> None:
+        """How this attempt ended is in the ledger, and it is no result of the plan that counts: others go on."""
         for flight in list(self.in_flight.get(key, ())):
-            if flight.node_id == node_id:
+            if (flight.node_id, flight.plan_sha256) == (node_id, plan_sha256):
                 self._remove(flight)
+
+    def given_up(self, flight: InFlight) -> None:
+        """An attempt is of no use any more."""
+        self._remove(flight)
 
     def taken_from(self, flight: InFlight, now: float) -> None:
         """An attempt ended because its node did not move: the node rests, longer each time, until it moves."""

@@ -12,7 +12,7 @@ The shell's duties:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
 
-@dataclass(frozen=True)
-class Send:
+class Send(NamedTuple):
+    """The commonest by far, so a tuple: cheap to make."""
+
     peer: NodeId
     message: mesh_pb2.LinkMessage
 

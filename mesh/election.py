@@ -359,10 +359,12 @@ class Election:
             self.term = token.term
             self.voted_for = ""
             effects.append(SaveVote(self.term, "", ()))
-        self.leader = FencingToken(term=token.term, leader_id=token.leader_id)
         self.leader_heard_at = now
         self.deadline = now + self._timeout()
-        return [*effects, LeaderChanged(self.leader)] if changed else effects
+        if not changed:
+            return effects  # nearly every beat
+        self.leader = FencingToken(term=token.term, leader_id=token.leader_id)
+        return [*effects, LeaderChanged(self.leader)]
 
     def _follow_after_pause(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -383,9 +385,14 @@ class Election:
         return [Log("info", f"leads no more: {why}"), LeaderChanged(None)]
 
     def _beat_reply(self, peer: NodeId) -> Send:
-        token = self.leader or FencingToken(term=max(self.term, self.highest.term))
-        reply = membership_pb2.LeaderBeatReply(token=token, highest=self.highest)
-        return Send(peer, mesh_pb2.LinkMessage(leader_beat_reply=reply))
+        message = mesh_pb2.LinkMessage()
+        reply = message.leader_beat_reply  # filled in its place: the commonest answer of all
+        if self.leader is not None:
+            reply.token.CopyFrom(self.leader)
+        else:
+            reply.token.term = max(self.term, self.highest.term)
+        reply.highest.CopyFrom(self.highest)
+        return Send(peer, message)
 
     def _is_denied(self, token: FencingToken) -> bool:
         return self.denials.is_denied(NodeId(token.leader_id))

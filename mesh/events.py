@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -59,9 +59,8 @@ class LinkClosed:
     node_id: NodeId
 
 
-@dataclass(frozen=True)
-class Received:
-    """A message from a linked peer, other than Hello and FactPush."""
+class Received(NamedTuple):
+    """A message from a linked peer, other than Hello and FactPush. The commonest by far, so a tuple: cheap to make."""
 
     peer: NodeId
     message: mesh_pb2.LinkMessage
@@ -271,6 +270,7 @@ class Assembled:
     plan_sha256: bytes
     result: common_pb2.BlobRef | None
     problem: common_pb2.Problem | None = None
+    missing: bytes = b""  # the task's result, by hash, that nobody in sight gave
 
 
 Event: TypeAlias = (

@@ -7,9 +7,9 @@ Does not: decide whether a fact is accepted (journal.py) or what it means (ledge
 """
 
 import functools
-import hashlib
 import re
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError, Message
@@ -69,8 +69,7 @@ class FactRange:
     last: int
 
 
-@dataclass(frozen=True)
-class Retired:
+class Retired(NamedTuple):
     """Facts `first` … `last` of a stream whose content is gone; `head` is the hash of the last. Nobody signs it: the
     fact after it proves it (journal.py)."""
 
@@ -96,9 +95,11 @@ class FactError(ValueError):
     """The bytes are no fact. Says why; the fact is refused by every node alike."""
 
 
-@dataclass(frozen=True)
-class Fact:
-    """A well-formed fact. `kind` is empty where this version does not know it: such a fact is kept and passed on."""
+class Fact(NamedTuple):
+    """A well-formed fact. `kind` is empty where this version does not know it: such a fact is kept and passed on.
+
+    A tuple, because a start makes one of each stored fact: six times as fast as a frozen dataclass.
+    """
 
     hash: bytes
     stream_id: StreamId
@@ -107,7 +108,13 @@ class Fact:
     hybrid_clock: int
     kind: str
     body: facts_pb2.FactBody
-    signed: facts_pb2.SignedFact
+    raw: bytes  # the body as it came; its SHA-256 is `hash`
+    signature: bytes
+
+    @property
+    def signed(self) -> facts_pb2.SignedFact:
+        """For others, as it came."""
+        return facts_pb2.SignedFact(body=self.raw, signature=self.signature)
 
     @property
     def author(self) -> NodeId:
@@ -129,36 +136,35 @@ class Fact:
 
     def is_signed_by_author(self) -> bool:
         """Costs about 80 µs: the shell calls it off the event loop."""
-        return verify(self.body.author_key, self.signed.body, self.signed.signature)
+        return verify(self.body.author_key, self.raw, self.signature)
 
 
 def parse(signed: facts_pb2.SignedFact) -> Fact:
     """Read a fact. Checks its form, not its signature. Raises `FactError`."""
-    if len(signed.body) > FACT_BYTES_MAX:
-        raise FactError(f"{len(signed.body)} bytes, more than {FACT_BYTES_MAX}")
+    return read(signed.body, signed.signature)
+
+
+def read(raw: bytes, signature: bytes) -> Fact:
+    """Read a fact from its serialised body and its signature, as `parse` does."""
+    if len(raw) > FACT_BYTES_MAX:
+        raise FactError(f"{len(raw)} bytes, more than {FACT_BYTES_MAX}")
     try:
-        body = facts_pb2.FactBody.FromString(signed.body)
+        body = facts_pb2.FactBody.FromString(raw)
     except DecodeError as error:
         raise FactError("the body does not decode") from error
-    if len(body.author_key) != PUBLIC_KEY_BYTES:
+    author_key, stream = body.author_key, body.stream
+    sequence, predecessor = body.sequence, body.predecessor
+    if len(author_key) != PUBLIC_KEY_BYTES:
         raise FactError("the author's key has the wrong length")
-    if body.sequence < 1:
+    if sequence < 1:
         raise FactError("sequence numbers start at 1")
-    if (body.sequence == 1) != (body.predecessor == b""):
+    if (sequence == 1) != (predecessor == b""):
         raise FactError("the first fact of a stream, and no other, has no predecessor")
     kind = body.WhichOneof("kind") or ""
-    if kind and STREAM_OF_KIND[kind] != body.stream:
-        raise FactError(f"{kind} does not belong into stream {body.stream}")
-    return Fact(
-        hash=hashlib.sha256(signed.body).digest(),
-        stream_id=_stream_id(body.author_key, body.incarnation, body.stream),
-        sequence=body.sequence,
-        predecessor=body.predecessor,
-        hybrid_clock=body.hybrid_clock,
-        kind=kind,
-        body=body,
-        signed=signed,
-    )
+    if kind and STREAM_OF_KIND[kind] != stream:
+        raise FactError(f"{kind} does not belong into stream {stream}")
+    stream_id = _stream_id(author_key, body.incarnation, stream)
+    return Fact(sha256(raw).digest(), stream_id, sequence, predecessor, body.hybrid_clock, kind, body, raw, signature)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -173,7 +179,7 @@ def parse_retired(wire: facts_pb2.RetiredRange) -> Retired:
         raise FactError("a retired range of no author")
     if not 1 <= wire.first <= wire.last:
         raise FactError("a retired range begins at 1 or later and does not end before it begins")
-    if len(wire.head) != hashlib.sha256().digest_size:
+    if len(wire.head) != sha256().digest_size:
         raise FactError("the head of a retired range is no hash")
     return Retired(StreamId(NodeId(wire.author_id), wire.incarnation, wire.stream), wire.first, wire.last, wire.head)
 
@@ -192,4 +198,4 @@ def make(
     )
     getattr(body, kind).CopyFrom(content)
     raw = body.SerializeToString(deterministic=True)
-    return parse(facts_pb2.SignedFact(body=raw, signature=key.sign(raw)))
+    return read(raw, key.sign(raw))

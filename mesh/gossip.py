@@ -20,6 +20,7 @@ all (p99).
 Does not: read facts (the shell reads the named ranges from the store), promise order across streams.
 """
 
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -27,7 +28,7 @@ from typing import Protocol
 from mesh.effects import Effect, PushStored, Send
 from mesh.facts import Fact, FactRange, StreamId
 from mesh.identity import NodeId
-from mesh.journal import BUCKETS, HASH_BYTES, Journal, Position, bucket_of, read_position, wire_position
+from mesh.journal import BUCKETS, HASH_BYTES, NOTHING, Journal, Position, bucket_of, read_position, wire_position
 from mesh.wire import facts_pb2, mesh_pb2
 
 __all__ = ["COPIES", "FANOUT", "INTERVAL_S", "PUSH_PEERS", "FactRange", "Gossip", "Rng"]
@@ -49,6 +50,8 @@ PUSH_RANGES_MAX = 2_000
 #: A push of so many bytes was probably cut by its limit: ask for the rest at once.
 FULL_PUSH_BYTES = 512 * 1024
 SUSPECTS_MAX = 64
+_HASHES = struct.Struct(f">{BUCKETS}Q")
+assert _HASHES.size == BUCKETS * HASH_BYTES
 #: The version of peers that know no digests and no retired ranges, and of membership heartbeats only.
 OLD_PROTOCOL = 1
 
@@ -117,9 +120,8 @@ class Gossip:
             equal_at[:] = [self.journal.serial] * BUCKETS
             return []
         differing: list[int] = []
-        for bucket in range(BUCKETS):
-            its = slice(bucket * HASH_BYTES, (bucket + 1) * HASH_BYTES)
-            if ours[its] == theirs[its]:
+        for bucket, (mine, its) in enumerate(zip(_HASHES.unpack(ours), _HASHES.unpack(theirs), strict=True)):
+            if mine == its:
                 equal_at[bucket] = self.journal.serial
             else:
                 differing.append(bucket)
@@ -132,7 +134,9 @@ class Gossip:
         missing_there: list[FactRange] = []
         for stream_id in self.journal.streams_in(range(BUCKETS) if buckets is None else buckets):
             ours = self.journal.durable[stream_id]
-            held = theirs.get(stream_id, Position())
+            held = theirs.get(stream_id, NOTHING)
+            if held == ours:
+                continue
             if held.sequence < ours.sequence:
                 missing_there.append(FactRange(stream_id, held.sequence + 1, ours.sequence))
             elif held.sequence == ours.sequence and held.head != ours.head:
@@ -145,7 +149,7 @@ class Gossip:
         void = [s for s, position in theirs.items() if s in forks and position.sequence >= forks[s].sequence]
         effects += self.proofs_to(peer, void)
         missing_here = any(
-            position.sequence > (here := self.journal.staged.get(stream_id, Position()).sequence)
+            position.sequence > (here := self.journal.staged.get(stream_id, NOTHING).sequence)
             and stream_id not in forks
             and not self.journal.is_void(stream_id, here + 1)
             for stream_id, position in theirs.items()
@@ -164,7 +168,8 @@ class Gossip:
                 break
             stream_id, position = read_position(wire)
             seen[stream_id] = position
-            held[stream_id] = max(held.pop(stream_id, 0), position.sequence)
+            before = held.pop(stream_id, 0)
+            held[stream_id] = before if before > position.sequence else position.sequence
             if len(held) > HELD_MAX:
                 del held[next(iter(held))]
         return seen
@@ -190,7 +195,7 @@ class Gossip:
         """What `peer` holds of this stream does not fit what we hold: `said` ends there, or comes before its fact."""
         known = (peer, stream_id) in self.suspects or (peer, stream_id, said) in self._cleared
         if not known and len(self.suspects) < SUSPECTS_MAX:
-            self.suspects[peer, stream_id] = Position()
+            self.suspects[peer, stream_id] = NOTHING
             self._said[peer, stream_id] = said
 
     def found_equal(self, peer: NodeId, last: Fact) -> list[Effect]:
@@ -199,7 +204,7 @@ class Gossip:
         if suspect not in self.suspects or last.sequence <= self.suspects[suspect].sequence:
             return []
         self.suspects[suspect] = Position(last.sequence, last.hash)
-        if last.sequence >= self.journal.durable.get(last.stream_id, Position()).sequence:
+        if last.sequence >= self.journal.durable.get(last.stream_id, NOTHING).sequence:
             self._cleared[peer, last.stream_id, self._said[suspect]] = None
             if len(self._cleared) > SUSPECTS_MAX:
                 del self._cleared[next(iter(self._cleared))]

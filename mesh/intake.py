@@ -24,6 +24,7 @@ from mesh.identity import NodeId
 from mesh.ledger import TERMINAL_KINDS, TaskRef
 from mesh.records import cut_text
 from mesh.surroundings import Surroundings
+from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
 #: How long a result waits for its copies before it is announced all the same.
@@ -51,6 +52,7 @@ class Running:
     finished: facts_pb2.TaskFinished | None = None
     announce_by: float = 0.0
     authored: bool = False
+    task_key: bytes = b""
 
     @property
     def uses_engine(self) -> bool:
@@ -97,7 +99,7 @@ class Intake:
             if key not in self.running:
                 own = work_pb2.Assign()
                 own.CopyFrom(assign)  # its token changes with the leader
-                self.running[key] = Running(own)
+                self.running[key] = Running(own, task_key=task_key(own.task, [ref.sha256 for ref in own.inputs]))
                 effects.append(StartTask(key, assign))
             else:
                 # The same task, assigned again by a leader that did not know: go on, under its token.
@@ -222,7 +224,7 @@ class Intake:
     def fact_applied(self, fact: Fact) -> list[Effect]:
         if fact.kind in TERMINAL_KINDS:
             return self._job_ended(getattr(fact.body, fact.kind).job_id)
-        if fact.kind != "task_finished" or fact.author != self.around.me:
+        if fact.kind != "task_finished" or fact.author != self.around.me or fact.body.task_finished.taken_from:
             return []
         finished = fact.body.task_finished
         key = TaskKey(finished.job_id, TaskRef(finished.task_index, finished.replica))
@@ -323,6 +325,7 @@ def event_of(running: Running) -> work_pb2.TaskEvent:
         attempt=assign.attempt,
         agent=assign.agent,
         plan_sha256=assign.plan_sha256,
+        task_key=running.task_key,
         progress=running.progress,
     )
 

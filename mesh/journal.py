@@ -17,10 +17,12 @@ Does not: touch the disk (effects do), check signatures (the shell does, before 
 XOR is no defence against an author that crafts streams to collide; it would keep its own bucket from converging.
 """
 
+import functools
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from mesh.denials import Denials
 from mesh.facts import Fact, Place, Retired, StreamId
@@ -32,7 +34,7 @@ HASH_BYTES = 8
 #: Proofs kept, at most 33 KiB each: against an author that writes two histories of everything it writes.
 FORKS_MAX = 64
 #: Places whose time of becoming durable is remembered one by one.
-RECENT_MAX = 8192
+RECENT_MAX = 2048
 
 
 class Verdict(Enum):
@@ -45,13 +47,12 @@ class Verdict(Enum):
     VOID = "void"  # at or after the place of a proven fork, or beyond what counts of a denied author
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     sequence: int = 0
     head: bytes = b""
 
 
-_NOTHING = Position()
+NOTHING = Position()
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ class Journal:
 
     def lacks(self, fact: Fact) -> bool:
         """Whether `fact` comes after all that was accepted of its stream."""
-        return fact.sequence > self.staged.get(fact.stream_id, _NOTHING).sequence
+        return fact.sequence > self.staged.get(fact.stream_id, NOTHING).sequence
 
     def offer(self, fact: Fact) -> Verdict:
         """Stage `fact` if it is the next of its stream. The caller persists what was staged, in this order."""
         if self.is_void(fact.stream_id, fact.sequence):
             return Verdict.VOID
-        last = self.staged.get(fact.stream_id, Position())
+        last = self.staged.get(fact.stream_id, NOTHING)
         if fact.sequence <= last.sequence:
             if fact.sequence == last.sequence and fact.hash != last.head:
                 return Verdict.FORK
@@ -122,7 +123,7 @@ class Journal:
         """Stage a retired range if it is the next of its stream and `after`, the true fact after it, names its head."""
         if self.is_void(retired.stream_id, retired.last + 1):
             return Verdict.VOID
-        last = self.staged.get(retired.stream_id, Position())
+        last = self.staged.get(retired.stream_id, NOTHING)
         if retired.last <= last.sequence:
             return Verdict.DUPLICATE
         if (
@@ -140,7 +141,7 @@ class Journal:
         for item in in_stream_order(facts, retired):
             if self.is_void(item.stream_id, item.last):
                 continue  # the fork was proven meanwhile
-            position = self.durable.get(item.stream_id, Position())
+            position = self.durable.get(item.stream_id, NOTHING)
             assert item.first == position.sequence + 1, "facts become durable in stream order"
             self._set_durable(item.stream_id, end := Position(item.last, item.head))
             if self.staged[item.stream_id].sequence == item.last:
@@ -151,40 +152,42 @@ class Journal:
             oldest = next(iter(self._recent))
             self._recent_floor = self._recent.pop(oldest)
 
-    def restore(self, fact: Fact, retired: Iterable[Retired] = ()) -> bool:
-        """Take a fact read from this node's own store at start, after the ranges that were retired before it.
+    def restore(self, facts: Iterable[Fact], retired: Iterable[Retired], forks: Iterable[Fork]) -> Iterator[Fact]:
+        """Take what this node's own store holds, at start: each stream in its order, its retired ranges in any.
 
-        Returns whether it counts: facts that a fork made void do not. Raises `ValueError` where the store has a hole.
+        Yields the facts that count, in their order: all but those that a fork made void. Positions are there once the
+        last was yielded. Raises `ValueError` where the store has a hole, or a fact is not the one it was.
         """
-        stream_id = fact.stream_id
-        last = self.staged.get(stream_id, _NOTHING)
-        if stream_id not in self.forks and (fact.sequence, fact.predecessor) == (last.sequence + 1, last.head):
-            self._restored(stream_id, Position(fact.sequence, fact.hash))  # nearly all: a start reads many
-            return True
-        for gone in retired:
-            if gone.first == last.sequence + 1 and self.offer_retired(gone, fact) is Verdict.STAGED:
-                last = self._restored(gone.stream_id, Position(gone.last, gone.head))
-        verdict = self.offer(fact)
-        if verdict is Verdict.VOID:
-            return False
-        if verdict is not Verdict.STAGED:
-            raise ValueError(f"the journal has a hole before fact {fact.sequence} of {fact.author}")
-        self._restored(stream_id, Position(fact.sequence, fact.hash))
-        return True
-
-    def restore_end(self, fork: Fork, retired: Iterable[Retired]) -> None:
-        """A void stream may end in a retired range: the fork's facts prove its head."""
-        for gone in retired:
-            last = self.staged.get(fork.stream_id, Position())
-            if gone.first == last.sequence + 1 and gone.last == fork.sequence - 1:
-                self._restored(fork.stream_id, Position(gone.last, gone.head))
+        assert not self.staged, "a start begins with nothing"
+        self.forks = {fork.stream_id: fork for fork in forks}
+        ends: dict[StreamId, tuple[int, bytes]] = {}
+        before = {(gone.stream_id, gone.last + 1): gone for gone in retired}
+        for fact in facts:
+            stream_id, sequence = fact.stream_id, fact.sequence
+            last = ends.get(stream_id, NOTHING)
+            if sequence != last[0] + 1 and (gone := before.get((stream_id, sequence))) and gone.first == last[0] + 1:
+                last = (gone.last, gone.head)
+            if self.forks and self.is_void(stream_id, sequence):
+                continue
+            if sequence != last[0] + 1 or fact.predecessor != last[1]:
+                raise ValueError(f"a hole or a changed fact before fact {sequence} of {fact.author}")
+            ends[stream_id] = (sequence, fact.hash)
+            yield fact
+        for stream_id, fork in self.forks.items():
+            # A void stream may end in a retired range: the fork's facts prove its head.
+            end = before.get((stream_id, fork.sequence))
+            if end is not None and end.first == ends.get(stream_id, NOTHING)[0] + 1:
+                ends[stream_id] = (end.last, end.head)
+        for stream_id, last in ends.items():
+            self.staged[stream_id] = position = Position(*last)
+            self._set_durable(stream_id, position)
 
     def restore_ends(self, retired: Iterable[Retired]) -> None:
         """After all else, and the denials too: a stream that a denial cut may end in a retired range, whose head the
         denial names."""
         for gone in retired:
             end = self.denials.end_of(gone.stream_id)
-            before = self.staged.get(gone.stream_id, Position())
+            before = self.staged.get(gone.stream_id, NOTHING)
             if end is not None and (gone.first, gone.last) == (before.sequence + 1, end.sequence):
                 self.staged[gone.stream_id] = Position(gone.last, gone.head)
                 self._set_durable(gone.stream_id, self.staged[gone.stream_id])
@@ -215,7 +218,7 @@ class Journal:
     def end_at(self, stream_id: StreamId, end: Position) -> None:
         """The stream ends here, where it reached as far."""
         for positions in (self.staged, self.durable):
-            position = positions.get(stream_id, Position())
+            position = positions.get(stream_id, NOTHING)
             if position.sequence < end.sequence:
                 continue
             if positions is self.durable:
@@ -227,12 +230,12 @@ class Journal:
 
     def next_of(self, stream_id: StreamId) -> tuple[int, bytes]:
         """Sequence and predecessor of the next fact that this node authors in its own stream."""
-        last = self.staged.get(stream_id, Position())
+        last = self.staged.get(stream_id, NOTHING)
         return last.sequence + 1, last.head
 
     def durable_since(self, stream_id: StreamId, sequence: int) -> int | None:
         """The least `serial` at which this place was surely durable here; None where it is not."""
-        if self.durable.get(stream_id, Position()).sequence < sequence:
+        if self.durable.get(stream_id, NOTHING).sequence < sequence:
             return None
         return self._recent.get(Place(stream_id, sequence), self._recent_floor)
 
@@ -251,23 +254,26 @@ class Journal:
         """One hash a bucket: equal exactly where two nodes hold the same, but for crafted collisions."""
         if not self._stale:
             return self._digest
+        digest = bytearray(self._digest)
         for stream_id in self._stale:
             new = _hash_of(stream_id, self.durable[stream_id]) if stream_id in self.durable else 0
-            self._bucket_hashes[bucket_of(stream_id)] ^= self._hashes.pop(stream_id, 0) ^ new
+            bucket = bucket_of(stream_id)
+            value = self._bucket_hashes[bucket] ^ self._hashes.pop(stream_id, 0) ^ new
+            self._bucket_hashes[bucket] = value
+            digest[bucket * HASH_BYTES : (bucket + 1) * HASH_BYTES] = value.to_bytes(HASH_BYTES, "big")
             if new:
                 self._hashes[stream_id] = new
         self._stale.clear()
-        self._digest = b"".join(value.to_bytes(HASH_BYTES, "big") for value in self._bucket_hashes)
+        self._digest = bytes(digest)
         return self._digest
 
     def validate(self) -> None:
         """Assert the invariants."""
         for stream_id, durable in self.durable.items():
             staged = self.staged[stream_id]
-            assert durable.sequence <= staged.sequence
-            assert durable.sequence < staged.sequence or durable.head == staged.head
+            assert durable.sequence < staged.sequence or durable == staged
             assert durable.sequence >= 1
-            assert not self.is_void(stream_id, staged.sequence)
+            assert not (self.forks or self.denials.nodes) or not self.is_void(stream_id, staged.sequence)
 
     def is_void(self, stream_id: StreamId, sequence: int) -> bool:
         """Whether a place is at or after a proven fork, or beyond the limit of a denied author."""
@@ -276,11 +282,6 @@ class Journal:
             return True
         limit = self.denials.limit(stream_id)
         return limit is not None and sequence > limit
-
-    def _restored(self, stream_id: StreamId, position: Position) -> Position:
-        self.staged[stream_id] = position
-        self._set_durable(stream_id, position)
-        return position
 
     def _set_durable(self, stream_id: StreamId, position: Position) -> None:
         if position.sequence:
@@ -307,6 +308,7 @@ def in_stream_order(facts: Iterable[Fact], retired: Iterable[Retired]) -> Sequen
     return items  # a range without its fact is nothing
 
 
+@functools.lru_cache(maxsize=4096)
 def bucket_of(stream_id: StreamId) -> int:
     """The low bits of the author's id and the incarnation: both are as good as random."""
     return (int(stream_id.author[:8] or "0", 16) ^ stream_id.incarnation ^ stream_id.stream * 7) % BUCKETS

@@ -14,6 +14,7 @@ Does not: schedule anything, or know who is alive.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from mesh.facts import Fact, Place
 from mesh.identity import NodeId
@@ -26,8 +27,9 @@ COMPLETED = JobState.JOB_STATE_COMPLETED
 CANCELLED = JobState.JOB_STATE_CANCELLED
 FAILED = JobState.JOB_STATE_FAILED
 TERMINAL_KINDS = frozenset({"job_completed", "job_cancelled", "job_failed"})
+_FOLDED = TERMINAL_KINDS | {"job_submitted", "job_planned", "job_assigned", "task_finished"}
 #: Every kind of fact that names a job.
-_OF_JOBS = TERMINAL_KINDS | {"job_submitted", "job_planned", "job_assigned", "task_finished", "evidence"}
+_OF_JOBS = _FOLDED | {"evidence"}
 
 
 @dataclass(frozen=True, order=True)
@@ -38,8 +40,7 @@ class TaskRef:
     replica: int
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(NamedTuple):
     """A fact's content with what orders and dates it."""
 
     hash: bytes
@@ -116,6 +117,16 @@ class Job:
                 best[ref] = min(fact_hash, best.get(ref, fact_hash))
         return {ref: self.finished[fact_hash][1] for ref, fact_hash in sorted(best.items())}
 
+    def results_of_other_plans(self) -> dict[bytes, list[tuple[Said, facts_pb2.TaskFinished]]]:
+        """Successes of plans that do not count, by the key of their task; each in order of fact hash."""
+        plan = self.plan
+        others: dict[bytes, list[tuple[Said, facts_pb2.TaskFinished]]] = {}
+        for _, (said, finished) in sorted(self.finished.items()):
+            of_it = plan is not None and finished.plan_sha256 == plan.plan.sha256
+            if not of_it and finished.task_key and finished.WhichOneof("outcome") == "result":
+                others.setdefault(finished.task_key, []).append((said, finished))
+        return others
+
     def failures(self) -> dict[TaskRef, list[facts_pb2.TaskFinished]]:
         """Failed attempts of the winning plan's tasks, in order of fact hash."""
         plan = self.plan
@@ -143,48 +154,42 @@ class Ledger:
 
     def apply(self, fact: Fact) -> bool:
         """Fold one fact in. Returns whether it was of this fold."""
-        match fact.kind:
-            case "job_submitted":
-                job = self._job(fact.body.job_submitted.job_id)
-                said = (_said(fact), fact.body.job_submitted)
-                if job.submitted is None or fact.hash < job.submitted[0].hash:
-                    job.submitted = said
-            case "job_planned":
-                planned = fact.body.job_planned
-                job = self._job(planned.job_id)
-                known = job.plans.get(planned.plan.sha256)
-                if known is None or (-planned.revision, fact.hash) < (-known[1].revision, known[0].hash):
-                    job.plans[planned.plan.sha256] = (_said(fact), planned)
+        fact_hash, stream_id, sequence, _, hybrid_clock, kind, body, _, _ = fact
+        if kind not in _FOLDED:
+            return False
+        content: Any = getattr(body, kind)  # read once: each reading makes an object, and a start folds many facts
+        job = self._job(content.job_id)
+        said = Said(fact_hash, stream_id.author, hybrid_clock), content
+        match kind:
             case "job_assigned":
-                job = self._job(fact.body.job_assigned.job_id)
-                job.assigned[fact.hash] = (_said(fact), fact.body.job_assigned)
+                job.assigned[fact_hash] = said
             case "task_finished":
-                job = self._job(fact.body.task_finished.job_id)
-                job.finished[fact.hash] = (_said(fact), fact.body.task_finished)
+                job.finished[fact_hash] = said
+                if content.HasField("result"):
+                    self._name(job, (content.result,))
+            case "job_submitted":
+                if job.submitted is None or fact_hash < job.submitted[0].hash:
+                    job.submitted = said
+                self._name(job, content.blobs)
+            case "job_planned":
+                known = job.plans.get(content.plan.sha256)
+                if known is None or (-content.revision, fact_hash) < (-known[1].revision, known[0].hash):
+                    job.plans[content.plan.sha256] = said
+                self._name(job, (content.plan,))
             case "job_completed":
-                job = self._job(fact.body.job_completed.job_id)
-                job.completed[fact.hash] = (_said(fact), fact.body.job_completed)
+                job.completed[fact_hash] = said
+                self._name(job, _answer_and_document(content))
             case "job_cancelled":
-                job = self._job(fact.body.job_cancelled.job_id)
-                job.cancelled[fact.hash] = (_said(fact), fact.body.job_cancelled)
+                job.cancelled[fact_hash] = said
             case "job_failed":
-                job = self._job(fact.body.job_failed.job_id)
-                job.failed[fact.hash] = (_said(fact), fact.body.job_failed)
-            case _:
-                return False
-        if fact.kind in TERMINAL_KINDS:
-            job.ends_at.add(Place(fact.stream_id, fact.sequence))
+                job.failed[fact_hash] = said
+        if kind in TERMINAL_KINDS:
+            job.ends_at.add(Place(stream_id, sequence))
             self._open.pop(job.job_id, None)
         else:
-            job.details_at.add(Place(fact.stream_id, fact.sequence))
+            job.details_at.add(Place(stream_id, sequence))
         if job.closed and job.details_at:
             self._detailed[job.job_id] = job
-        for ref in _named_in(fact):
-            name = ref.sha256
-            if name in self._named_by:
-                self._named_by[name].add(job.job_id)
-            else:
-                self._named_by[name] = {job.job_id}
         return True
 
     def closed_with_details(self) -> list[Job]:
@@ -279,6 +284,15 @@ class Ledger:
         """A value that is equal exactly when two ledgers read the same. Of closed jobs only their ends count."""
         return tuple(_reading(job) for job in sorted(self.jobs.values(), key=lambda job: job.job_id))
 
+    def _name(self, job: Job, refs: Iterable[common_pb2.BlobRef]) -> None:
+        for ref in refs:
+            name = ref.sha256
+            by = self._named_by.get(name)
+            if by is None:
+                self._named_by[name] = {job.job_id}
+            else:
+                by.add(job.job_id)
+
     def _unname(self, job_id: bytes, names: Iterable[bytes]) -> set[bytes]:
         unnamed: set[bytes] = set()
         for name in names:
@@ -302,24 +316,6 @@ def job_of(fact: Fact) -> bytes | None:
         return None
     job_id: bytes = getattr(fact.body, fact.kind).job_id
     return job_id or None
-
-
-def _said(fact: Fact) -> Said:
-    return Said(fact.hash, fact.author, fact.hybrid_clock)
-
-
-def _named_in(fact: Fact) -> list[common_pb2.BlobRef]:
-    match fact.kind:
-        case "job_submitted":
-            return list(fact.body.job_submitted.blobs)
-        case "job_planned":
-            return [fact.body.job_planned.plan]
-        case "task_finished":
-            finished = fact.body.task_finished
-            return [finished.result] if finished.WhichOneof("outcome") == "result" else []
-        case "job_completed":
-            return _answer_and_document(fact.body.job_completed)
-    return []
 
 
 def _answer_and_document(completed: facts_pb2.JobCompleted) -> list[common_pb2.BlobRef]:

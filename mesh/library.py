@@ -61,23 +61,16 @@ class Library:
         self._cuts_due: list[Effect] = []
 
     def restore(self, facts: Iterable[Fact], retired: Iterable[Retired], forks: Iterable[Fork]) -> None:
-        """Take over what the store holds, at start. Raises `ValueError` where it has a hole.
+        """Take over what the store holds, at start: facts one by one, so that the store may read them one by one.
 
-        What denials make void goes in the end: a crash may have come between a denial and the cut (`tick`).
+        What denials make void goes in the end: a crash may have come between a denial and the cut (`tick`). Raises
+        `ValueError` where the store has a hole.
         """
         retired = list(retired)
-        for fork in forks:
-            self.journal.forks[fork.stream_id] = fork
-        gone: dict[StreamId, list[Retired]] = {}
-        for piece in sorted(retired, key=lambda piece: piece.first):
-            gone.setdefault(piece.stream_id, []).append(piece)
-        for fact in facts:
-            if self.journal.restore(fact, gone.get(fact.stream_id, ())):
-                self.fold(fact)
-                if fact.kind == "deny":
-                    self._denials_read.append(fact)
-        for fork in self.journal.forks.values():
-            self.journal.restore_end(fork, gone.get(fork.stream_id, ()))
+        for fact in self.journal.restore(facts, retired, forks):
+            self.fold(fact)
+            if fact.kind == "deny":
+                self._denials_read.append(fact)
         self._cuts_due = self._heed(self._denials_read)
         self._denials_read = []
         self.journal.restore_ends(retired)
@@ -186,13 +179,13 @@ class Library:
         return Send(peer, mesh_pb2.LinkMessage(fact_receipt=facts_pb2.FactReceipt(positions=positions)))
 
     def fold(self, fact: Fact) -> None:
-        if fact.author == self.me:
-            self.own_hybrid_clock = max(self.own_hybrid_clock, fact.hybrid_clock)
-        else:
-            self.seen_hybrid_clock = max(self.seen_hybrid_clock, fact.hybrid_clock)
-        for fold in (self.ledger, self.knowledge, self.profiles):
-            if fold.apply(fact):
-                return
+        clock = fact.hybrid_clock
+        if fact.stream_id.author == self.me:
+            if clock > self.own_hybrid_clock:
+                self.own_hybrid_clock = clock
+        elif clock > self.seen_hybrid_clock:
+            self.seen_hybrid_clock = clock
+        _ = self.ledger.apply(fact) or self.knowledge.apply(fact) or self.profiles.apply(fact)
 
     # Two histories of one stream
 

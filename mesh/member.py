@@ -24,7 +24,11 @@ MISSES_MAX = 2
 LIFE_JUMP_MAX = 1 << 32
 
 
-@dataclass
+#: Of one that has not told yet what it is doing. Shared: not to be changed.
+_NO_LOAD = membership_pb2.NodeLoad()
+
+
+@dataclass(slots=True)
 class Member:
     """Invariants: state is ALIVE only if belief is, and it is linked and answers; suspicion is there iff SUSPECT."""
 
@@ -47,7 +51,9 @@ class Member:
     doubted_at: float = float("-inf")  # probed out of turn
     suspicion: Suspicion | None = None
     accused: membership_pb2.MemberRecord | None = None  # what others said of it, until it answers or does not
-    load: membership_pb2.NodeLoad = field(default_factory=membership_pb2.NodeLoad)
+    load: membership_pb2.NodeLoad = field(default_factory=lambda: _NO_LOAD)
+    _said: tuple[object, ...] = ()  # what `_record` says
+    _record: membership_pb2.MemberRecord | None = None
 
     @property
     def old(self) -> bool:
@@ -71,7 +77,16 @@ class Member:
         """
         return (self.life, self.belief) >= (life, state)
 
+    def load_told(self, load: membership_pb2.NodeLoad) -> None:
+        if self.load is _NO_LOAD:
+            self.load = membership_pb2.NodeLoad()
+        self.load.CopyFrom(load)
+
     def record(self, said_by: str = "") -> membership_pb2.MemberRecord:
+        """What is believed of it, for others. Made once for all that are told the same: not to be changed."""
+        said = (self.incarnation, self.life, self.belief, self.name, self.proved, said_by)
+        if self._record is not None and self._said == said:
+            return self._record
         record = membership_pb2.MemberRecord(
             node_id=self.node_id,
             incarnation=self.incarnation,
@@ -82,6 +97,7 @@ class Member:
         )
         for host, port in self.proved:
             record.addresses.add(host=host, port=port)
+        self._said, self._record = said, record
         return record
 
 

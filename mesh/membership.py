@@ -61,11 +61,12 @@ class Membership:
         self.roster = Roster(me, life, incarnation, rng, timing, denials)
         self.members = self.roster.members
         self.detector = Detector(self.roster, self.load)
+        self._pause_s = timing.pause_s
         self.lag_s = 0.0  # by how much the last tick was late; 0 where it was not
         self.paused_at: float | None = None
         self._last_tick_at: float | None = None
         self._next_gossip_at = 0.0
-        self._next_exchange_at: float | None = None
+        self.next_exchange_at: float | None = None
         self._next_forget_at = 0.0
         self._next_full_at = 0.0
         self._next_old_at = 0.0
@@ -94,8 +95,8 @@ class Membership:
         """Linked peers but those whose link seems stuck."""
         return self.roster.reached()
 
-    def stuck(self) -> frozenset[NodeId]:
-        """Linked peers that do not answer on their link: worth a new dial beside it."""
+    def stuck(self) -> list[NodeId]:
+        """Linked peers that do not answer on their link: worth a new dial beside it. In order of id. Shared."""
         return self.roster.stuck()
 
     def absent_since(self, node_id: NodeId) -> float | None:
@@ -119,7 +120,7 @@ class Membership:
 
     def slept(self, now: float) -> bool:
         """Whether this node itself was paused since its last tick: a closed lid, a stopped process."""
-        return self._last_tick_at is not None and now - self._last_tick_at > self.timing.pause_s
+        return self._last_tick_at is not None and now - self._last_tick_at > self._pause_s
 
     def validate(self) -> None:
         self.roster.validate()
@@ -178,7 +179,7 @@ class Membership:
         member.misses = 0
         member.last_heard = self.detector.last_word_at = now
         member.link_broke_at = None
-        self.roster.links_changed()
+        self.roster.links_changed(member)
         effects: list[Effect] = []
         if not hello.life or hello.life > member.life:
             # Its own word, and of a later life than what was said of it. (The previous release says no life here.)
@@ -202,7 +203,7 @@ class Membership:
             return []
         member.linked = False
         self._old.discard(node_id)
-        self.roster.links_changed()
+        self.roster.links_changed(member)
         if member.belief == ALIVE:
             member.link_broke_at = now
             if self.paused_at is None or now - self.paused_at > self.timing.pause_s:
@@ -246,7 +247,7 @@ class Membership:
         member.link_broke_at = None
         if member.old:
             member.misses = 0
-            self.roster.links_changed()
+            self.roster.links_changed(member)
             if member.belief in (SUSPECT, DEAD):
                 return self.roster.believe(member, ALIVE, now, "heard")
             return self.roster.refresh(member, now, "heard")
@@ -270,7 +271,7 @@ class Membership:
                 return self._told(member, message.member_news, now)
             case "heartbeat":
                 heartbeat = message.heartbeat
-                member.load.CopyFrom(heartbeat.load)
+                member.load_told(heartbeat.load)
                 effects = self.roster.lives(member, heartbeat.life, now)
                 return effects + self.roster.merge(heartbeat.members, peer, now)
             case "leave":
@@ -279,7 +280,7 @@ class Membership:
 
     def load_told(self, node_id: NodeId, load: membership_pb2.NodeLoad) -> None:
         if member := self.members.get(node_id):
-            member.load.CopyFrom(load)
+            member.load_told(load)
 
     def goodbye(self, reason: str) -> list[Effect]:
         self.roster.leaving = True
@@ -314,11 +315,11 @@ class Membership:
 
     def _exchange(self, now: float) -> list[Effect]:
         """Compare everything with one peer, now and then: what gossip missed."""
-        if self._next_exchange_at is None:
-            self._next_exchange_at = now + self.timing.exchange_interval_s * self.rng.random()
-        if now < self._next_exchange_at or not (peers := self.live_peers()):
+        if self.next_exchange_at is None:
+            self.next_exchange_at = now + self.timing.exchange_interval_s * self.rng.random()
+        if now < self.next_exchange_at or not (peers := self.live_peers()):
             return []
-        self._next_exchange_at = now + self.timing.exchange_every_s(self.roster.size())
+        self.next_exchange_at = now + self.timing.exchange_every_s(self.roster.size())
         news = membership_pb2.MemberNews(members=self.roster.all_records(), reply_wanted=True)
         return [Send(self.rng.sample(peers, 1)[0], mesh_pb2.LinkMessage(member_news=news))]
 

@@ -11,6 +11,7 @@ Does not: know when a task is ready (coordinator.py), or compute costs (solver/)
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from mesh.dispatch import Dispatch, InFlight, TaskKey
 from mesh.effects import AgentState, Allocate, Author, Effect, Log, ReadyTask, Send
@@ -19,6 +20,7 @@ from mesh.facts import FACT_BYTES_MAX
 from mesh.identity import NodeId
 from mesh.ledger import Job, TaskRef
 from mesh.surroundings import Surroundings
+from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
 #: A round that is not answered after so long is given up: the next may begin.
@@ -46,6 +48,10 @@ class Ready:
     @property
     def key(self) -> TaskKey:
         return TaskKey(self.job.job_id, TaskRef(self.task.index, self.task.replica))
+
+    @cached_property
+    def task_key(self) -> bytes:
+        return task_key(self.task, [ref.sha256 for ref in self.inputs])
 
 
 @dataclass
@@ -203,7 +209,13 @@ class Placement:
     ) -> list[Effect]:
         task = ready.task
         attempt = self.dispatch.assigned(
-            ready.key, ready.plan_sha256, agent, now, task.prompt_tokens_estimate, task.output_tokens_max
+            ready.key,
+            ready.plan_sha256,
+            agent,
+            now,
+            task.prompt_tokens_estimate,
+            task.output_tokens_max,
+            ready.task_key,
         )
         self.waiting_for.pop(ready.job.job_id, None)
         assign = work_pb2.Assign(

@@ -45,6 +45,9 @@ from mesh.timing import LAN, Timing
 from mesh.wire import common_pb2, mesh_pb2
 from mesh.work import MESSAGES, Work
 
+#: What other parts cause and the replica itself carries out, or shows to the work of the node.
+SETTLED_HERE = (Author, MemberChanged, LeaderChanged, FactsApplied, DropBlobs)
+
 
 class Replica:
     """Args: `incarnation` is random at every start; `life` exceeds that of every earlier start (seconds since 1970);
@@ -107,15 +110,15 @@ class Replica:
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
         """Advance. `now` never goes back."""
-        if isinstance(event, events.Ticked | events.FactAuthored):
-            self.wall_clock_ms = event.wall_clock_ms or self.wall_clock_ms
-        effects: list[Effect] = []
-        if self.membership.slept(now) and not isinstance(event, events.Ticked):
-            # What lay in the sockets while this node was paused is read before its timers fire; the pause comes first.
-            effects = self._advance(now)
         if isinstance(event, events.Ticked):
+            self.wall_clock_ms = event.wall_clock_ms or self.wall_clock_ms
             return self._advance(now)
-        return effects + self._settle(self._handle(event, now), now)
+        if isinstance(event, events.FactAuthored):
+            self.wall_clock_ms = event.wall_clock_ms or self.wall_clock_ms
+        if self.membership.slept(now):
+            # What lay in the sockets while this node was paused is read before its timers fire; the pause comes first.
+            return self._advance(now) + self._settle(self._handle(event, now), now)
+        return self._settle(self._handle(event, now), now)
 
     def _handle(self, event: events.Event, now: float) -> list[Effect]:
         match event:
@@ -218,8 +221,11 @@ class Replica:
 
     def _settle(self, effects: list[Effect], now: float) -> list[Effect]:
         """Carry out `Author` and messages to this node itself; let the work see what the other machines found out."""
-        if not effects:
-            return effects
+        for effect in effects:
+            if effect.peer == self.me if isinstance(effect, Send) else isinstance(effect, SETTLED_HERE):
+                break
+        else:
+            return effects  # nearly always
         waiting = deque(effects)
         settled: list[Effect] = []
         while waiting:
@@ -261,7 +267,8 @@ class Replica:
 
     def _shown_to_work(self, facts: Iterable[Fact]) -> Iterable[Fact]:
         for fact in facts:
-            self.work.fact_seen(fact)
+            if fact.kind == "job_submitted":  # the only kind that it looks at; a start reads many
+                self.work.fact_seen(fact)
             yield fact
 
     # Who was cut off
@@ -301,14 +308,15 @@ class Replica:
             self.addresses.add(host, port, "peer", now, node_id)
         for node_id in returned:
             self.addresses.returned(node_id, now)
-        for node_id in sorted(self.membership.stuck()):  # each draws a time: the same ones in every process
+        for node_id in self.membership.stuck():
             self.addresses.link_stuck(node_id, now)
-        return self.addresses.tick(now, self.membership.reached())
+        return self.addresses.tick(now, self.membership.reached()) if now >= self.addresses.due_at else []
 
     def _watch_view(self, effects: list[Effect], now: float) -> list[Effect]:
         """Let the election see at once that a member came or went."""
-        if any(isinstance(effect, MemberChanged) for effect in effects) and not self.stopping:
-            effects += self.election.tick(now, self.membership.view())
+        for effect in effects:
+            if isinstance(effect, MemberChanged) and not self.stopping:
+                return effects + self.election.tick(now, self.membership.view())
         return effects
 
     def _loaded(self, effects: list[Effect]) -> list[Effect]:
@@ -323,8 +331,8 @@ class Replica:
             return []  # one too many: it was not taken in, so it has no say
         kind = message.WhichOneof("message")
         effects: list[Effect] = []
-        if kind != "leave":
-            effects += self._watch_view(self.membership.word_received(peer, now), now)
+        if kind != "leave" and (word := self.membership.word_received(peer, now)):
+            effects += self._watch_view(word, now)
         view = self.membership.view()
         match kind:
             case "probe" | "probe_reply" | "member_news" | "heartbeat" | "leave":

@@ -27,8 +27,8 @@ EVERY_UNDER_PRESSURE_S = 5.0
 #: The share of the disk budget from which on there is pressure.
 PRESSURE = 0.9
 DETAILS_KEEP_S = 24 * 3600.0
-#: Facts of closed jobs whose details are kept: about 5 KB of memory each.
-DETAILS_FACTS_MAX = 5_000
+#: Facts of closed jobs whose details are kept, about 3 KB of memory each: the last 150 jobs of seven tasks.
+DETAILS_FACTS_MAX = 2_500
 ENDS_KEEP_S = 365 * 24 * 3600.0
 #: How far the wall clock is believed beyond the latest fact of another node.
 CLOCK_BELIEVED_S = 2 * 24 * 3600.0

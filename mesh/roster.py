@@ -22,6 +22,7 @@ from mesh.effects import Effect, Log, MemberChanged, Send
 from mesh.gossip import Rng
 from mesh.identity import NodeId
 from mesh.member import ALIVE, DEAD, LEFT, LIFE_JUMP_MAX, SUSPECT, Member, readable
+from mesh.presence import Presence
 from mesh.rumours import Rumours
 from mesh.suspicion import Suspicion
 from mesh.timing import Timing
@@ -39,6 +40,7 @@ TELL_EVERY_S = 0.5
 CONFIRMERS = 8
 #: Against peers that pass on addresses without end between two looks at them.
 HINTS_MAX = 4096
+NEVER = float("inf")
 
 
 class Roster:
@@ -62,50 +64,34 @@ class Roster:
         self._suspects: dict[NodeId, Member] = {}
         self._hints: list[tuple[str, int, NodeId]] = []
         self._returned: list[NodeId] = []
-        self._size: int | None = None
-        self._live: list[NodeId] | None = None
-        self._view: frozenset[NodeId] = frozenset([me])
-        self._linked: list[NodeId] | None = None
-        self._reached: frozenset[NodeId] = frozenset()
-        self._stuck: frozenset[NodeId] = frozenset()
+        self.presence = Presence(me)
+        self._suspicions_due_at = NEVER  # no suspicion ends before
 
     # What others ask
 
     def live_peers(self) -> list[NodeId]:
         """Members that are alive and linked, in order of id. Shared: not to be changed."""
-        if self._live is None:
-            self._live = sorted(member.node_id for member in self.members.values() if member.state == ALIVE)
-            self._view = frozenset([self.me, *self._live])
-        return self._live
+        return self.presence.live
 
     def view(self) -> frozenset[NodeId]:
         """The live view: live peers and this node."""
-        self.live_peers()
-        return self._view
+        return self.presence.view()
 
     def linked_peers(self) -> list[NodeId]:
         """In order of id. Shared: not to be changed."""
-        if self._linked is None:
-            self._linked = sorted(member.node_id for member in self.members.values() if member.linked)
-            self._stuck = frozenset(node_id for node_id in self._linked if self._is_stuck(self.members[node_id]))
-            self._reached = frozenset(self._linked) - self._stuck
-        return self._linked
+        return self.presence.linked
 
     def reached(self) -> frozenset[NodeId]:
         """Linked peers but those whose link seems stuck: they are worth a new dial beside it."""
-        self.linked_peers()
-        return self._reached
+        return self.presence.reached()
 
-    def stuck(self) -> frozenset[NodeId]:
-        """Linked peers that are not `reached`."""
-        self.linked_peers()
-        return self._stuck
+    def stuck(self) -> list[NodeId]:
+        """Linked peers that are not `reached`, in order of id. Shared: not to be changed."""
+        return self.presence.stuck
 
     def size(self) -> int:
         """Members that are not departed, this node included."""
-        if self._size is None:
-            self._size = 1 + sum(1 for member in self.members.values() if not member.departed)
-        return self._size
+        return self.presence.size()
 
     def absent_since(self, node_id: NodeId) -> float | None:
         """When a member became dead or left; None for one that is here, suspect or unknown."""
@@ -119,15 +105,14 @@ class Roster:
             self._hints, self._returned = [], []
         return taken
 
-    def _is_stuck(self, member: Member) -> bool:
-        return member.belief != LEFT and (not member.answers or (member.misses > 0 and member.belief != ALIVE))
-
     # Beliefs
 
     def suspect(self, member: Member, by: NodeId, now: float, why: str) -> list[Effect]:
         if member.suspicion is not None:
-            if member.suspicion.confirm(by) and not member.old:
-                self.spread(member)
+            if member.suspicion.confirm(by):
+                self._suspicions_due_at = min(self._suspicions_due_at, member.suspicion.ends_at)
+                if not member.old:
+                    self.spread(member)
             return self.refresh(member, now, why)
         return self.believe(member, SUSPECT, now, why, accuser=by)
 
@@ -142,10 +127,15 @@ class Roster:
         return effects + self.suspect(member, NodeId(accused.said_by or self.me), now, "others say so")
 
     def suspicions_due(self, now: float) -> list[Effect]:
+        if now < self._suspicions_due_at:
+            return []
         effects: list[Effect] = []
+        self._suspicions_due_at = NEVER
         for member in list(self._suspects.values()):
             assert member.suspicion is not None
-            if now >= member.suspicion.ends_at:
+            if now < member.suspicion.ends_at:
+                self._suspicions_due_at = min(self._suspicions_due_at, member.suspicion.ends_at)
+            else:
                 said = len(member.suspicion.said_by)
                 effects += self.believe(member, DEAD, now, f"suspect for too long, {said} say so")
         return effects
@@ -153,7 +143,7 @@ class Roster:
     def believe(self, member: Member, belief: int, now: float, why: str, accuser: NodeId | None = None) -> list[Effect]:
         """Change what is believed of a member, and tell others."""
         member.belief = belief
-        self._size = self._linked = None
+        self.presence.changed(member)
         if belief == SUSPECT:
             size = self.size()
             member.suspicion = Suspicion(
@@ -163,6 +153,7 @@ class Roster:
                 self.timing.suspicion_max_s(size),
                 self.timing.confirmations(size),
             )
+            self._suspicions_due_at = min(self._suspicions_due_at, member.suspicion.ends_at)
             self._suspects[member.node_id] = member
         else:
             member.suspicion = None
@@ -183,7 +174,7 @@ class Roster:
             return []
         member.state = state
         member.state_since = now
-        self._live = None
+        self.presence.changed(member)
         name = membership_pb2.MemberState.Name(membership_pb2.MemberState.ValueType(state))
         word = name.removeprefix("MEMBER_STATE_").lower()
         return [
@@ -215,6 +206,9 @@ class Roster:
         for index, record in enumerate(records):
             if index > MEMBERS_MAX:
                 break
+            member = self.members.get(NodeId(record.node_id))
+            if member is not None and record.state == ALIVE and member.linked and member.life >= record.life:
+                continue  # nearly all: nothing is worse, later or new
             if record.node_id == self.me:
                 effects += self._merge_own(record, teller)
             elif readable(record) and not self.denials.is_denied(NodeId(record.node_id)):
@@ -333,14 +327,14 @@ class Roster:
 
     # Housekeeping
 
-    def links_changed(self) -> None:
+    def links_changed(self, member: Member) -> None:
         """`linked` or `misses` of a member were set."""
-        self._linked = None
+        self.presence.changed(member)
 
     def take_in(self, member: Member) -> None:
         assert member.node_id not in self.members
         self.members[member.node_id] = member
-        self._size = None
+        self.presence.changed(member)
 
     def forgive(self, gap_s: float, now: float) -> None:
         """This node itself stood still: nobody was late meanwhile."""
@@ -370,6 +364,9 @@ class Roster:
             assert (member.belief == SUSPECT) == (node_id in self._suspects)
             assert (member.belief == SUSPECT) == (member.suspicion is not None)
             assert member.departed == (member.absent_since is not None)
+        self.presence.validate(self.members.values())
+        suspicions = [member.suspicion for member in self._suspects.values() if member.suspicion is not None]
+        assert all(suspicion.ends_at >= self._suspicions_due_at for suspicion in suspicions)
 
     def forget(self, now: float) -> None:
         for member in list(self.members.values()):
@@ -388,4 +385,4 @@ class Roster:
     def _drop(self, member: Member) -> None:
         del self.members[member.node_id]
         self.rumours.forget(member.node_id)
-        self._size = self._live = self._linked = None
+        self.presence.forgotten(member)

@@ -79,6 +79,9 @@ def _text(body: facts_pb2.FactBody, kind: str) -> str:
         case "task_finished":
             finished = body.task_finished
             task = _task(finished.task_index, finished.replica)
+            if finished.taken_from:
+                done = f"done by {_agent(finished.agent)} for another plan: {_short(finished.result.sha256)}"
+                return f"{task} taken over{_led(finished.token)}, {done}"
             if finished.WhichOneof("outcome") == "failure":
                 return f"{task} failed on {_agent(finished.agent)}{_led(finished.token)}: {finished.failure.message}"
             return (

@@ -23,26 +23,28 @@ class Suspicion:
     max_s: float
     confirmations: int
     said_by: list[NodeId] = field(init=False)
+    timeout_s: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.said_by = [self.accuser]
+        self.timeout_s = self._timeout_s()
 
     def confirm(self, node_id: NodeId) -> bool:
         """Count another node's word. Returns whether it was news: it is then worth passing on."""
         if node_id in self.said_by or len(self.said_by) > self.confirmations:
             return False
         self.said_by.append(node_id)
+        self.timeout_s = self._timeout_s()
         return True
 
     @property
-    def timeout_s(self) -> float:
+    def ends_at(self) -> float:
+        return self.started_at + self.timeout_s
+
+    def _timeout_s(self) -> float:
         """max - log(n + 1) / log(k + 1) × (max - min) after n of k confirmations, at least min; min where k is 0."""
         if self.confirmations < 1:
             return self.min_s
         counted = len(self.said_by) - 1
         part = math.log(counted + 1) / math.log(self.confirmations + 1)
         return max(self.min_s, self.max_s - part * (self.max_s - self.min_s))
-
-    @property
-    def ends_at(self) -> float:
-        return self.started_at + self.timeout_s

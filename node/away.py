@@ -104,4 +104,4 @@ def _facts_of(journal: Path) -> list[Fact]:
 def _facts_in(db: apsw.Connection) -> list[Fact]:
     stored = FactRows()
     stored.db = db
-    return stored.all_facts()
+    return list(stored.all_facts())

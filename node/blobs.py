@@ -34,8 +34,10 @@ SILENT_MAX_S = 3.0
 FETCH_WITHIN_S = 800.0
 #: While all transfers of a blob were silent for so long, the next peer is asked too.
 ASK_NEXT_S = 0.4
-#: Blobs of others that were read lately and are not held here: every task of a job reads its document.
+#: Blobs of others that were read lately and are not held here: every task of a job reads its document. The next one
+#: sends away those that nobody read for so long.
 READ_BYTES_MAX = 32 << 20
+READ_KEPT_S = 60.0
 
 Post = Callable[[events.Event], None]
 StubOf = Callable[[NodeId], "mesh_pb2_grpc.MeshAsyncStub | None"]
@@ -64,7 +66,7 @@ class Blobs:
         self._live_peers = live_peers
         self._transfers = Background()
         self._pace = pace or Rate(BLOB_BYTES_PER_S, BLOB_BYTES_BURST)
-        self._read_lately: OrderedDict[bytes, bytes] = OrderedDict()
+        self._read_lately: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()  # when, in the loop's time
 
     async def put(self, content: bytes) -> common_pb2.BlobRef:
         """Store durably on this node. Raises `KithError` (`disk-full`)."""
@@ -74,7 +76,10 @@ class Blobs:
 
     async def get(self, ref: common_pb2.BlobRef) -> bytes:
         """The content, from here or from any live peer. Raises `KithError` (`blob-missing`)."""
-        content = self._read_lately.get(ref.sha256) or await self._store.get_blob(ref.sha256)
+        if (lately := self._read_lately.get(ref.sha256)) is not None:
+            self._remember(ref.sha256, lately[1])
+            return lately[1]
+        content = await self._store.get_blob(ref.sha256)
         if content is not None:
             return content
         peers = self._live_peers()
@@ -113,9 +118,15 @@ class Blobs:
             await asyncio.gather(*running, return_exceptions=True)
 
     def _remember(self, sha256: bytes, content: bytes) -> None:
-        self._read_lately[sha256] = content
-        while sum(map(len, self._read_lately.values())) > READ_BYTES_MAX:
-            self._read_lately.popitem(last=False)
+        now = asyncio.get_running_loop().time()
+        self._read_lately[sha256] = (now, content)
+        self._read_lately.move_to_end(sha256)
+        size = sum(len(kept) for _, kept in self._read_lately.values())
+        for name, (read_at, kept) in list(self._read_lately.items()):
+            if size <= READ_BYTES_MAX and now < read_at + READ_KEPT_S:
+                break
+            del self._read_lately[name]
+            size -= len(kept)
 
     def fetch(self, effect: effects.FetchBlob) -> None:
         self._transfers.spawn(self._fetch(effect.peer, effect.ref), "blobs")

@@ -50,7 +50,6 @@ from node.discovery import Discovery
 from node.engine.process import EngineProcess
 from node.engine_door import EngineDoor
 from node.errors import KithError
-from node.fact_rows import without_collecting
 from node.grpc_options import PORT_OPTIONS
 from node.interfaces import choose
 from node.keys import load_or_make_key
@@ -147,12 +146,12 @@ class Daemon:
             logs.log("warning", said)
         self.store = Store(self.paths.journal, self._disk_failed, disk_budget_bytes(config))
         stack.push_async_callback(self.store.close)
-        with without_collecting():
+        with self.store.restoring():
             facts, term, voted_for = self.store.open(key.node_id)
             self.replica.restore(
                 facts, term, voted_for, retired=self.store.retired, forks=self.store.forks, blobs=self.store.blob_refs()
             )
-        logs.log("info", f"node {key.node_id} ({self.name}), kithmesh {__version__}, {len(facts)} facts")
+        logs.log("info", f"node {key.node_id} ({self.name}), kithmesh {__version__}, {self.store.facts_read} facts")
 
         self.engine = EngineProcess(config, self.model_path, lambda line: logs.log("info", line), self._engine_changed)
         authors = Authors(self.enrolment.roots if self.enrolment is not None else None, self.store.certificates)

@@ -11,7 +11,7 @@ from typing import Any
 
 import apsw
 
-from mesh.facts import Fact, FactRange, Retired, StreamId, parse
+from mesh.facts import Fact, FactRange, Retired, StreamId, read
 from mesh.identity import NodeId
 from mesh.journal import Fork, Position
 from mesh.wire import facts_pb2
@@ -24,13 +24,16 @@ _OF_STREAM = "author = ? AND incarnation = ? AND stream = ?"
 
 @contextlib.contextmanager
 def without_collecting() -> Iterator[None]:
-    """Reading a journal makes many objects that live on: looking them through for garbage costs time and finds none."""
+    """Reading a journal makes many objects that live on: looking them through for garbage costs time and finds none,
+    now and whenever the collector takes all there is. So they are left out for good; what refers to itself must not
+    be made here."""
     collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if collecting:
+            gc.freeze()
             gc.enable()
 
 
@@ -38,11 +41,10 @@ class FactRows:
     def __init__(self) -> None:
         self.db: apsw.Connection
 
-    def all_facts(self) -> list[Fact]:
-        """In the order they were stored."""
-        rows = self.db.execute("SELECT body, signature FROM facts ORDER BY id")
-        with without_collecting():
-            return [parse(facts_pb2.SignedFact(body=body, signature=signature)) for body, signature in rows]
+    def all_facts(self) -> Iterator[Fact]:
+        """In the order they were stored, read one by one: all of them at once are 1 GB a million."""
+        for raw, signature in self.db.execute("SELECT body, signature FROM facts ORDER BY id"):
+            yield read(raw, signature)
 
     def all_retired(self) -> list[Retired]:
         rows = self.db.execute("SELECT author, incarnation, stream, first, last, head FROM retired")
@@ -54,10 +56,7 @@ class FactRows:
     def all_forks(self) -> list[Fork]:
         rows = self.db.execute("SELECT one_body, one_signature, other_body, other_signature FROM forks")
         return [
-            Fork(
-                parse(facts_pb2.SignedFact(body=one, signature=one_signature)),
-                parse(facts_pb2.SignedFact(body=other, signature=other_signature)),
-            )
+            Fork(read(one, one_signature), read(other, other_signature))
             for one, one_signature, other, other_signature in rows
         ]
 
@@ -65,7 +64,7 @@ class FactRows:
         for gone in retired:
             self._insert_retired(gone)
         sql = "INSERT INTO facts (author, incarnation, stream, sequence, body, signature) VALUES (?, ?, ?, ?, ?, ?)"
-        rows = [(*_key(fact.stream_id), fact.sequence, fact.signed.body, fact.signed.signature) for fact in facts]
+        rows = [(*_key(fact.stream_id), fact.sequence, fact.raw, fact.signature) for fact in facts]
         self.db.executemany(sql, rows).fetchall()
 
     def retire(self, ranges: Sequence[FactRange]) -> None:
@@ -77,8 +76,7 @@ class FactRows:
             )
             if not last:
                 continue  # retired before, by a pass that was not heard of, or void
-            body, signature = last[0]
-            head = parse(facts_pb2.SignedFact(body=body, signature=signature)).hash
+            head = read(*last[0]).hash
             place = (*key, gone.first, gone.last)
             self.db.execute(f"DELETE FROM facts WHERE {_OF_STREAM} AND sequence BETWEEN ? AND ?", place).fetchall()
             self.db.execute(f"DELETE FROM retired WHERE {_OF_STREAM} AND first BETWEEN ? AND ?", place).fetchall()
@@ -86,10 +84,10 @@ class FactRows:
 
     def save_fork(self, fork: Fork) -> None:
         key = _key(fork.stream_id)
-        one, other = fork.one.signed, fork.other.signed
+        one, other = fork.one, fork.other
         self.db.execute(
             "INSERT OR REPLACE INTO forks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (*key, fork.sequence, one.body, one.signature, other.body, other.signature),
+            (*key, fork.sequence, one.raw, one.signature, other.raw, other.signature),
         ).fetchall()
         self.cut(fork.stream_id, Position(fork.sequence - 1, fork.one.predecessor))
 
@@ -108,8 +106,7 @@ class FactRows:
         sql = f"SELECT body, signature FROM facts WHERE {_OF_STREAM} AND sequence = ?"
         found: list[Fact] = []
         for fact in facts:
-            for body, signature in self.db.execute(sql, (*_key(fact.stream_id), fact.sequence)):
-                found.append(parse(facts_pb2.SignedFact(body=body, signature=signature)))
+            found += [read(*row) for row in self._select(sql, (*_key(fact.stream_id), fact.sequence))]
         return found
 
     def read(self, ranges: Sequence[FactRange], plain: bool) -> Iterator[facts_pb2.SignedFact]:
@@ -134,9 +131,11 @@ class FactRows:
         """Facts and retired runs of a range, in order. A run that began before the range is cut to it."""
         key = _key(wanted.stream_id)
         runs = self._select(
-            f"SELECT first, last, head FROM retired WHERE {_OF_STREAM} AND last >= ? AND last < ? ORDER BY first",
-            (*key, wanted.first, wanted.last),
+            f"SELECT first, last, head FROM retired WHERE {_OF_STREAM} AND first < ? AND last < ? AND first >= "
+            f"ifnull((SELECT max(first) FROM retired WHERE {_OF_STREAM} AND first <= ?), 0) ORDER BY first",
+            (*key, wanted.last, wanted.last, *key, wanted.first),
         )
+        runs = [run for run in runs if run[1] >= wanted.first]
         facts = self.db.execute(
             f"SELECT sequence, body, signature FROM facts WHERE {_OF_STREAM} AND sequence BETWEEN ? AND ? "
             "ORDER BY sequence",
@@ -155,7 +154,13 @@ class FactRows:
         """Joined with the runs that touch it."""
         key = _key(gone.stream_id)
         first, last, head = gone.first, gone.last, gone.head
-        before = self._select(f"SELECT first FROM retired WHERE {_OF_STREAM} AND last = ?", (*key, first - 1))
+        # Runs do not overlap, so only the last that begins before may touch; by key, for a stream has a run a job.
+        before = self._select(
+            f"SELECT first, last FROM retired WHERE {_OF_STREAM} AND first < ? ORDER BY first DESC LIMIT 1",
+            (*key, first),
+        )
+        if before and int(before[0][1]) != first - 1:
+            before = []
         after = self._select(
             f"SELECT first, last, head FROM retired WHERE {_OF_STREAM} AND first = ?", (*key, last + 1)
         )

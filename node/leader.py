@@ -118,17 +118,20 @@ class Leader:
         )
 
     async def _assemble(self, effect: effects.Assemble) -> events.Event:
+        reading = b""
         try:
             results, agents = {}, {}
             for finished in effect.results:
+                reading = finished.result.sha256
                 place = (finished.task_index, finished.replica)
                 results[place] = work_pb2.TaskResult.FromString(await self._blobs.get(finished.result))
                 agents[place] = (finished.agent, self._name_of(finished.agent.node_id), finished.model)
+            reading = b""
             document = await self._document(effect.request)
             content = to_bytes(assemble(effect.request, effect.plan, results, agents, document))
             ref = await self._blobs.put(content)
         except KithError as error:
-            return events.Assembled(effect.job_id, effect.plan_sha256, None, error.to_wire())
+            return events.Assembled(effect.job_id, effect.plan_sha256, None, error.to_wire(), reading)
         return events.Assembled(effect.job_id, effect.plan_sha256, ref)
 
     async def _document(self, request: work_pb2.JobRequest) -> str | None:

@@ -11,11 +11,12 @@ Does not: decide what is stored or dropped (mesh/retention.py does).
 """
 
 import asyncio
+import contextlib
 import hashlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +29,7 @@ from mesh.journal import Fork, Position
 from mesh.wire import common_pb2, facts_pb2
 from node import schema
 from node.errors import ExitCode, KithError
-from node.fact_rows import FactRows
+from node.fact_rows import FactRows, without_collecting
 
 #: Requests that may wait for the disk: a disk that hangs must not eat the memory.
 QUEUE_MAX = 10_000
@@ -56,36 +57,62 @@ class Store:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: apsw.Connection | None = None
         self._rows = FactRows()
+        self.facts_read = 0  # at the start
         self._noted_seen_ms = 0
         self._fresh: dict[bytes, float] = {}  # blobs put of late, and when
 
-    def open(self, node_id: NodeId) -> tuple[list[Fact], int, str]:
+    def open(self, node_id: NodeId) -> tuple[Iterator[Fact], int, str]:
         """Open or create the file. Returns all facts in the order they were stored, the term and the vote.
 
+        The facts are read as they are iterated, after this and before anything else, inside `restoring`.
         Raises `KithError`: not writable, damaged, of another node, of a newer version.
         """
         try:
             self._connection = apsw.Connection(str(self._path))
             schema.prepare(self._connection, self._path, node_id)
             self._rows.db = self._connection
-            facts = self._rows.all_facts()
             self.retired = self._rows.all_retired()
             self.forks = self._rows.all_forks()
             rows = self._db.execute("SELECT der FROM certificates").fetchall()
             self.certificates: list[bytes] = [bytes(row[0]) for row in rows]  # type: ignore[arg-type]
         except (apsw.Error, FactError, OSError) as error:
-            raise KithError(
-                "journal-unusable",
-                f"the journal {self._path} can not be used: {error}",
-                "Check the disk and the folder's permissions; or move the file away: the node then starts empty and "
-                "gets the facts back from its peers.",
-                ExitCode.CANNOT_START,
-            ) from error
+            raise self.unusable(error) from error
         term = int(self._meta("term") or 0)
         voted_for = self._meta("voted_for") or ""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
-        return facts, term, voted_for
+        return self._facts(), term, voted_for
+
+    def unusable(self, reason: Exception) -> KithError:
+        """What is read can not be what was written."""
+        return KithError(
+            "journal-unusable",
+            f"the journal {self._path} can not be used: {reason}",
+            "Check the disk and the folder's permissions; or move the file away: the node then starts empty and "
+            "gets the facts back from its peers.",
+            ExitCode.CANNOT_START,
+        )
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Around `open` and all reading at the start: what is not as it was written is told as `KithError`."""
+        try:
+            with without_collecting():
+                yield
+        except (apsw.Error, ValueError) as error:
+            raise self.unusable(error) from error
+
+    def _facts(self) -> Iterator[Fact]:
+        """Raises `FactError`. A changed fact is not the one that the next of its stream names (journal.py); the last
+        of a stream has no next one, so its signature is checked: about 80 µs a stream."""
+        last: dict[StreamId, Fact] = {}
+        for fact in self._rows.all_facts():
+            last[fact.stream_id] = fact
+            self.facts_read += 1
+            yield fact
+        for fact in last.values():
+            if not fact.is_signed_by_author():
+                raise FactError(f"fact {fact.sequence} of {fact.author} is not what its author signed")
 
     async def close(self) -> None:
         """Finish what waits, then close."""
@@ -109,7 +136,7 @@ class Store:
 
         def save() -> list[Fact]:
             self._rows.save_fork(fork)
-            return self._rows.all_facts()
+            return list(self._rows.all_facts())
 
         return await self._do(save)
 
@@ -150,9 +177,10 @@ class Store:
         sha256 = hashlib.sha256(content).digest()
 
         def put() -> bytes:
+            now = time.monotonic()
             self._fresh.pop(sha256, None)
-            self._fresh[sha256] = time.monotonic()
-            if len(self._fresh) > FRESH_MAX:
+            self._fresh[sha256] = now
+            while len(self._fresh) > FRESH_MAX or next(iter(self._fresh.values())) < now - FRESH_S:
                 del self._fresh[next(iter(self._fresh))]
             if self._db.execute("SELECT 1 FROM blobs WHERE sha256 = ?", (sha256,)).fetchall():
                 return sha256

@@ -16,13 +16,14 @@ from functools import partial
 
 from mesh import effects, events
 from mesh.dispatch import TaskKey
+from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from node.blobs import Blobs
 from node.engine.api import Engine
 from node.errors import KithError
 from node.logs import log, where
 from node.tasks import run_task
-from solver.assemble import task_key, to_bytes
+from solver.assemble import to_bytes
 
 #: Progress of a task is handed on at most this often: the engine may move a thousand times a second.
 PROGRESS_EVERY_S = 0.1

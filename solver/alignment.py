@@ -16,6 +16,7 @@ Source: content overlap with rarity weights as in tf-idf; skip-bigrams from Lin,
 import itertools
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Alignment:
     problem: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Analysis:
     terms: tuple[str, ...]  # content terms in order
     denied: frozenset[int]  # positions of terms in reach of a negation
@@ -60,7 +61,7 @@ class _Analysis:
     numbers: frozenset[str]
     names: frozenset[str]  # capitalised words that do not open the sentence, case-folded
     opening: str  # the content term that opens the sentence, which may be a name or a made-up label; else empty
-    tokens: frozenset[str]  # all its words as they are written, case-folded
+    tokens: tuple[str, ...]  # all its words as they are written, case-folded, each once
 
 
 def stem(word: str) -> str:
@@ -117,19 +118,20 @@ def _analyse(text: str) -> _Analysis:
     tokens = [match.group() for match in _TOKEN.finditer(text)]
     names = {token.casefold() for token in tokens[1:] if token[0].isupper()} - STOP
     return _Analysis(
-        terms=tuple(terms),
+        terms=tuple(map(sys.intern, terms)),
         denied=frozenset(denied),
         links=LINKS.intersection(all_words),
         numbers=frozenset(numbers),
         names=frozenset(names),
         opening=opening,
-        tokens=frozenset(map(str.casefold, tokens)),
+        tokens=tuple({sys.intern(token.casefold()): None for token in tokens}),
     )
 
 
-#: The same sentences are looked at many times over, in one task and in the next ones.
+#: The same sentences are looked at many times over, in one task and in the next ones. About 1.5 KB each.
 _CACHED_CHARS_MAX = 1_000
-_analyse_sentence = lru_cache(maxsize=4096)(_analyse)
+_CACHED_SENTENCES_MAX = 2048
+_analyse_sentence = lru_cache(maxsize=_CACHED_SENTENCES_MAX)(_analyse)
 
 
 class Aligner:

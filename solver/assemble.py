@@ -3,10 +3,8 @@
 Why: any node must be able to finish a job whose tasks are done, and all must write the same bytes.
 The idea: pure functions of plan and results; a summary is its root's, a panel is counted.
 Not guaranteed: protobuf's canonical form across languages: `to_bytes` is deterministic for one build of the library.
-Source: DESIGN section 3 rule 4 for the key of a task.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -104,23 +102,3 @@ def task_label(task: work_pb2.Task) -> str:
 def ability_of(task: work_pb2.Task) -> str:
     """The ability that an agent needs for a task. A choice is scored, or generated and matched where scores lack."""
     return "chat"
-
-
-def task_key(task: work_pb2.Task, input_hashes: Sequence[bytes]) -> bytes:
-    """What a result depends on: a result serves any task with the same key.
-
-    The hash of kind, parameters, output limit, replica, seed and inputs, each with its length before it.
-    """
-    kind = task.WhichOneof("kind")
-    assert kind is not None, "a task without a kind"
-    parts = [
-        b"kith-task-v1",
-        kind.encode(),
-        to_bytes(getattr(task, kind)),
-        b"%d,%d,%d" % (task.output_tokens_max, task.replica, task.seed),
-        *input_hashes,
-    ]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8) + part)
-    return digest.digest()

@@ -735,6 +735,7 @@ class TaskFinished(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    TAKEN_FROM_FIELD_NUMBER: _builtins.int
     job_id: _builtins.bytes
     plan_sha256: _builtins.bytes
     task_index: _builtins.int
@@ -742,6 +743,8 @@ class TaskFinished(_message.Message):
     task_key: _builtins.bytes
     """hash of kind, parameters, replica, seed and resolved inputs: a result serves any such task"""
     model: _builtins.str
+    taken_from: _builtins.bytes
+    """Said by a leader: the result of another plan's task with the same key, taken over. Hash of the fact it was said in."""
     @_builtins.property
     def agent(self) -> _common_pb2.AgentRef: ...
     @_builtins.property
@@ -766,10 +769,11 @@ class TaskFinished(_message.Message):
         usage: _common_pb2.Usage | None = ...,
         model: _builtins.str = ...,
         token: _common_pb2.FencingToken | None = ...,
+        taken_from: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "failure", b"failure", "outcome", b"outcome", "result", b"result", "token", b"token", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "failure", b"failure", "job_id", b"job_id", "model", b"model", "outcome", b"outcome", "plan_sha256", b"plan_sha256", "replica", b"replica", "result", b"result", "task_index", b"task_index", "task_key", b"task_key", "token", b"token", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "failure", b"failure", "job_id", b"job_id", "model", b"model", "outcome", b"outcome", "plan_sha256", b"plan_sha256", "replica", b"replica", "result", b"result", "taken_from", b"taken_from", "task_index", b"task_index", "task_key", b"task_key", "token", b"token", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result", "failure"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

@@ -720,6 +720,7 @@ class TaskEvent(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     PLAN_SHA256_FIELD_NUMBER: _builtins.int
+    TASK_KEY_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
@@ -730,6 +731,8 @@ class TaskEvent(_message.Message):
     attempt: _builtins.int
     plan_sha256: _builtins.bytes
     """of the plan that the task is of"""
+    task_key: _builtins.bytes
+    """as in TaskFinished: whether what runs is of use to another plan"""
     @_builtins.property
     def token(self) -> _common_pb2.FencingToken:
         """the one it was assigned under, or the highest known when declined"""
@@ -756,6 +759,7 @@ class TaskEvent(_message.Message):
         attempt: _builtins.int = ...,
         agent: _common_pb2.AgentRef | None = ...,
         plan_sha256: _builtins.bytes = ...,
+        task_key: _builtins.bytes = ...,
         accepted: Global___TaskEvent.Accepted | None = ...,
         progress: Global___TaskProgress | None = ...,
         ended: Global___TaskEvent.Ended | None = ...,
@@ -763,7 +767,7 @@ class TaskEvent(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent", b"agent", "declined", b"declined", "ended", b"ended", "event", b"event", "progress", b"progress", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent", b"agent", "attempt", b"attempt", "declined", b"declined", "ended", b"ended", "event", b"event", "job_id", b"job_id", "plan_sha256", b"plan_sha256", "progress", b"progress", "replica", b"replica", "task_index", b"task_index", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "agent", b"agent", "attempt", b"attempt", "declined", b"declined", "ended", b"ended", "event", b"event", "job_id", b"job_id", "plan_sha256", b"plan_sha256", "progress", b"progress", "replica", b"replica", "task_index", b"task_index", "task_key", b"task_key", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "progress", "ended", "declined"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015

@@ -2,10 +2,17 @@
 
 Two nodes stay up, two come and go: every 45 s one of these is restarted, killed, frozen or cut off for some seconds. A
 job of seven tasks is handed in every five seconds, at any node. Every 15 s the two that stay are looked at: the private
-memory of daemon, engine and solver, open files and threads of the daemon, and the bytes of the data directory. Growth
-is the slope of a straight line through the second half of the time, of the worse of the two: per hour, and per job,
-since closed jobs are remembered: what they cost each must be small, and nothing else may grow. `jobs_lost`: accepted
-jobs that are not completed, or not remembered by a node. KITH_BENCH_MINUTES chooses another length.
+memory of each process, open files and threads of the daemon, and the bytes of the data directory.
+
+A node remembers what it did last: facts of closed jobs up to a limit, words, recent places. All of that is bounded, and
+grows until its bound is reached. So the run begins with a warm-up of large jobs, one after the other, until each limit
+is passed on both nodes; only what is seen after it counts. Growth is the slope of a straight line, of the worse of the
+two nodes, per hour and per job. Closed jobs are remembered for a year, so a job costs something; nothing else may grow.
+`daemon` and `engine` are judged apart; the solver runs on the leader only and comes and goes with it, so of it the
+largest size is told. `jobs_lost`: accepted jobs that are not completed, or not remembered by a node.
+
+KITH_BENCH_MINUTES, _JOB_EVERY_MS and _TOKENS_PER_S choose another length and pace. The warm-up takes half at most:
+where it is cut short, some limits are not reached, and what still grows towards them is counted.
 """
 
 import asyncio
@@ -14,25 +21,48 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from mesh.journal import RECENT_MAX
+from mesh.retention import DETAILS_FACTS_MAX, EVERY_S
 from node.errors import KithError
 from scripts import faults, workload
 from scripts.benches import size
-from scripts.daemons import Daemon, processes_of
+from scripts.daemons import ENGINE, SOLVER, Daemon, processes_of
 from scripts.lan_hosts import Lan
 
 MINUTES = size("minutes", 60)
 STAY, CHURN = 2, 2
-JOB_EVERY_S = 5.0
+JOB_EVERY_S = size("job_every_ms", 5000) / 1000
 CHURN_EVERY_S = 45.0
 LOOK_EVERY_S = 15.0
 PIECES = 6
-PACE = {"KITH_ECHO_TOKENS_PER_S": "120"}
+PACE = {"KITH_ECHO_TOKENS_PER_S": str(size("tokens_per_s", 120))}
 OPTIONS = ["--engine", "echo"]
 CONVERGED_WITHIN_S = 120.0
-#: What a look finds: names of figures and units.
-COLUMNS = ("memory_mb", "open_files", "threads", "files_mb", "jobs")
+#: The warm-up: jobs of so many pieces, so many at a time, until a node knows so many facts.
+WARM_PIECES, WARM_JOBS = 30, 4
+WARM_FACTS = max(DETAILS_FACTS_MAX, RECENT_MAX) * 5 // 4
+WARM_JOB_WITHIN_S = 300.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """One node at one time. Sizes in megabytes; `jobs`: handed in until then."""
+
+    at: float  # time.monotonic()
+    jobs: int
+    daemon_mb: float
+    engine_mb: float
+    solver_mb: float
+    files_mb: float
+    open_files: float
+    threads: float
+
+
+#: What must not grow: attributes of a look.
+JUDGED = ("daemon_mb", "engine_mb", "files_mb", "open_files", "threads")
 
 
 def figures() -> dict[str, float]:
@@ -45,12 +75,15 @@ async def _soak(lan: Lan) -> dict[str, float]:
     everyone = list(lan.daemons.values())
     staying = everyone[:STAY]
     await workload.up(everyone)
-    ends_at = time.monotonic() + 60 * MINUTES
+    began = time.monotonic()
+    ends_at = began + 60 * MINUTES
     source = random.Random(MINUTES)
-    looks: dict[str, list[tuple[float, ...]]] = {one.label: [] for one in staying}
-    jobs: list[workload.Job] = []
+    looks: dict[str, list[Look]] = {one.label: [] for one in staying}
+    jobs = await _warm_up(everyone, staying, began + 30 * MINUTES)
+    warm_s = time.monotonic() - began
     churned = asyncio.create_task(_churn(lan, source, ends_at))
     looking = asyncio.create_task(_look(staying, looks, jobs, ends_at))
+    warm_jobs = len(jobs)
     try:
         while time.monotonic() < ends_at:
             if looking.done() or churned.done():
@@ -70,15 +103,45 @@ async def _soak(lan: Lan) -> dict[str, float]:
     lost = await workload.not_completed(everyone, jobs, CONVERGED_WITHIN_S)
     for one in lost:
         print(f"  {one}", file=sys.stderr)
+    return grown(list(looks.values())) | {
+        "jobs_lost": len(lost),
+        "jobs": len(jobs) - warm_jobs,
+        "warm_up_jobs": warm_jobs,
+        "warm_up_s": round(warm_s),
+        "churns": count,
+        "minutes": MINUTES,
+    }
+
+
+def grown(nodes: Sequence[Sequence[Look]]) -> dict[str, float]:
+    """Slopes over all looks, of the worse node, and sizes at the end."""
     found: dict[str, float] = {}
-    columns = [list(zip(*rows[len(rows) // 2 :], strict=True)) for rows in looks.values()]
-    for place, name in enumerate(COLUMNS[:-1], 1):
-        found[f"{name}_growth_per_h"] = round(3600 * max(_slope(one[0], one[place]) for one in columns), 2)
-        found[f"{name}_end"] = round(max(one[place][-1] for one in columns), 1)
+    for name in JUDGED:
+        columns = [[float(getattr(look, name)) for look in looks] for looks in nodes]
+        per_s = [_slope([look.at for look in looks], column) for looks, column in zip(nodes, columns, strict=True)]
+        found[f"{name}_growth_per_h"] = round(3600 * max(per_s), 2)
+        found[f"{name}_end"] = round(max(column[-1] for column in columns), 1)
         if name.endswith("_mb"):
-            per_job = max(_slope(one[-1], one[place]) for one in columns)
-            found[f"{name.removesuffix('_mb')}_kb_per_job"] = round(1000 * per_job, 1)
-    return found | {"jobs_lost": len(lost), "jobs": len(jobs), "churns": count, "minutes": MINUTES}
+            per_job = [
+                _slope([look.jobs for look in looks], column) for looks, column in zip(nodes, columns, strict=True)
+            ]
+            found[f"{name.removesuffix('_mb')}_kb_per_job"] = round(1000 * max(per_job), 1)
+    return found | {"solver_mb_max": round(max(look.solver_mb for looks in nodes for look in looks), 1)}
+
+
+async def _warm_up(everyone: Sequence[Daemon], staying: Sequence[Daemon], until: float) -> list[workload.Job]:
+    """Jobs in a row until the staying nodes hold as much of the past as they ever will, or it is time to go on."""
+    jobs: list[workload.Job] = []
+    while time.monotonic() < until and min([(await one.status()).facts for one in staying]) < WARM_FACTS:
+        batch = [
+            await workload.submit(everyone[number % len(everyone)], WARM_PIECES, f"warm{len(jobs) + number}-")
+            for number in range(WARM_JOBS)
+        ]
+        jobs += batch
+        for job in batch:
+            await workload.completed(staying[0], job, WARM_JOB_WITHIN_S)
+    await asyncio.sleep(EVERY_S + LOOK_EVERY_S)  # retention has looked once since
+    return jobs
 
 
 async def _churn(lan: Lan, source: random.Random, ends_at: float) -> int:
@@ -105,27 +168,35 @@ async def _churn(lan: Lan, source: random.Random, ends_at: float) -> int:
 
 
 async def _look(
-    daemons: Sequence[Daemon], looks: dict[str, list[tuple[float, ...]]], jobs: Sequence[workload.Job], ends_at: float
+    daemons: Sequence[Daemon], looks: dict[str, list[Look]], jobs: Sequence[workload.Job], ends_at: float
 ) -> None:
     while time.monotonic() < ends_at:
-        await asyncio.sleep(LOOK_EVERY_S)
         for daemon in daemons:
             daemon.must_run()
-            sizes = await asyncio.to_thread(_size_of, daemon)
-            looks[daemon.label].append((time.monotonic(), *sizes, len(jobs)))
+            looks[daemon.label].append(await asyncio.to_thread(_look_at, daemon, len(jobs)))
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
-def _size_of(daemon: Daemon) -> tuple[float, ...]:
-    memory = 0.0
-    for pid in processes_of(daemon.data_dir):
+def _look_at(daemon: Daemon, jobs: int) -> Look:
+    private = {"daemon": 0.0, "engine": 0.0, "solver": 0.0}
+    for pid, command in processes_of(daemon.data_dir).items():
         try:
             rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue  # a child that just ended
-        memory += sum(int(row.split()[1]) for row in rows if row.startswith("Private_")) * 1024 / 1e6
+        part = "engine" if ENGINE in command else "solver" if SOLVER in command else "daemon"
+        private[part] += sum(int(row.split()[1]) for row in rows if row.startswith("Private_")) * 1024 / 1e6
     proc = Path(f"/proc/{daemon.pid}")
-    files = sum(path.lstat().st_size for path in daemon.data_dir.rglob("*") if path.is_file())
-    return memory, len(list((proc / "fd").iterdir())), len(list((proc / "task").iterdir())), files / 1e6
+    return Look(
+        at=time.monotonic(),
+        jobs=jobs,
+        daemon_mb=private["daemon"],
+        engine_mb=private["engine"],
+        solver_mb=private["solver"],
+        files_mb=sum(path.lstat().st_size for path in daemon.data_dir.rglob("*") if path.is_file()) / 1e6,
+        open_files=len(list((proc / "fd").iterdir())),
+        threads=len(list((proc / "task").iterdir())),
+    )
 
 
 def _slope(at: Sequence[float], values: Sequence[float]) -> float:

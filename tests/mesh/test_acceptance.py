@@ -119,6 +119,20 @@ def test_a_job_that_ended_is_answered_at_once() -> None:
     assert known
 
 
+def test_of_closed_jobs_only_the_ends_are_remembered() -> None:
+    node = Lone(peers=2)
+    jobs = [submitted(bytes([number])) for number in range(5)]
+    for job in jobs:
+        node.says(B, "job_submitted", job)
+        node.says(B, "job_cancelled", facts_pb2.JobCancelled(job_id=job.job_id))
+    last = node.stored[-1]
+    assert not node.replica.work.acceptance._places
+    assert answers(submit(node, job=jobs[-1])) == [(1, 1, 3, True)]
+    position = wire_position(last.stream_id, Position(last.sequence, last.hash))
+    node.receive(C, fact_receipt=facts_pb2.FactReceipt(positions=[position]))
+    assert answers(submit(node, 2, jobs[-1])) == [(2, 2, 3, True)], "who holds the end needs not have held the start"
+
+
 def test_after_a_pause_the_answer_waits_for_a_probe_round() -> None:
     node = Lone(peers=2)
     node.now = 60.0

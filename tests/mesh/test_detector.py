@@ -107,12 +107,12 @@ def test_whom_others_reach_is_asked_once_more_and_then_out_of_reach_but_not_susp
     assert node.machine.members[N1].misses == 2
     assert node.machine.members[N1].belief == ALIVE
     assert node.machine.members[N1].state == SUSPECT
-    assert node.machine.stuck() == {N1}
+    assert node.machine.stuck() == [N1]
     node.answering.add(N1)
     node.wait(DOUBT_EVERY_S)
     node.do(node.machine.word_received(N1, node.now))  # a word: so it is asked, and answers
     assert node.machine.members[N1].state == ALIVE
-    assert node.machine.stuck() == frozenset()
+    assert node.machine.stuck() == []
 
 
 def test_words_alone_do_not_bring_back_who_does_not_hear_us() -> None:

@@ -157,7 +157,7 @@ def test_what_a_worker_does_not_report_does_not_run_there() -> None:
 
 def test_a_result_ends_all_attempts_and_a_failure_one() -> None:
     dispatch = flying(A, B)
-    dispatch.failed(KEY, A)
+    dispatch.ended(KEY, PLAN, A)
     assert [flight.node_id for flight in dispatch.of_task(KEY)] == [B]
     dispatch = flying(A, B)
     assert [flight.node_id for flight in dispatch.done(KEY)] == [A, B]

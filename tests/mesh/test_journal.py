@@ -104,8 +104,8 @@ def test_a_fork_further_on_is_seen_and_refused() -> None:
 
 def test_restoring_a_store_gives_what_was_durable() -> None:
     journal = Journal()
-    for fact in ALL:
-        journal.restore(fact)
+    assert list(journal.restore(ALL, (), ())) == ALL
+    journal.validate()
     before = Journal()
     offer_all(before, ALL)
     assert journal == before
@@ -113,9 +113,8 @@ def test_restoring_a_store_gives_what_was_durable() -> None:
 
 def test_restoring_a_store_with_a_hole_is_refused() -> None:
     journal = Journal()
-    journal.restore(STREAMS[0][0])
     with pytest.raises(ValueError, match="hole"):
-        journal.restore(STREAMS[0][2])
+        list(journal.restore([STREAMS[0][0], STREAMS[0][2]], (), ()))
 
 
 @given(st.integers(1, 2**64 - 1), st.integers(0, 2**64 - 1), st.binary(min_size=32, max_size=32))

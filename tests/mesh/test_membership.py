@@ -190,7 +190,7 @@ def test_two_that_do_not_reach_each_other_are_out_of_each_others_view_and_dead_t
     assert mesh.told(DEAD, LEFT) == []
     assert {by for _, by, _, _ in mesh.changes} <= {N0, N1}, "those who see both never waver"
     assert mesh.nodes[N2].view() == frozenset(mesh.ids)
-    assert mesh.nodes[N0].stuck() == {N1}, "a new dial beside the link is due"
+    assert mesh.nodes[N0].stuck() == [N1], "a new dial beside the link is due"
     mesh.heal()
     mesh.until(mesh.whole, 10.0)
 

@@ -168,8 +168,8 @@ def test_people_read_why_a_job_waits() -> None:
 def test_who_can_take_nothing_is_offered_nothing() -> None:
     round_ = Round()
     load = membership_pb2.NodeLoad(engine_stalled=True)
-    round_.node.replica.membership.members[B].load.CopyFrom(load)
-    round_.node.replica.membership.members[C].load.CopyFrom(membership_pb2.NodeLoad(draining=True))
+    round_.node.replica.membership.members[B].load_told(load)
+    round_.node.replica.membership.members[C].load_told(membership_pb2.NodeLoad(draining=True))
     asked = round_.ask(round_.ready(0))
     assert asked is not None
     assert free(asked)[B] == 0

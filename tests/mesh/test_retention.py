@@ -1,5 +1,6 @@
 """Retention: whatever is forgotten, everything reads as before, also after a restart and for who joins later."""
 
+import gc
 from collections.abc import Sequence
 
 import pytest
@@ -7,12 +8,14 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh import events
 from mesh.effects import DropBlobs, RetireFacts
 from mesh.facts import Fact, FactRange, Place, Retired
 from mesh.library import Library
 from mesh.retention import DETAILS_KEEP_S, ENDS_KEEP_S, EVERY_S, ORPHANS_AFTER_S, as_ranges
 from mesh.wire import common_pb2, facts_pb2, work_pb2
-from tests.mesh.building import BY_ID, KEYS, Author, rng
+from tests.mesh.building import BY_ID, KEYS, Author, B, rng
+from tests.mesh.lone import WALL_MS, Lone, ref
 from tests.mesh.test_ledger import BLOBS, JOBS, said
 from tests.mesh.test_library import newer_fact
 
@@ -160,6 +163,45 @@ def test_details_go_after_a_day_with_the_blobs_that_only_they_name() -> None:
     assert BLOBS[1].sha256 not in keeper.dropped
     assert BLOBS[2].sha256 not in keeper.dropped
     assert keeper.library.ledger.jobs[JOBS[0]].request is not None
+
+
+def test_a_closed_job_is_remembered_by_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node closes jobs for years. What it keeps of each must be little: a protobuf message takes a kilobyte."""
+    monkeypatch.setattr("mesh.retention.DETAILS_FACTS_MAX", 0)
+    node = Lone(peers=2)
+    node.do(events.Ticked(WALL_MS))
+    jobs = 40
+    before = _messages()
+    for number in range(jobs):
+        name = f"job {number}"
+        document, plan, part, result = (ref(f"{what} of {name}") for what in ("document", "plan", "part", "result"))
+        job_id = ref(name).sha256
+        request = work_pb2.JobRequest(summarize=work_pb2.SummarizeRequest(document=document))
+        record = facts_pb2.JobRecord(request=request)
+        for blob in (document, plan, part, result):
+            node.receive(B, blob_offer=facts_pb2.BlobOffer(blobs=[blob]))
+            node.do(events.BlobStored(blob, B))
+        said: list[tuple[str, Message]] = [
+            ("job_submitted", facts_pb2.JobSubmitted(job_id=job_id, request=request, blobs=[document])),
+            ("job_planned", facts_pb2.JobPlanned(job_id=job_id, plan=plan)),
+            ("job_assigned", facts_pb2.JobAssigned(job_id=job_id)),
+            ("task_finished", facts_pb2.TaskFinished(job_id=job_id, plan_sha256=plan.sha256, result=part)),
+            ("job_completed", facts_pb2.JobCompleted(job_id=job_id, result=result, record=record)),
+        ]
+        for kind, content in said:
+            node.says(B, kind, content)
+    node.stored.clear()
+    node.now += EVERY_S + 1
+    assert any(isinstance(effect, RetireFacts) for effect in node.do(events.Ticked(WALL_MS + 60_000)))
+    work = node.replica.work
+    assert len(work.copies.held) == 2 * jobs
+    del job_id, request, record, document, plan, part, result, blob, said, kind, content
+    assert _messages() - before <= jobs + 5
+
+
+def _messages() -> int:
+    gc.collect()
+    return sum(isinstance(one, Message) for one in gc.get_objects())
 
 
 def test_under_pressure_details_go_at_once_oldest_job_first(monkeypatch: pytest.MonkeyPatch) -> None:

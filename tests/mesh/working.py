@@ -22,6 +22,7 @@ from mesh.facts import Fact, parse
 from mesh.identity import NodeId, NodeKey
 from mesh.ledger import COMPLETED, Job
 from mesh.replica import Replica
+from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from tests.mesh.building import BY_ID
 
@@ -146,6 +147,7 @@ class Desk:
         self.failure_code = "engine-crashed"
         self.hangs: Callable[[work_pb2.Task], bool] = lambda task: False
         self.no_plan: list[bool] = []  # of the next plans: whether that is final
+        self.plans_backwards = False
         self.answers: dict[int, effects.AnswerSubmit] = {}
         self.started: list[tuple[float, work_pb2.Assign]] = []
         self.stopped: list[TaskKey] = []
@@ -395,6 +397,7 @@ class Desk:
             plan_sha256=assign.plan_sha256,
             task_index=assign.task.index,
             replica=assign.task.replica,
+            task_key=task_key(assign.task, [ref.sha256 for ref in assign.inputs]),
             agent=assign.agent,
         )
         if self.fails(assign.task):
@@ -411,10 +414,10 @@ class Desk:
             return
         plan = work_pb2.Plan(job_id=job_id, revision=revision)
         for number in range(request.ask.panel):
-            if request.ask.context == "chain":
-                plan.tasks.add(index=number, depends_on=[number - 1] if number else [])
-            else:
-                plan.tasks.add(index=number)
+            chained = request.ask.context == "chain" and number
+            seed = request.ask.panel - 1 - number if self.plans_backwards else number
+            task = plan.tasks.add(index=number, seed=seed, depends_on=[number - 1] if chained else [])
+            task.answer.question = request.ask.question
         ref = self.store(plan.SerializeToString(deterministic=True), None)
         self.do(events.PlanMade(job_id, ref, plan))
 
@@ -427,10 +430,12 @@ class Desk:
 
     def _assemble(self, asked: effects.Assemble) -> None:
         reach = [self, *(desk for desk in self.world.others(self) if self.world.connected(self, desk))]
-        if any(all(finished.result.sha256 not in desk.blobs for desk in reach) for finished in asked.results):
-            problem = common_pb2.Problem(code=INPUTS_MISSING, message="a result")
-            self.do(events.Assembled(asked.job_id, asked.plan_sha256, None, problem))
-            return
+        for finished in asked.results:
+            if all(finished.result.sha256 not in desk.blobs for desk in reach):
+                problem = common_pb2.Problem(code=INPUTS_MISSING, message="a result")
+                missing = finished.result.sha256
+                self.do(events.Assembled(asked.job_id, asked.plan_sha256, None, problem, missing))
+                return
         content = b"job" + b"".join(finished.result.sha256 for finished in asked.results)
         self.do(events.Assembled(asked.job_id, asked.plan_sha256, self.store(content, None)))
 

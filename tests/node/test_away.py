@@ -63,7 +63,7 @@ async def test_after_a_year_the_journal_is_moved_and_open_jobs_are_listed(tmp_pa
     assert (row["job_id"], row["submitted_ms"], row["blobs"]) == ((b"o" * 32).hex(), THEN_S * 1000, [(b"d" * 32).hex()])
     assert "panel: 3" in row["request"]
     store = Store(path, no_fatal)
-    assert store.open(KEY.node_id)[0] == []
+    assert list(store.open(KEY.node_id)[0]) == []
     await store.close()
     [aside] = names(tmp_path, "journal.db.away-*")
     moved_back = Store(aside, no_fatal)

@@ -111,6 +111,27 @@ async def test_a_blob_is_read_from_whoever_holds_it(world: World) -> None:
     assert caught.value.code == "blob-missing"
 
 
+async def test_what_was_read_lately_is_kept_as_long_as_it_is_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, read_again, new = b"old" * 10, b"again" * 10, b"new" * 10
+    for content in (old, read_again):
+        await world.peer.put_blob(content)
+        assert await world.blobs.get(ref_of(content)) == content
+    await world.peer.put_blob(new)
+    world.blobs._live_peers = lambda: []
+    assert await world.blobs.get(ref_of(read_again)) == read_again, "it needs no peer any more"
+    assert await world.blobs.get(ref_of(old)) == old
+    assert await world.blobs.get(ref_of(read_again)) == read_again
+    world.blobs._live_peers = lambda: [PEER]
+    monkeypatch.setattr("node.blobs.READ_BYTES_MAX", len(new) + len(read_again))
+    assert await world.blobs.get(ref_of(new)) == new
+    assert list(world.blobs._read_lately) == [ref_of(content).sha256 for content in (read_again, new)]
+    monkeypatch.setattr("node.blobs.READ_KEPT_S", 0.0)
+    assert await world.blobs.get(ref_of(new)) == new
+    assert not world.blobs._read_lately, "nobody reads it for years"
+
+
 async def test_a_dropped_blob_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.store.FRESH_S", 0.0)
     ref = await world.blobs.put(b"content")

@@ -37,7 +37,8 @@ def no_fatal(text: str) -> None:
 async def test_facts_votes_and_blobs_are_there_after_a_restart(tmp_path: Path) -> None:
     facts = chain(5)
     store = Store(tmp_path / "j", no_fatal)
-    assert store.open(KEY.node_id) == ([], 0, "")
+    read, term, voted_for = store.open(KEY.node_id)
+    assert (list(read), term, voted_for) == ([], 0, "")
     await asyncio.gather(store.append(facts[:2]), store.append(facts[2:]), store.save_vote(3, "somebody"))
     sha256 = await store.put_blob(b"content")
     await store.close()
@@ -92,7 +93,8 @@ async def test_retired_facts_are_gone_and_their_places_join(tmp_path: Path) -> N
     await store.close()
 
     again = Store(tmp_path / "j", no_fatal)
-    read, _, _ = again.open(KEY.node_id)
+    stored, _, _ = again.open(KEY.node_id)
+    read = list(stored)
     assert [fact.sequence for fact in read] == [1, 7, 8, 11, 12]
     replica = Replica(KEY, 5, 5, random.Random(1))
     replica.restore(read, 0, "", retired=again.retired, forks=again.forks)
@@ -127,6 +129,18 @@ async def test_a_large_run_of_facts_gives_its_room_back(tmp_path: Path) -> None:
     assert await store.size_bytes() < before - 200_000
     await store.close()
     assert (tmp_path / "j").stat().st_size < before - 200_000, "the disk has it back"
+
+
+async def test_which_blobs_were_put_of_late_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "j", no_fatal)
+    store.open(KEY.node_id)
+    for number in range(10):
+        await store.put_blob(bytes([number]))
+    assert len(store._fresh) == 10
+    monkeypatch.setattr("node.store.FRESH_S", 0.0)
+    await store.put_blob(b"last")
+    assert len(store._fresh) == 1
+    await store.close()
 
 
 async def test_a_blob_just_put_is_not_dropped(tmp_path: Path) -> None:
@@ -184,7 +198,7 @@ async def test_a_fork_is_stored_and_what_it_voids_is_deleted(tmp_path: Path) -> 
     assert await store.save_fork(fork) == []
     await store.close()
     again = Store(tmp_path / "j", no_fatal)
-    assert again.open(KEY.node_id)[0] == []
+    assert list(again.open(KEY.node_id)[0]) == []
     assert again.forks == [fork]
     replica = Replica(KEY, 5, 5, random.Random(1))
     replica.restore([], 0, "", retired=again.retired, forks=again.forks)
@@ -353,6 +367,37 @@ async def test_a_damaged_journal_is_refused_with_what_to_do(tmp_path: Path, dama
     assert caught.value.code == "journal-unusable"
     assert "move the file away" in caught.value.remedy
     assert path.read_bytes() == content, "nothing is lost"
+
+
+@pytest.mark.parametrize("sequence", [1, 4, 6])
+@pytest.mark.parametrize("column", ["body", "row"])
+async def test_a_changed_or_missing_fact_is_found_at_the_start(tmp_path: Path, sequence: int, column: str) -> None:
+    """The pages are whole, so SQLite sees nothing: the hash chain does, and at its end the signature."""
+    path = tmp_path / "j"
+    facts = chain(6)
+    store = Store(path, no_fatal)
+    store.open(KEY.node_id)
+    await store.append(facts)
+    await store.close()
+    db = apsw.Connection(str(path))
+    if column == "body":
+        changed = facts[sequence - 1].raw.replace(b"item", b"idem")
+        assert changed != facts[sequence - 1].raw
+        db.execute("UPDATE facts SET body = ? WHERE sequence = ?", (changed, sequence)).fetchall()
+    else:
+        db.execute("DELETE FROM facts WHERE sequence = ?", (sequence,)).fetchall()
+    db.close()
+    again = Store(path, no_fatal)
+    replica = Replica(KEY, 5, 5, random.Random(1))
+    if (sequence, column) == (6, "row"):
+        with again.restoring():
+            replica.restore(*again.open(KEY.node_id))
+        assert replica.journal.durable[KNOWLEDGE].sequence == 5, "as a backup: gossip brings the rest back"
+    else:
+        with pytest.raises(KithError) as caught, again.restoring():
+            replica.restore(*again.open(KEY.node_id))
+        assert caught.value.code == "journal-unusable"
+    await again.close()
 
 
 async def test_a_failed_write_is_fatal_and_answers_everybody(tmp_path: Path) -> None:

@@ -65,12 +65,31 @@ class Clients:
         for number in range(self._count):
             self.clock.after(self.rng.uniform(2.0, self.until_s), lambda number=number: self._order(number))  # type: ignore[misc]
 
+    def open_doors(self) -> list[Host]:
+        """Nodes that take jobs."""
+        return [
+            host
+            for host in self.network.hosts
+            if host.replica is not None
+            and not host.paused
+            and not host.replica.stopping
+            and not host.draining
+            and host.id not in self.checks.revoked
+        ]
+
     def _order(self, number: int) -> None:
         rng = self.rng
         words = rng.choice(WORDS)
+        order = self.draw(rng, number, rng.choice(SHAPES), words, rng.choice([1, 1, 1, 3]))
+        self.hand_in(order)
+        if rng.random() < 0.1:
+            self.clock.after(rng.uniform(0.0, 10.0), lambda: self._cancel(order))
+
+    def draw(self, rng: random.Random, number: int, shape: str, words: str, panel: int) -> Order:
+        """Make an order, with a document or without, and expect it to end well."""
         request = work_pb2.JobRequest(seed=number + 1)
-        request.ask.question = f"{rng.choice(SHAPES)} {words}"
-        request.ask.panel = rng.choice([1, 1, 1, 3])
+        request.ask.question = f"{shape} {words}"
+        request.ask.panel = panel
         documents = [rng.randbytes(200)] if rng.random() < 0.6 else []
         client_key = rng.randbytes(16)
         name = hashlib.sha256(client_key + request.SerializeToString(deterministic=True)).digest()
@@ -79,25 +98,19 @@ class Clients:
         )
         order = Order(number, words, submitted, documents)
         self.orders.append(order)
-        self._hand_in(order, tries=6)
-        if rng.random() < 0.1:
-            self.clock.after(rng.uniform(0.0, 10.0), lambda: self._cancel(order))
+        return order
 
-    def _hand_in(self, order: Order, tries: int) -> None:
+    def hand_in(self, order: Order, tries: int = 6) -> None:
         """To any node that runs; where no answer comes, to another one."""
         if order.answers or not tries:
             return
-        open_doors = [
-            host
-            for host in self.network.hosts
-            if host.replica is not None and not host.paused and not host.replica.stopping and not host.draining
-            and host.id not in self.checks.revoked
-        ]  # fmt: skip
-        if open_doors:
-            host = self.rng.choice(open_doors)
-            self.checks.say(host, f"is asked for job {order.job_id.hex()[:12]}: {order.submitted.request.ask.question}")
-            host.submit(order.submitted, order.documents, DEADLINE_S, lambda said: order.accepted(host, said))
-        self.clock.after(DEADLINE_S + PATIENCE_S, lambda: self._hand_in(order, tries - 1))
+        if open_doors := self.open_doors():
+            self.ask(self.rng.choice(open_doors), order)
+        self.clock.after(DEADLINE_S + PATIENCE_S, lambda: self.hand_in(order, tries - 1))
+
+    def ask(self, host: Host, order: Order) -> None:
+        self.checks.say(host, f"is asked for job {order.job_id.hex()[:12]}: {order.submitted.request.ask.question}")
+        host.submit(order.submitted, order.documents, DEADLINE_S, lambda said: order.accepted(host, said))
 
     def _cancel(self, order: Order) -> None:
         knowing = [

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from mesh.facts import Fact, FactRange, Place, Retired, StreamId
 from mesh.journal import Fork, Position, in_stream_order
@@ -177,7 +178,7 @@ class Disk:
         group = self._under_way = self._waiting
         self._waiting = []
         sync_s = self.rng.uniform(0.2, 1.5) if self.slow else self.rng.uniform(0.001, 0.012)
-        self.clock.after(sync_s, lambda: self._end(group))
+        self.clock.after(sync_s, partial(self._end, group))
 
     def _end(self, group: list[Write]) -> None:
         if self._under_way is not group:

@@ -1,6 +1,7 @@
 """A host's engine in virtual time: tasks take their time, fail, kill it, and it may stop moving with all it holds.
 
-A task's words decide what becomes of it: `bad` fails wherever it runs, `flaky` sometimes, `poison` kills the engine.
+A task's words decide what becomes of it: `bad` fails wherever it runs, `flaky` sometimes, `poison` kills the engine,
+`stuck` may never move (stuck.py).
 An engine that does not move is noticed by its watchdog after `NOTICED_S` and killed after `KILLED_S`, as in
 node/engine. A result depends on the task, its inputs and the machine, as a model's floating-point result does.
 """
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from mesh import events
 from mesh.dispatch import TaskKey
+from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, work_pb2
+from tests.sim.stuck import stands_still
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
@@ -117,8 +120,10 @@ class Engine:
         if not self.moves:
             self._step_later(key, task)
             return
-        task.done += 1
         words = task.assign.task.answer.question
+        if stands_still(key, words, self.host.name, task.assign.attempt):
+            return
+        task.done += 1
         if "poison" in words and task.done * 2 >= task.steps:
             self.host.checks.say(self.host, f"the engine dies of {key.label}")
             self.crash()
@@ -166,6 +171,7 @@ class Engine:
             plan_sha256=assign.plan_sha256,
             task_index=assign.task.index,
             replica=assign.task.replica,
+            task_key=task_key(assign.task, [ref.sha256 for ref in assign.inputs]),
             agent=assign.agent,
             model="simulated",
         )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from mesh.facts import make
 from mesh.member import ALIVE, Member
-from tests.sim.network import Link
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
@@ -39,9 +38,7 @@ def form(network: Network, hosts: Sequence[Host]) -> None:
     running = [host for host in hosts if host.replica is not None]
     for place, acceptor in enumerate(running):
         for dialler in running[place + 1 :]:
-            link = Link(dialler, acceptor)
-            network.links[link] = None
-            for end in link.ends:
+            for end in network.link(dialler, acceptor).ends:
                 end.host.links[end.other.host.id] = [end]
     for host in running:
         _acquaint(host, [other for other in running if other is not host])
@@ -62,4 +59,3 @@ def _acquaint(host: Host, others: Sequence[Host]) -> None:
         host.replica.addresses.add(*other.address, "peer", now, other.id)
         host.replica.addresses.dial_succeeded(*other.address, other.id)
         host.cache.add(other.address)
-    roster._live = roster._linked = None  # what was derived from an empty roster

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh import effects, events
@@ -35,6 +36,8 @@ MEASURED_EVERY = 30
 FAREWELL_S = 0.1
 #: Facts in one push; the rest waits for the next round.
 PUSH_FACTS_MAX = 64
+#: Effects that only show people something.
+FOR_PEOPLE = (effects.MemberChanged, effects.Deliver)
 #: The wall clock of the world's first moment.
 EPOCH_MS = 1_790_000_000_000
 #: Quartz on cheap boards is off by up to so much.
@@ -50,6 +53,7 @@ class Host:
         self.checks = checks
         self.rng = rng
         self.key = NodeKey.from_scalar(rng.getrandbits(255) + 1)
+        self.id: NodeId = self.key.node_id
         self.address = (f"10.0.{index // 250}.{index % 250 + 1}", 4000 + index)
         network.addresses[self.address] = self
         self.disk = Disk(clock, rng)
@@ -75,13 +79,10 @@ class Host:
         self.awake_since = 0.0
         self.ended_at = 0.0
         self._ticks = 0
+        self._sent: tuple[mesh_pb2.LinkMessage | None, bytes] = (None, b"")  # the last message
         self.draining = False
         self.disk_used = 0  # percent of its budget, as it is told
         self.labour: Labour
-
-    @property
-    def id(self) -> NodeId:
-        return self.key.node_id
 
     def now(self) -> float:
         """This host's monotonic clock."""
@@ -172,7 +173,7 @@ class Host:
     def deliver(self, event: events.Event, life: int) -> None:
         if isinstance(event, events.DialSucceeded) and event.node_id != self.id:
             self.cache.add((event.host, event.port))
-        self.run(lambda: self.handle(event), life)
+        self.run(partial(self.handle, event), life)
 
     def handle(self, event: events.Event) -> None:
         if self.replica is None:
@@ -183,7 +184,12 @@ class Host:
         self.perform(caused)
 
     def receive(self, end: End, data: bytes) -> None:
-        self.run(lambda: self._read(end, data), end.life)
+        if self.life != end.life or self.replica is None:
+            return
+        if self.paused:
+            self._deferred.append(partial(self._read, end, data))
+        else:
+            self._read(end, data)
 
     def link_up(self, end: End, hello: membership_pb2.Hello, stuck: Sequence[End] = ()) -> None:
         """As node/links.py: `stuck` are the links that this one was dialled to replace."""
@@ -255,20 +261,21 @@ class Host:
         for effect in caused:
             if self.replica is None:
                 return
-            self.perform_one(effect)
+            if isinstance(effect, effects.Send):
+                self._send(effect.peer, effect.message)
+            elif not isinstance(effect, FOR_PEOPLE):
+                self.perform_one(effect)
 
     def perform_one(self, effect: effects.Effect) -> None:
         life = self.life
         match effect:
-            case effects.Send(peer, message):
-                self._send(peer, message)
             case effects.Dial():
                 self.network.dial(self, effect)
             case effects.Persist(facts, source, retired):
                 if source is None:
                     self.checks.jobs.authored(self, facts)
                 persisted = events.Persisted(facts, source, retired)
-                self.disk.write(Write(facts, retired, done=lambda: self.deliver(persisted, life)))
+                self.disk.write(Write(facts, retired, done=partial(self.deliver, persisted, life)))
             case effects.PushStored():
                 self._push_stored(effect)
             case effects.CompareStored(peer, facts):
@@ -313,7 +320,7 @@ class Host:
         self._ticks += 1
         if self._ticks % MEASURED_EVERY == 0:
             self.handle(events.DiskMeasured(self.disk_used, 100))
-        self.clock.after(self.rng.uniform(0.08, TICK_S), lambda: self._tick(life))
+        self.clock.after(self.rng.uniform(0.08, TICK_S), partial(self._tick, life))
 
     def _disk_failed(self) -> None:
         if self.replica is not None:
@@ -366,14 +373,16 @@ class Host:
                 self.handle(events.Received(peer, message))
                 return
         # Signatures are checked off the loop, so other messages may overtake facts.
-        self.clock.after(self.rng.uniform(0.0005, 0.005), lambda: self.deliver(verified, life))
+        self.clock.after(self.rng.uniform(0.0005, 0.005), partial(self.deliver, verified, life))
 
     def _send(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
         assert peer != self.id, "a node writes to itself"
         ends = self.links.get(peer)
         if ends:
-            self.checks.sent(self, peer, message)
-            self.network.send(ends[-1], message.SerializeToString())
+            if message is not self._sent[0]:  # one that goes to several is looked at and written once
+                self.checks.sent(self, peer, message)
+                self._sent = (message, message.SerializeToString())
+            self.network.send(ends[-1], self._sent[1])
 
     # Reading the store
 

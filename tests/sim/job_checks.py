@@ -27,6 +27,8 @@ from mesh.gossip import COPIES
 from mesh.identity import NodeId
 from mesh.intake import REPLICATE_S
 from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, TERMINAL_KINDS, Job, Ledger, TaskRef
+from mesh.standing import FAILURES_TOTAL_MAX
+from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.sim.denied import known_denials, limit_of
 from tests.sim.disk import Write
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Beyond its deadline an answer may wait for a tick, and after a pause for one probe round.
 ANSWER_SLACK_S = 2.5
+#: Failures of one task: each of two sides of a cut, and of two plans, may try so often; what is under way still ends.
+FAILURES_EVER = 4 * FAILURES_TOTAL_MAX
 #: The deadline of a result is looked at once a tick; the fact is written after it.
 TIMER_SLACK_S = 0.3
 
@@ -53,6 +57,7 @@ class JobChecks:
         self._held: dict[bytes, set[tuple[int, int]]] = {}  # job → (host, generation) that ever held it
         self._outcomes: dict[tuple[int, int, TaskKey], float] = {}  # when the engine had the result
         self._said: set[tuple[object, ...]] = set()
+        self.taken_over = 0
         self._read: dict[tuple[int, int, bytes], tuple[int, bytes]] = {}  # (host, life, job) → its end as read
 
     # Submissions
@@ -141,11 +146,36 @@ class JobChecks:
         assert said >= set(completed.result_sha256), f"{host.name} completes a job with results that nobody announced"
         assert completed.result.sha256 in host.disk.content.blobs, f"{host.name} gives an answer that it does not hold"
 
+    def _taken_over(self, host: Host, taken: facts_pb2.TaskFinished) -> None:
+        """A leader says for its plan what another plan's task yielded: the very same task, on the same inputs."""
+        assert host.replica is not None
+        job = host.replica.ledger.jobs[taken.job_id]
+        name = f"{host.name} takes task {taken.task_index}.{taken.replica} of {taken.job_id.hex()[:12]} over"
+        said = job.finished.get(taken.taken_from)
+        assert said is not None, f"{name} from nobody"
+        source = said[1]
+        assert source.plan_sha256 != taken.plan_sha256, f"{name} from its own plan"
+        assert (source.result, source.agent) == (taken.result, taken.agent), f"{name} with another result"
+        content = host.labour.plans.get(taken.plan_sha256)
+        assert content is not None, f"{name} for a plan that it never read"
+        task = next(one for one in content.tasks if (one.index, one.replica) == (taken.task_index, taken.replica))
+        results = job.results()
+        read = [results[TaskRef(index, 0)].result.sha256 for index in task.depends_on]
+        assert source.task_key == task_key(task, read), f"{name} from a task that is another"
+        seated = [one.agent for ref, one in results.items() if ref.index == task.index]
+        assert not task.panel or taken.agent not in seated, f"{name} though its agent sits on the panel already"
+        self.taken_over += 1
+
     def _finished_said(self, host: Host, finished: facts_pb2.TaskFinished) -> None:
-        if finished.agent.node_id != host.id or not finished.HasField("token"):
-            if finished.HasField("token"):  # a leader says so of a node that did not move
-                self._failed(finished)
+        if finished.taken_from:
+            self._taken_over(host, finished)
             return
+        if not finished.HasField("token"):
+            return  # made up by workload.py
+        if finished.failure.code == "no-progress":  # a leader says so of a node, maybe itself
+            self._failed(finished)
+            return
+        assert finished.agent.node_id == host.id, f"{host.name} says how a task of another ended"
         key = TaskKey(finished.job_id, TaskRef(finished.task_index, finished.replica))
         ended_at = self._outcomes.pop((host.index, host.life, key), None)
         assert ended_at is not None, f"{host.name} says twice how {key.label} ended"
@@ -164,6 +194,8 @@ class JobChecks:
     def _failed(self, finished: facts_pb2.TaskFinished) -> None:
         counter = self.fallible.setdefault(finished.job_id, Counter())
         counter[finished.task_index, finished.replica] += 1
+        worst = counter[finished.task_index, finished.replica]
+        assert worst <= FAILURES_EVER, f"a task of job {finished.job_id.hex()[:12]} failed {worst} times, and goes on"
 
     def applied(self, host: Host, facts: Sequence[Fact]) -> None:
         """Facts were folded in: an end that is read may only be outranked."""

@@ -35,6 +35,7 @@ class Labour:
         self.life = host.life
         self.rng = rng
         self.engine = Engine(host, rng)
+        self.plans: dict[bytes, work_pb2.Plan] = {}  # that its coordinator was given, by hash
         self._tickets: dict[int, Answered] = {}
         self._tickets_given = 0
 
@@ -50,8 +51,8 @@ class Labour:
                 self.engine.start(key, assign)
             case effects.StopTask(key):
                 self.engine.stop(key)
-            case effects.MakePlan(job_id, request):
-                self._after(self.rng.uniform(0.05, 1.5), lambda: self._make_plan(job_id, request))
+            case effects.MakePlan(job_id, request, revision):
+                self._after(self.rng.uniform(0.05, 1.5), lambda: self._make_plan(job_id, request, revision))
             case effects.ReadPlan(ref):
                 self._after(self.rng.uniform(0.001, 0.3), lambda: self._read_plan(ref))
             case effects.Allocate():
@@ -130,7 +131,7 @@ class Labour:
 
     # A leader's work
 
-    def _make_plan(self, job_id: bytes, request: work_pb2.JobRequest) -> None:
+    def _make_plan(self, job_id: bytes, request: work_pb2.JobRequest, revision: int) -> None:
         words = request.ask.question
         if "nonsense" in words:
             problem = common_pb2.Problem(code="no-plan", message="nothing can be made of it")
@@ -140,10 +141,12 @@ class Labour:
             problem = common_pb2.Problem(code="engine-not-ready", message="the leader's engine is not ready")
             self.host.handle(events.PlanFailed(job_id, problem, final=False))
             return
-        plan = plan_of(job_id, request, f"made by {self.host.name}")
+        plan = plan_of(job_id, request, self.host.index)
+        plan.revision = revision
         content = plan.SerializeToString(deterministic=True)
 
         def stored(ref: common_pb2.BlobRef) -> None:
+            self.plans[ref.sha256] = plan
             self.host.handle(events.PlanMade(job_id, ref, plan))
 
         def refused() -> None:
@@ -155,6 +158,8 @@ class Labour:
     def _read_plan(self, ref: common_pb2.BlobRef) -> None:
         content = self.reach(ref.sha256)
         plan = work_pb2.Plan.FromString(content) if content is not None else None
+        if plan is not None:
+            self.plans[ref.sha256] = plan
         self.host.handle(events.PlanRead(ref, plan))
 
     def _allocate(self, asked: effects.Allocate) -> None:
@@ -189,7 +194,8 @@ class Labour:
         read = [self.reach(finished.result.sha256) for finished in asked.results]
         if any(content is None for content in read):
             problem = common_pb2.Problem(code="blob-missing", message="a result is out of reach")
-            self.host.handle(events.Assembled(asked.job_id, asked.plan_sha256, None, problem))
+            missing = asked.results[read.index(None)].result.sha256
+            self.host.handle(events.Assembled(asked.job_id, asked.plan_sha256, None, problem, missing))
             return
         content = b"result of " + hashlib.sha256(asked.job_id + b"".join(part or b"" for part in read)).digest()
 
@@ -206,17 +212,22 @@ class Labour:
         self.host.clock.after(delay_s, lambda: self.host.run(call, self.life))
 
 
-def plan_of(job_id: bytes, request: work_pb2.JobRequest, method: str) -> work_pb2.Plan:
-    """The task graph that the question spells: "3,1 bad" is three tasks and one that reads them, all of them bad."""
+def plan_of(job_id: bytes, request: work_pb2.JobRequest, planner: int) -> work_pb2.Plan:
+    """The task graph that the question spells: "3,1 bad" is three tasks and one that reads them, all of them bad.
+
+    Each planner names the plan otherwise; every second one numbers the tasks of a layer backwards.
+    """
     shape, _, words = request.ask.question.partition(" ")
-    plan = work_pb2.Plan(job_id=job_id, method=method)
+    plan = work_pb2.Plan(job_id=job_id, method=f"made by n{planner}")
     before: list[int] = []
     index = 0
     for layer in shape.split(","):
-        here = []
+        here: list[int] = []
+        last = 2 * index + int(layer) - 1
         for _ in range(int(layer)):
             for replica in range(request.ask.panel or 1):
                 task = plan.tasks.add(index=index, replica=replica, depends_on=before, output_tokens_max=20)
+                task.seed = last - index if planner % 2 else index
                 task.answer.question = words
                 if request.ask.panel > 1:
                     task.panel = f"panel {index}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh import effects, events
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 #: Messages under way in one direction of a link; the shell drops what is beyond.
 OUTBOX_MAX = 256
 DIAL_TIMEOUT_S = 3.0
+LATENCY_MIN_S = 0.0002
 #: First wait before a lost segment is sent again; each further one doubles.
 RESEND_S = 0.2
 #: A stream on which nothing came through for so long breaks, at the earliest and at the latest.
@@ -65,6 +67,7 @@ class Network:
         self.hosts: list[Host] = []
         self.addresses: dict[tuple[str, int], Host] = {}
         self.links: dict[Link, None] = {}  # alive ones, oldest first
+        self._links_of: dict[Host, dict[Link, None]] = {}  # the same, of each host
         self.latency_max_s = rng.choice([0.002, 0.002, 0.01, 0.06])
         self.loss = 0.0  # of a segment, each way
         self.twice = 0.0  # of a message
@@ -88,7 +91,7 @@ class Network:
             for end in link.ends:
                 if end.held and not self.is_blocked(end.host, end.other.host):
                     # TCP tries again some time after the path is back.
-                    self.clock.after(self.rng.uniform(0.0, 0.8), lambda end=end: self._let_go(end))  # type: ignore[misc]
+                    self.clock.after(self.rng.uniform(0.0, 0.8), partial(self._let_go, end))
 
     def is_blocked(self, sender: Host, receiver: Host) -> bool:
         return (sender.index, receiver.index) in self._blocks
@@ -100,11 +103,20 @@ class Network:
         link.alive = False
         del self.links[link]
         for end in link.ends:
+            del self._links_of[end.host][link]
             end.held = None
-            self.clock.after(self.rng.uniform(0.0, notice_max_s), lambda end=end: end.host.link_lost(end))  # type: ignore[misc]
+            self.clock.after(self.rng.uniform(0.0, notice_max_s), partial(end.host.link_lost, end))
+
+    def link(self, dialler: Host, acceptor: Host) -> Link:
+        """A new link, which neither shell knows of yet."""
+        link = Link(dialler, acceptor)
+        self.links[link] = None
+        for end in link.ends:
+            self._links_of.setdefault(end.host, {})[link] = None
+        return link
 
     def links_of(self, host: Host) -> list[Link]:
-        return [link for link in self.links if link.ends[0].host is host or link.ends[1].host is host]
+        return list(self._links_of.get(host, ()))
 
     def host_died(self, host: Host, notice_max_s: float) -> None:
         for link in self.links_of(host):
@@ -141,15 +153,18 @@ class Network:
             while self.rng.random() < self.loss and delay_s < 30.0:
                 delay_s += wait_s
                 wait_s *= 2
-        end.last_ready = max(end.last_ready, self.clock.now + delay_s)
+        now = self.clock.now
+        ready = now + delay_s
+        if ready < end.last_ready:
+            ready = end.last_ready
+        end.last_ready = ready
         end.under_way += 1
-        self.clock.after(end.last_ready - self.clock.now, lambda: self._reach(end, data))
+        self.clock.after(ready - now, partial(self._reach, end, data))
         if self.twice and self.rng.random() < self.twice:
-            late_s = end.last_ready - self.clock.now + self.rng.uniform(0.0, 2.0)
-            self.clock.after(late_s, lambda: self._again(end, data))
+            self.clock.after(ready - now + self.rng.uniform(0.0, 2.0), partial(self._again, end, data))
 
     def latency(self) -> float:
-        return self.rng.uniform(0.0002, self.latency_max_s)
+        return LATENCY_MIN_S + (self.latency_max_s - LATENCY_MIN_S) * self.rng.random()
 
     # Inside
 
@@ -165,8 +180,7 @@ class Network:
             refused = events.DialFailed(dial.host, dial.port, refused=True)
             self.clock.after(self.latency(), lambda: dialler.deliver(refused, life))
             return
-        link = Link(dialler, target)
-        self.links[link] = None
+        link = self.link(dialler, target)
         back_s = self.latency()
         link.ends[1].last_ready = self.clock.now + back_s  # nothing overtakes the acceptor's Hello
         self.clock.after(back_s, lambda: self._answered(dialler, life, dial, link, stuck))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mesh import denials, events
+from mesh import coordinator, denials, events, takeover
 from mesh.acceptance import Acceptance
 from mesh.coordinator import Coordinator
 from mesh.copies import Copies, _offers
@@ -32,6 +32,7 @@ from mesh.placement import Placement, Ready
 from mesh.profiles import Profiles
 from mesh.retention import Retention
 from mesh.roster import Roster
+from mesh.takeover import Takeover
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from tests.sim.disk import Disk, Write
 from tests.sim.host import Host
@@ -185,7 +186,8 @@ def ghosts_rise(patch: Patch) -> None:
     inner = Member.record
 
     def record(self: Member, said_by: str = "") -> membership_pb2.MemberRecord:
-        told = inner(self, said_by)
+        told = membership_pb2.MemberRecord()
+        told.CopyFrom(inner(self, said_by))  # it is shared
         if told.state == membership_pb2.MEMBER_STATE_DEAD:
             told.state = membership_pb2.MEMBER_STATE_ALIVE
             told.life += 1
@@ -428,6 +430,34 @@ def duplicate_acceptance(patch: Patch) -> None:
         return effects + effects[:1] if kind == "job_completed" else effects
 
     patch(Coordinator, "_say", say)
+
+
+@_bug("still open", 20)
+def a_lease_never_expires(patch: Patch) -> None:
+    """Both copies of a task stand still, and nobody takes it from them (stuck.py)."""
+    patch(Dispatch, "tick", lambda *_: [])
+
+
+@_bug("times, and goes on", 20)
+def a_task_may_fail_for_ever(patch: Patch) -> None:
+    patch(coordinator, "failed_for_good", lambda *_: False)
+
+
+@_bug("from a task that is another", 40)
+def results_taken_over_by_number(patch: Patch) -> None:
+    """Another plan's result counts where it has the task's number, whatever that task was."""
+
+    def take(self: Takeover, job: Job, ready: Sequence[Ready], token: common_pb2.FencingToken, now: float) -> Any:
+        effects: list[Effect] = []
+        for one in ready:
+            for said, finished in sorted(job.finished.values(), key=lambda each: each[0].hash):
+                place = (finished.task_index, finished.replica) == (one.task.index, one.task.replica)
+                if place and finished.plan_sha256 != one.plan_sha256 and finished.WhichOneof("outcome") == "result":
+                    effects += takeover._say(one, said, finished, token)
+                    break
+        return effects, ready
+
+    patch(Takeover, "take", take)
 
 
 @_bug("still open", 40)

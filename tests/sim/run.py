@@ -12,44 +12,11 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.sim.record import Record
+from tests.sim.result import STORY_LINES_SHOWN, SimResult, figures_of
 from tests.sim.world import World
-
-STORY_LINES_SHOWN = 120
-
-
-@dataclass
-class SimResult:
-    """What a run came to. `problems` is empty when all held."""
-
-    seed: int
-    nodes: int = 0
-    live: int = 0
-    events: int = 0
-    faults: int = 0
-    messages: int = 0
-    facts: int = 0
-    leader_changes: int = 0
-    virtual_s: float = 0.0
-    cpu_s: float = 0.0
-    problems: list[str] = field(default_factory=list)
-    story: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
-    def describe(self) -> str:
-        """For people: what failed, the end of the story, and how to see it again."""
-        lines = [f"seed {self.seed}: {self.nodes} nodes, {self.live} live at the end, {self.events} events"]
-        if len(self.story) > STORY_LINES_SHOWN:
-            lines.append(f"… {len(self.story) - STORY_LINES_SHOWN} earlier lines: add --story")
-        lines += self.story[-STORY_LINES_SHOWN:]
-        lines += [f"PROBLEM: {problem}" for problem in self.problems]
-        lines.append(f"replay: scripts/test --seed {self.seed}")
-        return "\n".join(lines)
 
 
 def run_seed(seed: int, nodes: int | None = None) -> SimResult:
@@ -74,8 +41,14 @@ def run_seed(seed: int, nodes: int | None = None) -> SimResult:
     return result
 
 
-def run_seeds(seeds: Sequence[int], processes: int) -> Iterator[SimResult]:
-    """All of them, in any order. Stories of seeds that held are left out."""
+def run_seeds(seeds: Sequence[int], processes: int, record: Record | None = None) -> Iterator[SimResult]:
+    """All of them, in any order. Stories of seeds that held are left out. With a record: those in it are not run."""
+    if record is not None:
+        yield from record.results(seeds)
+        for result in run_seeds(record.missing(seeds), processes):
+            record.keep(result)
+            yield result
+        return
     if processes <= 1:
         yield from map(_run_one, seeds)
         return
@@ -97,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="run so many seeds at a time; 0: one a core")
     parser.add_argument("--story", action="store_true", help="with --seed: print all that happened")
     parser.add_argument("--no-rate", action="store_true", help="leave out what differs from run to run: the speed")
+    parser.add_argument(
+        "--record", metavar="FILE", type=Path, help="with --seeds: go on where FILE ends, and keep there"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write figures and failures there")
     options = parser.parse_args(arguments)
     if options.seeds is None:
@@ -104,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first, last = (int(part) for part in options.seeds.split("-"))
     wall = time.perf_counter()
     results: list[SimResult] = []
-    for result in run_seeds(range(first, last + 1), options.processes or os.cpu_count() or 1):
+    record = Record(options.record) if options.record else None
+    for result in run_seeds(range(first, last + 1), options.processes or os.cpu_count() or 1, record):
         results.append(result)
         if not result.ok:
             print(
@@ -115,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = [result.seed for result in results if not result.ok]
     print(f"{len(results)} seeds, {len(failed)} failed {failed[:50]}")
     print(", ".join(f"{name} {value:g}" for name, value in figures.items()))
+    if record is not None and (others := record.other_code(range(first, last + 1))):
+        print(f"{others} of them ran on other code than this")
     if not options.no_rate:
         print(f"{time.perf_counter() - wall:.0f} s of wall time")
     if options.json:
@@ -125,20 +104,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         options.json.write_text(json.dumps({"figures": figures, "failures": failures}, indent=1))
     return 1 if failed else 0
-
-
-def figures_of(results: Sequence[SimResult]) -> dict[str, float]:
-    """What a range of seeds came to; the same names as `scripts/bench sim` gives."""
-    virtual_s = sum(result.virtual_s for result in results)
-    return {
-        "seeds": len(results),
-        "violations": sum(1 for result in results if not result.ok),
-        "virtual_hours": round(virtual_s / 3600.0, 2),
-        "faults": sum(result.faults for result in results),
-        "events": sum(result.events for result in results),
-        "nodes_max": max((result.nodes for result in results), default=0),
-        "virtual_s_per_cpu_s": round(virtual_s / max(1e-9, sum(result.cpu_s for result in results)), 1),
-    }
 
 
 def _main_one(options: argparse.Namespace) -> int:

@@ -13,7 +13,8 @@ import pytest
 
 from mesh.gossip import Gossip
 from tests.sim.faults import FAULTS_MIN
-from tests.sim.run import SimResult, main, run_seed, run_seeds
+from tests.sim.result import SimResult
+from tests.sim.run import main, run_seed, run_seeds
 from tests.sim.world import VIRTUAL_S, size_of_seed
 
 QUICK_SEEDS = range(1, 11)

@@ -17,6 +17,8 @@ from tests.sim.host import Host
 from tests.sim.network import Network
 from tests.sim.quiet import quiet_problems
 from tests.sim.revocations import Revocations
+from tests.sim.stuck import Stuck
+from tests.sim.twins import Twins
 from tests.sim.workload import Workload
 
 #: Every seed runs at least so long.
@@ -63,6 +65,8 @@ class World:
         self.faults = Faults(self.clock, self.network, self.checks, part())
         self.workload = Workload(self.clock, self.network, part(), until_s=TROUBLE_UNTIL_S + 20.0)
         self.clients = Clients(self.clock, self.network, self.checks, part(), until_s=TROUBLE_UNTIL_S + 10.0)
+        self.twins = Twins(self.clients, seed, until_s=TROUBLE_UNTIL_S)
+        self.stuck = Stuck(self.clients, seed)
         self.checks.jobs.hosts = self.hosts
         self._give_roles(part())
         if rng.random() < 0.5 or len(self.hosts) >= LARGE:
@@ -91,6 +95,9 @@ class World:
         self.workload.start()
         self.clients.start()
         self.revocations.start()
+        if not large:
+            self.twins.start()
+            self.stuck.start()
         self.clock.run_until(VIRTUAL_S)
         while self.checks.jobs.open_jobs(self.live) and self.clock.now < JOBS_UNTIL_S:
             self.clock.run_until(self.clock.now + JOBS_LOOK_S)  # while jobs run, facts are always on their way

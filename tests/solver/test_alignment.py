@@ -1,5 +1,7 @@
 """What the document says is kept, what it does not say is dropped."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -149,3 +151,17 @@ def test_same_content() -> None:
     assert same_content(PORTO[0], "The city of Porto opened its new tram line.")
     assert not same_content(PORTO[0], PORTO[4])
     assert not same_content("", "")
+
+
+def test_what_was_looked_at_costs_little_memory() -> None:
+    """A node looks at a million sentences in its life, and none is worth more than its next use."""
+    tracemalloc.start()
+    try:
+        for number in range(6_000):
+            content_terms(
+                f"House {number} of lane {number % 7} keeps {number * 3} lamps, {number + 9} doors and one gate."
+            )
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 6 << 20

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mesh.wire import common_pb2, work_pb2
-from solver.assemble import ability_of, assemble, task_key, task_label, to_bytes
+from solver.assemble import ability_of, assemble, task_label, to_bytes
 from solver.decompose import plan_ask
 
 Results = dict[tuple[int, int], work_pb2.TaskResult]
@@ -106,25 +106,3 @@ def test_tasks_have_names_and_needs() -> None:
     assert [task_label(task) for task in tasks] == ["answer #1", "answer #2"]
     assert {ability_of(task) for task in tasks} == {"chat"}
     assert task_label(work_pb2.Task(index=4)) == "task 5"
-
-
-def test_the_key_of_a_task_is_what_its_result_depends_on() -> None:
-    _, plan, _ = summary_job()
-    task = plan.tasks[2]
-    key = task_key(task, [b"a" * 32, b"b" * 32])
-    assert len(key) == 32
-
-    moved = work_pb2.Task()
-    moved.CopyFrom(task)
-    moved.index, moved.prompt_tokens_estimate = 9, 77
-    assert task_key(moved, [b"a" * 32, b"b" * 32]) == key
-    assert task_key(task, [b"b" * 32, b"a" * 32]) != key
-    assert task_key(task, [b"a" * 32]) != key
-    for field, value in (("seed", 4), ("replica", 1), ("output_tokens_max", 9)):
-        changed = work_pb2.Task()
-        changed.CopyFrom(task)
-        setattr(changed, field, value)
-        assert task_key(changed, [b"a" * 32, b"b" * 32]) != key
-    changed.CopyFrom(task)
-    changed.combine_summaries.sentences += 1
-    assert task_key(changed, [b"a" * 32, b"b" * 32]) != key
