@@ -126,7 +126,7 @@ class Roster:
 
     def suspect(self, member: Member, by: NodeId, now: float, why: str) -> list[Effect]:
         if member.suspicion is not None:
-            if member.suspicion.confirm(by) and not member.old:
+            if member.suspicion.confirm(by):
                 self.spread(member)
             return self.refresh(member, now, why)
         return self.believe(member, SUSPECT, now, why, accuser=by)
@@ -243,10 +243,10 @@ class Roster:
         if record.state == ALIVE and not member.linked and record.life >= member.life and not member.departed:
             self._hint(record)
         if member.outranks(record.life, record.state):
-            if record.state == SUSPECT and member.belief == SUSPECT and record.life == member.life and not member.old:
+            if record.state == SUSPECT and member.belief == SUSPECT and record.life == member.life:
                 return self.suspect(member, NodeId(record.said_by or teller), now, "others say so")
             return []
-        if record.life > max(member.life, self.life) + LIFE_JUMP_MAX or (member.old and member.linked):
+        if record.life > max(member.life, self.life) + LIFE_JUMP_MAX:
             return []
         if node_id == teller and record.state == ALIVE:
             return self.lives(member, record.life, now)
@@ -314,8 +314,8 @@ class Roster:
         if node_id == self.me:
             return self.own_record()
         member = self.members.get(node_id)
-        if member is None or (member.old and member.state in (SUSPECT, DEAD)):
-            return None  # one of the previous release could not deny it
+        if member is None:
+            return None
         if member.suspicion is None:
             return member.record()
         # One of those who said so, so that in time all of them are heard.
