@@ -115,7 +115,7 @@ class Detector:
         target = self.roster.members.get(run.target)
         if target is None:
             return []  # forgotten meanwhile
-        able = [peer for peer in self.roster.live_peers() if peer != run.target and not self.roster.members[peer].old]
+        able = [peer for peer in self.roster.live_peers() if peer != run.target]
         run.helpers = self.roster.rng.sample(able, min(self.roster.timing.indirect_probes, len(able)))
         left_s = min(self.roster.timing.probe_timeout_s, run.ends_at - now)
         return [self._probe_message(helper, target, run.probe_id, left_s) for helper in run.helpers]

@@ -54,13 +54,11 @@ class Persist:
 class PushStored:
     """Read these ranges from the store and send them to `peer`, oldest first, as much as one push may carry.
 
-    A retired range is sent only where the fact after it goes along. `plain`: the peer knows none; a stream's facts are
-    sent up to the first that is gone.
+    A retired range is sent only where the fact after it goes along.
     """
 
     peer: NodeId
     ranges: tuple[FactRange, ...]
-    plain: bool = False
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,6 @@ FULL_PUSH_BYTES = 512 * 1024
 SUSPECTS_MAX = 64
 _HASHES = struct.Struct(f">{BUCKETS}Q")
 assert _HASHES.size == BUCKETS * HASH_BYTES
-#: The version of peers that know no digests and no retired ranges, and of membership heartbeats only.
-OLD_PROTOCOL = 1
 
 
 class Rng(Protocol):
@@ -74,7 +72,6 @@ class Gossip:
     held_by: dict[NodeId, dict[StreamId, int]] = field(default_factory=dict)
     #: Per peer and bucket: our journal's `serial` when the peer last held the same there; -1: never.
     equal_at: dict[NodeId, list[int]] = field(default_factory=dict)
-    old_peers: set[NodeId] = field(default_factory=set)
     #: Streams whose histories may differ, with the end of what was compared and found equal.
     suspects: dict[tuple[NodeId, StreamId], Position] = field(default_factory=dict)
     #: Heads that turned out to be lies: (peer, stream, what it said).
@@ -89,25 +86,18 @@ class Gossip:
         chosen = self.rng.sample(live_peers, min(FANOUT, len(live_peers)))
         return [self.compare_with(peer) for peer in chosen]
 
-    def peer_linked(self, peer: NodeId, protocol_version: int = 0) -> list[Effect]:
+    def peer_linked(self, peer: NodeId) -> list[Effect]:
         """A peer came (back): compare with it at once."""
-        if protocol_version == OLD_PROTOCOL:
-            self.old_peers.add(peer)
-        else:
-            self.old_peers.discard(peer)
         return [self.compare_with(peer)]
 
     def peer_gone(self, peer: NodeId) -> None:
         self.held_by.pop(peer, None)
         self.equal_at.pop(peer, None)
-        self.old_peers.discard(peer)
         for suspect in [suspect for suspect in self.suspects if suspect[0] == peer]:
             self._clear(suspect)
 
     def compare_with(self, peer: NodeId) -> Send:
         """The first leg of an exchange."""
-        if peer in self.old_peers:
-            return self._vector_to(peer, None, reply_wanted=True)
         return Send(peer, mesh_pb2.LinkMessage(vector_digest=facts_pb2.VectorDigest(buckets=self.journal.digest())))
 
     def digest_received(self, peer: NodeId, digest: facts_pb2.VectorDigest) -> list[Effect]:
@@ -143,8 +133,7 @@ class Gossip:
                 self.suspect(peer, stream_id, held)
         effects: list[Effect] = []
         if missing_there:
-            plain = peer in self.old_peers
-            effects.append(PushStored(peer, tuple(missing_there[:PUSH_RANGES_MAX]), plain=plain))
+            effects.append(PushStored(peer, tuple(missing_there[:PUSH_RANGES_MAX])))
         forks = self.journal.forks
         void = [s for s, position in theirs.items() if s in forks and position.sequence >= forks[s].sequence]
         effects += self.proofs_to(peer, void)
@@ -213,9 +202,7 @@ class Gossip:
         return [self._vector_to(peer, [bucket_of(last.stream_id)], reply_wanted=False)]
 
     def proofs_to(self, peer: NodeId, streams: Iterable[StreamId]) -> list[Effect]:
-        """The proven forks of these streams; the last release knows no proofs."""
-        if peer in self.old_peers:
-            return []
+        """The proven forks of these streams."""
         forks = [self.journal.forks[stream_id] for stream_id in streams]
         return [Send(peer, mesh_pb2.LinkMessage(fork_proof=fork.wire())) for fork in forks]
 
@@ -244,9 +231,7 @@ class Gossip:
         return sorted(chosen)
 
     def _vector_to(self, peer: NodeId, buckets: list[int] | None, *, reply_wanted: bool) -> Send:
-        """Positions in `buckets`; None: all, which is what an old peer understands."""
-        if peer in self.old_peers:
-            buckets = None
+        """Positions in `buckets`; None: all."""
         positions = self.journal.vector(range(BUCKETS) if buckets is None else buckets)
         lowered = {suspect[1]: mark for suspect, mark in self.suspects.items() if suspect[0] == peer}
         if lowered:

@@ -6,7 +6,6 @@ node acts on: a member that the mesh believes alive but that this node can not r
 
 from dataclasses import dataclass, field
 
-from mesh.gossip import OLD_PROTOCOL
 from mesh.identity import NodeId
 from mesh.suspicion import Suspicion
 from mesh.wire import membership_pb2
@@ -43,7 +42,6 @@ class Member:
     state_since: float = 0.0
     absent_since: float | None = None  # dead or left since then
     linked: bool = False
-    protocol_version: int = 0  # of its Hello; 0 before any
     last_heard: float = float("-inf")  # any word on the link
     misses: int = 0  # probes in a row without an answer of its own
     link_broke_at: float | None = None  # a link that ended, and no word of the member itself since
@@ -54,11 +52,6 @@ class Member:
     load: membership_pb2.NodeLoad = field(default_factory=lambda: _NO_LOAD)
     _said: tuple[object, ...] = ()  # what `_record` says
     _record: membership_pb2.MemberRecord | None = None
-
-    @property
-    def old(self) -> bool:
-        """Speaks the previous release's protocol: judged by this node's own ears only."""
-        return self.protocol_version == OLD_PROTOCOL
 
     @property
     def departed(self) -> bool:

@@ -38,9 +38,6 @@ EXCHANGE_GAP_S = 1.0
 LAG_S = 0.3
 #: A refused redial so soon after the link broke means that the process is gone.
 REFUSED_WITHIN_S = 10.0
-#: A node of the previous release counts silence: it needs a word every two seconds.
-OLD_HEARTBEAT_S = 0.5
-OLD_MEMBERS_EVERY = 4
 
 
 class Membership:
@@ -69,9 +66,6 @@ class Membership:
         self.next_exchange_at: float | None = None
         self._next_forget_at = 0.0
         self._next_full_at = 0.0
-        self._next_old_at = 0.0
-        self._old: set[NodeId] = set()
-        self._old_heartbeats = 0
 
     # What others ask
 
@@ -125,7 +119,6 @@ class Membership:
     def validate(self) -> None:
         self.roster.validate()
         self.detector.probing.validate()
-        assert all(self.members[node_id].old for node_id in self._old)
 
     # Time
 
@@ -147,8 +140,6 @@ class Membership:
         if self.roster.rumours and now >= self._next_gossip_at:
             effects += self._gossip(now)
         effects += self._exchange(now)
-        if now >= self._next_old_at:
-            effects += self._old_heartbeat(now)
         if now >= self._next_forget_at:
             self._next_forget_at = now + FORGET_EVERY_S
             self.roster.forget(now)
@@ -172,7 +163,6 @@ class Membership:
             self.roster.take_in(member)
             self.roster.spread(member)
         member.name = hello.name
-        member.protocol_version = hello.protocol_version
         member.addresses = tuple((address.host, address.port) for address in hello.addresses)
         member.proved = tuple(dict.fromkeys(proved))
         member.linked = True
@@ -181,20 +171,15 @@ class Membership:
         member.link_broke_at = None
         self.roster.links_changed(member)
         effects: list[Effect] = []
-        if not hello.life or hello.life > member.life:
-            # Its own word, and of a later life than what was said of it. (The previous release says no life here.)
+        if hello.life > member.life:
+            # Its own word, and of a later life than what was said of it.
             member.incarnation = hello.incarnation
-            member.life = max(member.life, hello.life)
-            if not (member.old and member.belief == LEFT):
-                effects += self.roster.believe(member, ALIVE, now, "linked")
+            member.life = hello.life
+            effects += self.roster.believe(member, ALIVE, now, "linked")
         elif hello.life == member.life:
             member.incarnation = hello.incarnation
         effects += self.roster.refresh(member, now, "linked")
         effects.append(Send(node_id, mesh_pb2.LinkMessage(member_news=self._news_for_link(member, now))))
-        self._old.discard(node_id)
-        if member.old:
-            self._old.add(node_id)
-            effects.append(Send(node_id, self._heartbeat(with_members=True)))
         return effects
 
     def link_closed(self, node_id: NodeId, now: float) -> list[Effect]:
@@ -202,7 +187,6 @@ class Membership:
         if member is None:
             return []
         member.linked = False
-        self._old.discard(node_id)
         self.roster.links_changed(member)
         if member.belief == ALIVE:
             member.link_broke_at = now
@@ -213,7 +197,6 @@ class Membership:
     def expel(self, node_id: NodeId) -> list[Effect]:
         """A node is denied: it is no member from now on."""
         member = self.members.get(node_id)
-        self._old.discard(node_id)
         return self.roster.expel(member) if member is not None else []
 
     def address_proved(self, node_id: NodeId, host: str, port: int, now: float) -> list[Effect]:
@@ -245,12 +228,6 @@ class Membership:
             return []
         member.last_heard = self.detector.last_word_at = now
         member.link_broke_at = None
-        if member.old:
-            member.misses = 0
-            self.roster.links_changed(member)
-            if member.belief in (SUSPECT, DEAD):
-                return self.roster.believe(member, ALIVE, now, "heard")
-            return self.roster.refresh(member, now, "heard")
         if member.belief in (SUSPECT, DEAD):
             return self.roster.tell(member, member.record(self.me), now)
         if member.misses >= MISSES_MAX:
@@ -258,7 +235,7 @@ class Membership:
         return []
 
     def received(self, peer: NodeId, message: mesh_pb2.LinkMessage, now: float) -> list[Effect]:
-        """A probe, an answer to one, news, a heartbeat or a goodbye of a linked peer."""
+        """A probe, an answer to one, news or a goodbye of a linked peer."""
         member = self.members.get(peer)
         if member is None:
             return []
@@ -269,11 +246,6 @@ class Membership:
                 return self.detector.answered(member, message.probe_reply, now)
             case "member_news":
                 return self._told(member, message.member_news, now)
-            case "heartbeat":
-                heartbeat = message.heartbeat
-                member.load_told(heartbeat.load)
-                effects = self.roster.lives(member, heartbeat.life, now)
-                return effects + self.roster.merge(heartbeat.members, peer, now)
             case "leave":
                 return self.roster.left(member, message.leave, now)
         return []
@@ -322,19 +294,3 @@ class Membership:
         self.next_exchange_at = now + self.timing.exchange_every_s(self.roster.size())
         news = membership_pb2.MemberNews(members=self.roster.all_records(), reply_wanted=True)
         return [Send(self.rng.sample(peers, 1)[0], mesh_pb2.LinkMessage(member_news=news))]
-
-    # The previous release
-
-    def _old_heartbeat(self, now: float) -> list[Effect]:
-        self._next_old_at = now + OLD_HEARTBEAT_S
-        if not self._old:
-            return []
-        self._old_heartbeats += 1
-        message = self._heartbeat(with_members=self._old_heartbeats % OLD_MEMBERS_EVERY == 0)
-        return [Send(peer, message) for peer in sorted(self._old)]
-
-    def _heartbeat(self, *, with_members: bool) -> mesh_pb2.LinkMessage:
-        heartbeat = membership_pb2.Heartbeat(sequence=self._old_heartbeats, life=self.life, load=self.load)
-        if with_members:
-            heartbeat.members.extend(self.members[peer].record() for peer in self.live_peers())
-        return mesh_pb2.LinkMessage(heartbeat=heartbeat)

@@ -4,7 +4,7 @@ Idea: membership, election and the library of facts are small machines of their 
 shell (node/daemon.py) and the simulator (tests/sim) drive the same object, so what is tested is what runs.
 
     event ──▶ addressbook ─ dial        FactsVerified ─▶ journal ─ Persist ─▶ Persisted ─▶ folds, receipts, push
-              membership  ─ heartbeats
+              membership  ─ probes
               election    ─ votes, beats     work ─ Author ─▶ staged, persisted; Send to this node itself ─▶ work
 
 What the other machines find out (members, leader, facts) reaches the work of the node on its way out to the shell.
@@ -160,9 +160,7 @@ class Replica:
                 opened = self.membership.link_opened(hello, now, self.addresses.answered(peer))
                 if peer not in self.membership.members:
                     return opened
-                return self._watch_view(
-                    opened + self.gossip.peer_linked(peer, hello.protocol_version) + self.library.proofs_to(peer), now
-                )
+                return self._watch_view(opened + self.gossip.peer_linked(peer) + self.library.proofs_to(peer), now)
             case events.LinkClosed(peer):
                 self.gossip.peer_gone(peer)
                 self.addresses.link_closed(peer, now)
@@ -335,7 +333,7 @@ class Replica:
             effects += self._watch_view(word, now)
         view = self.membership.view()
         match kind:
-            case "probe" | "probe_reply" | "member_news" | "heartbeat" | "leave":
+            case "probe" | "probe_reply" | "member_news" | "leave":
                 effects += self._watch_view(self.membership.received(peer, message, now), now)
             case "leader_beat":
                 effects += self._loaded(self.election.beat_received(peer, message.leader_beat, now))

@@ -111,8 +111,7 @@ class Roster:
         if member.suspicion is not None:
             if member.suspicion.confirm(by):
                 self._suspicions_due_at = min(self._suspicions_due_at, member.suspicion.ends_at)
-                if not member.old:
-                    self.spread(member)
+                self.spread(member)
             return self.refresh(member, now, why)
         return self.believe(member, SUSPECT, now, why, accuser=by)
 
@@ -237,10 +236,10 @@ class Roster:
         if record.state == ALIVE and not member.linked and record.life >= member.life and not member.departed:
             self._hint(record)
         if member.outranks(record.life, record.state):
-            if record.state == SUSPECT and member.belief == SUSPECT and record.life == member.life and not member.old:
+            if record.state == SUSPECT and member.belief == SUSPECT and record.life == member.life:
                 return self.suspect(member, NodeId(record.said_by or teller), now, "others say so")
             return []
-        if record.life > max(member.life, self.life) + LIFE_JUMP_MAX or (member.old and member.linked):
+        if record.life > max(member.life, self.life) + LIFE_JUMP_MAX:
             return []
         if node_id == teller and record.state == ALIVE:
             return self.lives(member, record.life, now)
@@ -308,8 +307,8 @@ class Roster:
         if node_id == self.me:
             return self.own_record()
         member = self.members.get(node_id)
-        if member is None or (member.old and member.state in (SUSPECT, DEAD)):
-            return None  # one of the previous release could not deny it
+        if member is None:
+            return None
         if member.suspicion is None:
             return member.record()
         # One of those who said so, so that in time all of them are heard.

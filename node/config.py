@@ -24,7 +24,10 @@ class NodeConfig:
     ctx: int = 0  # tokens per slot; 0: the model's own, at most 4096
     threads: int = 0  # 0: the cores of this machine
     gpu_layers: int = 0
-    http: str = ""  # HOST:PORT on loopback for the HTTP door; empty: none
+    http: str = ""  # HOST:PORT of the HTTP door; empty: none
+    http_cert: str = ""  # PEM file, with the chain; empty: none on loopback, else the node's own certificate
+    http_key: str = ""  # PEM file of its key; empty: in the same file
+    http_hosts: tuple[str, ...] = ()  # further names by which clients call the HTTP door
     echo_tokens_per_s: float = 200.0  # echo: its pace
     log_level: str = "info"
     origins: dict[str, str] = field(default_factory=dict, compare=False)  # setting → where its value came from

@@ -109,14 +109,12 @@ class FactRows:
             found += [read(*row) for row in self._select(sql, (*_key(fact.stream_id), fact.sequence))]
         return found
 
-    def read(self, ranges: Sequence[FactRange], plain: bool) -> Iterator[facts_pb2.SignedFact]:
+    def read(self, ranges: Sequence[FactRange]) -> Iterator[facts_pb2.SignedFact]:
         size = 0
         for wanted in ranges:
             pending: facts_pb2.SignedFact | None = None
             for item in self._items(wanted):
                 if isinstance(item, Retired):
-                    if plain:
-                        break
                     pending = item.wire()
                     continue
                 size += len(item.body) + len(item.signature)

@@ -23,7 +23,7 @@ def status_of(daemon: "Daemon") -> local_pb2.StatusReply:
         uptime_s=time.monotonic() - daemon.started_at,
         addresses=daemon.hello().addresses,
         leader=election.leader,
-        role="starting" if election.leader is None and election.role.value == "follower" else election.role.value,
+        role=_role(daemon),
         term=election.term,
         members_alive=len(replica.membership.view()),
         load=replica.membership.load,
@@ -76,6 +76,13 @@ def issuers_known(daemon: "Daemon") -> set[NodeId]:
     if daemon.enrolment.authority is not None:
         found.add(daemon.replica.me)
     return found
+
+
+def _role(daemon: "Daemon") -> str:
+    election = daemon.replica.election
+    if daemon.replica.denied:
+        return "revoked"
+    return "starting" if election.leader is None and election.role.value == "follower" else election.role.value
 
 
 def _why_revoked(daemon: "Daemon") -> str:

@@ -3,6 +3,7 @@
 node.key        the node's private key, 0600; whoever holds it is the node
 mesh/           0700: the mesh that the node is in, see node/enrolment.py; absent: it runs alone
 left-TIME-PID/  what `kith leave` moved aside; alone-TIME-PID/ where a worker joined, what it did alone
+keys.json       0600: hashes of the API keys of the HTTP door
 node.toml       optional configuration file
 journal.sqlite  facts, blobs, term and vote
 peers.json      addresses of nodes met before
@@ -64,6 +65,10 @@ class NodePaths:
     @property
     def about_mesh(self) -> Path:
         return self.mesh / "mesh.json"
+
+    @property
+    def api_keys(self) -> Path:
+        return self.data_dir / "keys.json"
 
     @property
     def config(self) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import grpc.aio
 
-from mesh.certificates import CertificateError
+from mesh.certificates import CertificateError, Role
 from mesh.identity import NodeId
 from mesh.wire import mesh_pb2, mesh_pb2_grpc
 from node.enrolment import Enrolment
@@ -85,7 +85,7 @@ class Renewal:
     async def _new_certificate(self) -> bytes | None:
         identity = self._enrolment.identity
         if self._enrolment.authority is not None:
-            return self._enrolment.issue(identity.public_key, identity.role)
+            return self._enrolment.issue(identity.public_key, Role.ISSUER)
         for issuer in self._issuers():
             if (stub := self._stub(issuer)) is None:
                 continue

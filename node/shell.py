@@ -204,8 +204,8 @@ class Shell:
                 self._duties.spawn(self._persist(facts, source, retired))
             case effects.SaveVote(term, voted_for, then):
                 self._duties.spawn(self._save_vote(term, voted_for, then))
-            case effects.PushStored(peer, ranges, plain):
-                self._duties.spawn(self._push_stored(peer, ranges, plain))
+            case effects.PushStored(peer, ranges):
+                self._duties.spawn(self._push_stored(peer, ranges))
             case effects.CompareStored(peer, facts):
                 self._duties.spawn(self._compare_stored(peer, facts))
             case effects.SaveFork(fork):
@@ -246,10 +246,10 @@ class Shell:
             self._carry_out(effect)
         self.post(events.VoteSaved(term, voted_for))
 
-    async def _push_stored(self, peer: NodeId, ranges: tuple[FactRange, ...], plain: bool) -> None:
+    async def _push_stored(self, peer: NodeId, ranges: tuple[FactRange, ...]) -> None:
         # Nobody would take the others: of a journal that was written before the node belonged to a mesh.
         ranges = tuple(wanted for wanted in ranges if self.authors.knows(wanted.stream_id.author))
-        if facts := await self._store.read_ranges(ranges, plain=plain):
+        if facts := await self._store.read_ranges(ranges):
             self._introduce(peer, {wanted.stream_id.author for wanted in ranges})
             self.links.send(peer, mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=facts)))
 

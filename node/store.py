@@ -165,12 +165,12 @@ class Store:
         rows = [("term", str(term)), ("voted_for", voted_for)]
         await self._do(lambda: self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows))
 
-    async def read_ranges(self, ranges: Sequence[FactRange], *, plain: bool = False) -> list[facts_pb2.SignedFact]:
+    async def read_ranges(self, ranges: Sequence[FactRange]) -> list[facts_pb2.SignedFact]:
         """Facts of the ranges, in stream order, at most `fact_rows.PUSH_BYTES_MAX`; the rest is asked for again.
 
-        A retired range comes only before the fact after it; with `plain` a stream ends before its first one.
+        A retired range comes only before the fact after it.
         """
-        return await self._do(lambda: list(self._rows.read(ranges, plain)))
+        return await self._do(lambda: list(self._rows.read(ranges)))
 
     async def put_blob(self, content: bytes) -> bytes:
         """Store a blob durably. Returns its SHA-256. Raises `KithError` (`disk-full`)."""

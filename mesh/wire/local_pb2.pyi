@@ -98,7 +98,7 @@ class StatusReply(_message.Message):
     software_version: _builtins.str
     uptime_s: _builtins.float
     role: _builtins.str
-    """"leader", "follower", "candidate", "starting" """
+    """"leader", "follower", "candidate", "starting", "revoked" """
     term: _builtins.int
     members_alive: _builtins.int
     engine_state: _builtins.str

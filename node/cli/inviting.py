@@ -72,7 +72,9 @@ def invite(
 
 def join(
     ctx: typer.Context,
-    invite: Annotated[str, typer.Argument(metavar="CODE|TOKEN", help="What `kith invite` printed on a member.")],
+    invite: Annotated[
+        str, typer.Argument(metavar="CODE|TOKEN", help="What `kith invite` printed on a member; -: read it.")
+    ],
     address: Annotated[
         str, typer.Argument(metavar="[HOST:PORT]", help="Of the inviter's join port; without it, it is looked for.")
     ] = "",
@@ -84,6 +86,7 @@ def join(
     """
     import asyncio
     import socket
+    import sys
 
     from node.cli.settings import load_config
     from node.interfaces import choose, interfaces
@@ -95,7 +98,7 @@ def join(
     from node.logs import logger
     from node.paths import NodePaths
 
-    secret = parse(invite)
+    secret = parse(sys.stdin.readline() if invite == "-" else invite)
     folder = session.data_dir(ctx)
     paths = NodePaths(folder)
     config = load_config(folder, {})
@@ -208,6 +211,8 @@ def _print_opened(opened: local_pb2.InviteOpened, no_wait: bool, as_json: bool) 
         print(f"  script   kith join {opened.token} {at}")
     mesh = fingerprint_of(opened.mesh_id)
     print(f"  good     for {uses} as {opened.role}, for {output.seconds(opened.ttl_s)}; mesh {mesh}")
+    if all(address.startswith(("127.", "[::1]")) for address in addresses):
+        print("  note     this node listens on this machine only (see `kith up --listen`), so nobody else can join")
     if not no_wait:
         print("waiting; Ctrl-C ends the invite", flush=True)
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import node
-from node.cli import chat, config, doctor, inviting, jobs, knowledge, membership, models, nodes, output, service
+from node.cli import chat, config, doctor, inviting, jobs, keys, knowledge, membership, models, nodes, output, service
 from node.errors import ExitCode, KithError
 
 app = typer.Typer(
@@ -52,7 +52,7 @@ def root(
     ctx.obj = data_dir.expanduser().absolute()
 
 
-for _module in (service, config, membership, inviting, nodes, jobs, chat, knowledge, models, doctor):
+for _module in (service, config, membership, inviting, nodes, jobs, chat, knowledge, keys, models, doctor):
     _module.register(app)
 
 

@@ -59,7 +59,8 @@ def up(
     threads: Annotated[int | None, typer.Option("--threads", help="Threads of the engine; 0 is all cores.")] = None,
     gpu_layers: Annotated[int | None, typer.Option("--gpu-layers", help="Layers on the GPU; -1 is all.")] = None,
     http: Annotated[
-        str | None, typer.Option("--http", metavar="HOST:PORT", help="Open the HTTP door, on loopback.")
+        str | None,
+        typer.Option("--http", metavar="HOST:PORT", help="Open the HTTP door: TLS and keys beyond loopback."),
     ] = None,
     moved: Annotated[
         bool, typer.Option("--moved", help="The data directory came from another machine and runs no more there.")

@@ -8,8 +8,8 @@ The environment variable of `gpu_layers` is KITH_GPU_LAYERS, and so on; lists ar
 """
 
 import difflib
-import ipaddress
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Mapping
@@ -63,15 +63,6 @@ def _one_of(*names: str) -> Check:
     return check
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
-
-
 def _address(value: str) -> str:
     if value and split_address(value) is None:
         return "must be HOST:PORT, as in 127.0.0.1:7420 or [::1]:7420"
@@ -91,11 +82,17 @@ def _addresses(values: tuple[str, ...]) -> str:
 def _http(value: str) -> str:
     if not value:
         return ""
-    parts = split_address(value)
-    if parts is None:
+    if split_address(value) is None:
         return "must be HOST:PORT, as in 127.0.0.1:8420"
-    if not is_loopback(parts[0]):
-        return "must be on loopback, as in 127.0.0.1:8420: the HTTP door asks nobody who they are"
+    return ""
+
+
+def _hosts(values: tuple[str, ...]) -> str:
+    if len(values) > 64:
+        return "may name at most 64 hosts"
+    for value in values:
+        if not re.fullmatch(r"(\*\.)?[\w.:-]{1,253}", value):
+            return f"must be names or addresses of this node, without a port; {value!r} is not"
     return ""
 
 
@@ -128,6 +125,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("threads", int, _between(0, 1024), "--threads"),
     Setting("gpu_layers", int, _between(-1, 9999), "--gpu-layers"),
     Setting("http", str, _http, "--http"),
+    Setting("http_cert", str, _any),
+    Setting("http_key", str, _any),
+    Setting("http_hosts", tuple, _hosts),
     Setting("echo_tokens_per_s", float, _between(0.1, 1e6)),
     Setting("log_level", str, _one_of("debug", "info", "warning", "error"), "--log-level"),
 )
@@ -233,7 +233,7 @@ def _from_toml(setting: Setting, value: Any, origin: str, base: Path) -> Value:
         return float(value)
     if kind is not tuple and type(value) is kind:
         # A relative path in the file is relative to the file, not to wherever `kith` was started.
-        if setting.name == "model" and str(value).startswith(("./", "../")):
+        if setting.name in ("model", "http_cert", "http_key") and str(value).startswith(("./", "../")):
             return str((base / str(value)).resolve())
         return typing.cast(Value, value)
     wanted = {str: "text in quotes", int: "a whole number", float: "a number", bool: "true or false"}

@@ -73,6 +73,13 @@ async def join(
         found: called with HOST:PORT before somebody is asked.
     """
     member = enrolment.load(paths)
+    if member is not None and member.authority is not None:
+        raise KithError(
+            "already-member",
+            f"this node is an issuer of the mesh {fingerprint_of(member.mesh_id)}, which it holds the CA key of",
+            "It renews its certificate by itself: `kith up`. For another mesh: `kith leave`, or another --data-dir.",
+            ExitCode.USAGE,
+        )
     key = load_or_make_key(paths.key)
     inviters = [[_address_of(address)]] if address else await _find(secret, interfaces, log, service_type)
     failure: KithError | None = None

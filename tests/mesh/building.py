@@ -43,7 +43,7 @@ class Author:
 
 
 def hello(
-    node_id: NodeId, name: str = "", port: int = 4000, incarnation: int = 1, life: int = 1, version: int = 2
+    node_id: NodeId, name: str = "", port: int = 4000, incarnation: int = 1, life: int = 1
 ) -> membership_pb2.Hello:
     address = common_pb2.NodeAddress(host="10.0.0.9", port=port)
     return membership_pb2.Hello(
@@ -51,7 +51,7 @@ def hello(
         incarnation=incarnation,
         name=name,
         addresses=[address],
-        protocol_version=version,
+        protocol_version=3,
         life=life,
     )
 

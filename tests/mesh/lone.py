@@ -49,7 +49,7 @@ class Lone:
 
     def link(self, peer: NodeId, life: int = 1) -> list[Effect]:
         hello = membership_pb2.Hello(
-            node_id=peer, incarnation=life, life=life, name=peer[:4], protocol_version=2, protocol_version_min=1
+            node_id=peer, incarnation=life, life=life, name=peer[:4], protocol_version=3, protocol_version_min=3
         )
         return self.do(events.LinkOpened(hello))
 

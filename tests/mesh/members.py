@@ -63,7 +63,7 @@ class Mesh:
             node_id=node_id,
             incarnation=machine.roster.incarnation,
             life=machine.life,
-            protocol_version=2,
+            protocol_version=3,
             name=f"n{node_id.lstrip('0')[:4]}",
             addresses=[common_pb2.NodeAddress(host="10.0.0.1", port=4000 + int(node_id, 16) % 997)],
         )

@@ -289,5 +289,5 @@ def test_a_restart_knows_who_is_denied() -> None:
     node.deny(B)
     again = Replica(node.replica.key, 8, 200, rng())
     again.restore(node.stored, 3, B)
-    hello = membership_pb2.Hello(node_id=B, incarnation=9, life=9, protocol_version=2, protocol_version_min=1)
+    hello = membership_pb2.Hello(node_id=B, incarnation=9, life=9, protocol_version=3, protocol_version_min=3)
     assert again.handle(events.LinkOpened(hello), 1.0) == [CutOff(B)]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mesh.effects import Effect, PushStored
 from mesh.facts import Fact, StreamId
-from mesh.gossip import FANOUT, HELD_MAX, INTERVAL_S, OLD_PROTOCOL, POSITIONS_MAX, FactRange, Gossip
+from mesh.gossip import FANOUT, HELD_MAX, INTERVAL_S, POSITIONS_MAX, FactRange, Gossip
 from mesh.identity import NodeId
 from mesh.journal import Journal, Position, Verdict, bucket_of, wire_position
 from mesh.wire import facts_pb2
@@ -60,15 +60,9 @@ def exchange(a: Holder, b: Holder, push_max: int) -> None:
 prefixes = st.lists(st.integers(0, 6), min_size=4, max_size=4)
 
 
-@given(prefixes, prefixes, st.integers(1, 30), st.sampled_from(["new", "old a", "old b"]))
-def test_two_nodes_converge(mine: list[int], theirs: list[int], push_max: int, version: str) -> None:
-    """Also where one of them is of the last release, which sends whole vectors and answers to nothing else."""
+@given(prefixes, prefixes, st.integers(1, 30))
+def test_two_nodes_converge(mine: list[int], theirs: list[int], push_max: int) -> None:
     a, b = Holder(mine), Holder(theirs)
-    if version == "old b":
-        a.gossip.peer_linked(B, OLD_PROTOCOL)
-    if version == "old a":
-        b.gossip.peer_linked(A, OLD_PROTOCOL)
-        a.gossip.compare_with = lambda peer: a.gossip._vector_to(peer, None, reply_wanted=True)  # type: ignore[method-assign]
     rounds = 0
     while a.journal.durable != b.journal.durable:
         rounds += 1
@@ -131,15 +125,6 @@ def test_a_round_asks_few_peers_once_a_second() -> None:
     assert gossip.tick(INTERVAL_S - 0.01, [B, C, D, E]) == []
     assert len(gossip.tick(INTERVAL_S, [B])) == 1
     assert gossip.tick(10.0, []) == []
-
-
-def test_an_old_peer_gets_whole_vectors_and_no_retired_ranges() -> None:
-    holder = Holder([1, 0, 0, 0])
-    [(_, message)] = sent(holder.gossip.peer_linked(B, OLD_PROTOCOL), "version_vector")
-    assert message.version_vector.reply_wanted
-    assert not message.version_vector.buckets
-    [push] = [e for e in holder.gossip.vector_received(B, facts_pb2.VersionVector()) if isinstance(e, PushStored)]
-    assert push.plain
 
 
 def test_a_full_push_is_followed_by_the_next_digest_at_once() -> None:

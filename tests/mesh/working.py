@@ -215,8 +215,8 @@ class Desk:
                 incarnation=other.replica.incarnation,
                 life=other.replica.membership.life,
                 name=other.me[:4],
-                protocol_version=2,
-                protocol_version_min=1,
+                protocol_version=3,
+                protocol_version_min=3,
             )
             self._later(DELAY_S, lambda: self.do(events.LinkOpened(hello)))
 

@@ -436,7 +436,7 @@ async def test_the_http_door_speaks_to_openai_clients_and_to_nobody_else(daemon:
         chunks = [json.loads(line) for line in lines[:-1]]
         assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1]) == text
         assert chunks[-1]["usage"] == whole["usage"]
-        assert (await http.get("/health", headers={"Host": "evil.example"})).status_code == 400
+        assert (await http.get("/health", headers={"Host": "evil.example"})).status_code == 421
         bad: list[tuple[Any, int]] = [
             (body | {"messages": []}, 400),
             (body | {"temperature": "hot"}, 400),

@@ -11,7 +11,7 @@ import pytest
 
 from mesh.certificates import Role
 from mesh.identity import NodeId
-from mesh.wire import facts_pb2, membership_pb2, mesh_pb2, mesh_pb2_grpc
+from mesh.wire import engine_pb2, facts_pb2, membership_pb2, mesh_pb2, mesh_pb2_grpc
 from node.callers import Callers
 from node.credentials import Credentials
 from node.enrolment import Enrolment
@@ -90,6 +90,9 @@ class Service(mesh_pb2_grpc.MeshServicer):  # only the link; the rest is not cal
     async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         await self.node.links.accept(request_iterator, context)
 
+    async def Score(self, request: Any, context: Any) -> engine_pb2.ScoreReply:
+        return engine_pb2.ScoreReply()
+
 
 class Made:
     """Nodes of a mesh, by role, in order of their ids, each with a server."""
@@ -100,14 +103,25 @@ class Made:
         self.all: list[Node] = []
 
     async def __call__(
-        self, *roles: Role, mesh: ThrowawayMesh | None = None, renew_s: float = 600.0, days: float = 30.0
+        self,
+        *roles: Role,
+        mesh: ThrowawayMesh | None = None,
+        renew_s: float = 600.0,
+        days: float = 30.0,
+        connection_age_s: float = 1200.0,
     ) -> list[Node]:
+        age_ms = int(1000 * connection_age_s)
+        options = [
+            *PORT_OPTIONS,
+            ("grpc.max_connection_age_ms", age_ms),
+            ("grpc.max_connection_age_grace_ms", age_ms),
+        ]
         made = []
         for role in roles:
             data_dir = self.folder / str(len(self.all))
             enrolment = await asyncio.to_thread((mesh or self.mesh).enrol, data_dir, role, days=days)
             node = Node(enrolment, renew_s)
-            node.server = grpc.aio.server(options=PORT_OPTIONS, interceptors=[node.callers])
+            node.server = grpc.aio.server(options=options, interceptors=[node.callers])
             mesh_pb2_grpc.add_MeshServicer_to_server(Service(node), node.server)  # type: ignore[abstract]
             node.port = node.server.add_secure_port("127.0.0.1:0", node.credentials.server())
             await node.server.start()
@@ -131,6 +145,8 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Made]:
 
 
 TWO = (Role.NODE, Role.NODE)
+#: Messages that may be on an old link when its successor takes over: sending is best effort.
+LOST_AT_RENEWAL_MAX = 20
 
 
 class Way:
@@ -379,6 +395,27 @@ async def test_links_are_made_anew_before_they_grow_old_and_nobody_notices(nodes
     assert a.links.send(b.me, note("on the new one"))
     await b.until(lambda: len(b.received) == 1)
     assert (a.opened, a.closed, b.opened, b.closed) == ([b.me], [], [a.me], [])
+
+
+async def test_a_healthy_link_outlives_every_connection_and_a_call_beside_it_too(nodes: Made) -> None:
+    """The port ends connections after one to two seconds; in five the link has moved to many others."""
+    a, b = await nodes(*TWO, renew_s=0.3, connection_age_s=1.0)
+    await a.dial(b)
+    await b.until(lambda: b.opened == [a.me])
+    ends = asyncio.get_running_loop().time() + 5.0
+    sent = calls = 0
+    while asyncio.get_running_loop().time() < ends:
+        assert a.links.send(b.me, note(str(sent)))
+        assert b.links.send(a.me, note(str(sent)))
+        sent += 1
+        stub = a.links.stub(b.me)
+        assert stub is not None
+        await stub.Score(mesh_pb2.ScoreCall(), timeout=3.0)
+        calls += 1
+        await asyncio.sleep(0.05)
+    assert (a.opened, a.closed, b.opened, b.closed) == ([b.me], [], [a.me], [])
+    await b.until(lambda: len(b.received) >= sent - LOST_AT_RENEWAL_MAX)
+    assert calls == sent > 20
 
 
 async def test_a_renewed_certificate_is_shown_on_both_sides_and_no_link_breaks(nodes: Made) -> None:

@@ -53,7 +53,7 @@ def _acquaint(host: Host, others: Sequence[Host]) -> None:
         here = (other.address,)
         member = Member(
             other.id, other.replica.incarnation, other.replica.membership.life, other.name, here, here,
-            belief=ALIVE, state=ALIVE, state_since=now, linked=True, protocol_version=2, last_heard=now,
+            belief=ALIVE, state=ALIVE, state_since=now, linked=True, last_heard=now,
         )  # fmt: skip
         roster.take_in(member)
         host.replica.addresses.add(*other.address, "peer", now, other.id)

@@ -233,8 +233,8 @@ class Host:
             node_id=self.id,
             incarnation=self.replica.incarnation,
             public_key=self.key.public_key,
-            protocol_version=2,
-            protocol_version_min=1,
+            protocol_version=3,
+            protocol_version_min=3,
             life=self.replica.membership.life,
             name=self.name,
             addresses=[common_pb2.NodeAddress(host=self.address[0], port=self.address[1])],
@@ -392,9 +392,6 @@ class Host:
             items = self.disk.content.streams.get(wanted.stream_id, [])
             assert self.disk.content.end_of(wanted.stream_id) >= wanted.last, "a push of facts that are not stored"
             stored = [item for item in items if item.last >= wanted.first and item.first <= wanted.last]
-            if effect.plain:
-                gone = next((at for at, item in enumerate(stored) if isinstance(item, Retired)), len(stored))
-                stored = stored[:gone]
             stored = stored[: max(0, PUSH_FACTS_MAX - len(push))]
             while stored and isinstance(stored[-1], Retired):
                 stored.pop()

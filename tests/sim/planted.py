@@ -232,7 +232,6 @@ def pushed_range_off_by_one(patch: Patch) -> None:
         effect = type(effect)(
             effect.peer,
             tuple(type(one)(one.stream_id, min(one.first + 1, one.last), one.last) for one in effect.ranges),
-            effect.plain,
         )
         inner(self, effect)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import re
 import signal
@@ -161,6 +162,11 @@ def test_a_slip_in_a_code_is_noticed_before_anybody_is_asked(kith: Kith, data_di
     assert done.code == ExitCode.USAGE
     assert "did you mean cactus" in done.err
     assert not data_dir.exists()
+
+
+def test_a_secret_can_be_kept_out_of_the_list_of_processes(kith: Kith, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("7-cactas-violin\nmore\n"))
+    assert "did you mean cactus" in kith("join", "-").err
 
 
 def test_join_says_where_nobody_answers(kith: Kith) -> None:

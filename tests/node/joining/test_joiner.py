@@ -148,6 +148,13 @@ async def test_a_member_of_another_mesh_stays_there_and_says_nothing_of_itself(d
     assert member.key.node_id not in {event.node_id for event in await happened(opened)}
 
 
+async def test_an_issuer_needs_no_invite(doors: Doors) -> None:
+    doors.issuer("laptop")
+    with pytest.raises(KithError, match="is an issuer") as refused:
+        await doors.join("laptop", "7-cactus-violin", 1)
+    assert refused.value.code == "already-member"
+
+
 async def test_a_token_pins_the_mesh(doors: Doors) -> None:
     door = doors.door()
     opened = await invite(door)

@@ -1,0 +1,184 @@
+"""What stands before the HTTP door: connections, names, keys and pace, before any route sees a request.
+
+Idea: four questions, cheapest first. Is there room for the connection? Does the request name this machine (else a page
+in somebody's browser reached us by a name of its own: DNS rebinding)? Whose key is it, and for what? And does that key,
+or that host, ask too often?
+
+Threats: a page in a browser on this machine; a client that sends its request byte by byte, or opens connections without
+end; a guesser; one client that keeps the others out.
+
+Does not: know routes beyond the scope that each needs.
+"""
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from node.api_keys import ApiKeys
+from node.errors import EXIT_CODE_OF, NO_ROOM, ExitCode, KithError
+from node.limits import (
+    CONNECTIONS_MAX,
+    CONNECTIONS_PER_HOST_MAX,
+    HTTP_BURST,
+    HTTP_PER_S,
+    REQUEST_WITHIN_S,
+    Rate,
+    too_many,
+)
+
+#: Key in a request's `state`: on whose behalf it is made, for the fair queue at the engine.
+CALLER = "kith_caller"
+#: And whether it may know the state of the node.
+TRUSTED = "kith_trusted"
+
+STATUS_OF_CODE = {"no-such-host": 421, "no-key": 401, "scope-missing": 403, "too-slow": 408}
+STATUS_OF_EXIT = {
+    ExitCode.BAD_INPUT: 400,
+    ExitCode.NOT_FOUND: 404,
+    ExitCode.UNAVAILABLE: 503,
+    ExitCode.UNREACHABLE: 503,
+}
+
+
+class Connection(H11Protocol):
+    """One connection: closed at once where there are too many, and later where it does not bring its request."""
+
+    _watch: asyncio.TimerHandle | None = None
+    _seen: Any = None  # the last request at the last look
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        here = [one.client[0] for one in self.connections if isinstance(one, Connection) and one.client is not None]
+        same = here.count(self.client[0]) if self.client is not None else 0
+        if same > CONNECTIONS_PER_HOST_MAX or len(self.connections) > CONNECTIONS_MAX:
+            transport.abort()
+            return
+        self._watch = self.loop.call_later(REQUEST_WITHIN_S, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        at_rest = self.cycle is None or self.cycle.response_complete
+        if at_rest and self.cycle is self._seen:
+            self.transport.abort()
+            return
+        self._seen = self.cycle
+        self._watch = self.loop.call_later(REQUEST_WITHIN_S, self._look)
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        hosts: names and addresses of this machine, as a Host header may name it; `*.example.org` is one label more.
+        needs: path → scope that a key must have; other paths need any key.
+        open_paths: paths that need none.
+        keys_needed: whether a key is needed even where none was ever made.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: frozenset[str],
+        keys: ApiKeys,
+        keys_needed: bool,
+        needs: Mapping[str, str],
+        open_paths: frozenset[str],
+    ) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._keys = keys
+        self._keys_needed = keys_needed
+        self._needs = needs
+        self._open_paths = open_paths
+        self._rate = Rate(HTTP_PER_S, HTTP_BURST)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            self._check(scope)
+        except KithError as error:
+            await respond(send, error)
+            return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        named = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(named) != 1 or not self._is_here(named[0]):
+            text = f"this node is not {named[0][:100]!r}" if named else "the request names no host"
+            raise KithError("no-such-host", text, "Use an address of the node, or add the name to http_hosts.")
+        host = scope["client"][0] if scope.get("client") else ""
+        key = self._keys.find(_bearer(scope))
+        caller = ("key", key.name) if key is not None else ("host", host)
+        if wait_s := self._rate.wait_s(caller, asyncio.get_running_loop().time()):
+            raise too_many("this was asked too often", wait_s)
+        free = not (self._keys_needed or self._keys.all())
+        trusted = "status" in key.scopes if key is not None else free
+        scope["state"] = {**scope.get("state", {}), CALLER: caller, TRUSTED: trusted}
+        path = scope["path"]
+        if path in self._open_paths or (free and key is None):
+            return
+        if key is None:
+            raise KithError("no-key", "a valid API key is needed", "Make one with `kith key add NAME` on the node.")
+        need = self._needs.get(path, "")
+        if need and need not in key.scopes:
+            raise KithError("scope-missing", f"this key is not good for {need!r}", "Use one with that scope.")
+
+    def _is_here(self, header: str) -> bool:
+        name = host_of_header(header)
+        return name in self._hosts or f"*.{name.partition('.')[2]}" in self._hosts
+
+
+def host_of_header(header: str) -> str:
+    """The name in a Host header, lower-case, without its port; IPv6 addresses without brackets."""
+    text = header.strip().lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0].rstrip(".")
+
+
+def _bearer(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            kind, _, token = value.decode("latin-1").partition(" ")
+            return token.strip() if kind.lower() == "bearer" else ""
+    return ""
+
+
+def status_of(error: KithError) -> int:
+    if error.code in NO_ROOM:
+        return 429
+    return STATUS_OF_CODE.get(error.code) or STATUS_OF_EXIT.get(EXIT_CODE_OF.get(error.code, error.exit_code), 500)
+
+
+def headers_of(error: KithError) -> dict[str, str]:
+    if error.code in NO_ROOM:
+        return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    if error.code == "no-key":
+        return {"www-authenticate": "Bearer"}
+    # Clients repeat 5xx by themselves; a request that a slow node already works on must not run three times.
+    return {"x-should-retry": "false"}
+
+
+def body_of(error: KithError) -> dict[str, Any]:
+    """In OpenAI's form."""
+    kind = "invalid_request_error" if 400 <= status_of(error) < 500 else "server_error"
+    return {"error": {"message": f"{error.message}. {error.remedy}", "type": kind, "param": None, "code": error.code}}
+
+
+async def respond(send: Send, error: KithError) -> None:
+    body = json.dumps(body_of(error)).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **headers_of(error)}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status_of(error), "headers": raw})
+    await send({"type": "http.response.body", "body": body})
