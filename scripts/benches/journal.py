@@ -17,14 +17,17 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from mesh import effects, events
+from mesh.certificates import Roots
 from mesh.facts import STREAM_OF_KIND, Fact, make
 from mesh.identity import NodeId, NodeKey
 from mesh.ledger import Ledger
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, work_pb2
+from node.authors import Authors
 from node.fact_rows import without_collecting
 from node.shell import verified
 from node.store import Store
+from scripts.throwaway import ThrowawayMesh
 
 FACTS = 100_000
 PUSH = 1_000
@@ -45,12 +48,15 @@ async def _measure(folder: Path) -> dict[str, float]:
     store = Store(folder / "journal", _fatal)
     store.open(key.node_id)
     replica = Replica(key, 1, 1, random.Random(1))
+    mesh = ThrowawayMesh()
+    authors = Authors(Roots([mesh.authority.ca_der]), [mesh.certificate(author.public_key)])
     facts = _written(author)
     spent = 0.0
     for start in range(0, FACTS, PUSH):
         pushed = [next(facts) for _ in range(min(PUSH, FACTS - start))]
+        push = facts_pb2.FactPush(facts=[fact.signed for fact in pushed])
         began = time.perf_counter()
-        await _take(replica, store, author.node_id, facts_pb2.FactPush(facts=[fact.signed for fact in pushed]))
+        await _take(replica, store, authors, author.node_id, push)
         spent += time.perf_counter() - began
     assert sum(position.sequence for position in replica.journal.durable.values()) == FACTS
     figures["facts_per_s_stored"] = round(FACTS / spent)
@@ -92,9 +98,9 @@ async def _measure(folder: Path) -> dict[str, float]:
     return figures
 
 
-async def _take(replica: Replica, store: Store, peer: NodeId, push: facts_pb2.FactPush) -> None:
+async def _take(replica: Replica, store: Store, authors: Authors, peer: NodeId, push: facts_pb2.FactPush) -> None:
     """As the shell does: check signatures in a thread, persist, hand back."""
-    facts, retired = await asyncio.to_thread(verified, peer, push)
+    facts, retired, _ = await asyncio.to_thread(verified, peer, push, authors)
     waiting: list[effects.Effect] = replica.handle(events.FactsVerified(peer, facts, retired), 0.0)
     for effect in waiting:
         if isinstance(effect, effects.Persist):
