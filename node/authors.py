@@ -57,7 +57,8 @@ class Authors:
         """Know these from now on. They are durable here, or come again."""
         for identity in identities:
             if identity.node_id in self._held or len(self._held) < AUTHORS_MAX:
-                self._held.setdefault(identity.node_id, {})[identity.role] = identity
+                # A new dictionary in place of the old one, which another thread may be reading.
+                self._held[identity.node_id] = {**self._held.get(identity.node_id, {}), identity.role: identity}
 
     def knows(self, author: NodeId, beside: Sequence[Identity] = ()) -> bool:
         return author in self._held or any(identity.node_id == author for identity in beside)

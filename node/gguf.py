@@ -10,6 +10,7 @@ Not guaranteed: that the tensors make a working model; only llama.cpp can tell, 
 Source: the GGUF specification in ggml/docs/gguf.md; block sizes from ggml's type traits.
 """
 
+import hashlib
 import os
 import struct
 from collections import Counter
@@ -26,13 +27,21 @@ KEYS_MAX = 65_536
 TENSORS_MAX = 65_536
 KEY_BYTES_MAX = 65_536
 STRING_BYTES_MAX = 16 * 1024 * 1024  # a chat template fits many times over
-ARRAY_STRINGS_MAX = 4_000_000  # a vocabulary of four million tokens
+ARRAY_STRINGS_MAX = 4_000_000  # in all arrays of a file: a vocabulary of four million tokens, read in seconds
 ARRAY_KEPT_MAX = 4096  # elements of a number array that are kept; longer ones are skipped
+KEPT_BYTES_MAX = 64 * 1024 * 1024  # of all keys and values together: what a header costs in memory
 DIMENSIONS_MAX = 4
+#: Elements of one tensor: with any type of at most 64 bits its size in bytes stays far inside 64-bit arithmetic, which
+#: the loader uses. A check of sizes alone says nothing about types that are not known here.
+ELEMENTS_MAX = 1 << 50
 ALIGNMENT_MAX = 1 << 20
 
 #: Memory that an engine process needs beside weights and cache: interpreter, libraries, compute buffers.
 OVERHEAD_BYTES = 128 * 1024 * 1024
+
+#: The bounds on the same, for the limit on a process that runs wild.
+LIBRARIES_BYTES = 2 << 30
+THREAD_BYTES = 64 << 20
 
 _REMEDY = "Give the path of a complete GGUF file; `kith model pull` fetches the default model."
 
@@ -92,6 +101,17 @@ def read_header(path: Path) -> GgufHeader:
         raise _bad(path, f"can not be read: {error.strerror}") from error
 
 
+def check_sha256(path: Path, expected: str) -> None:
+    """Read the whole file. Raises `KithError` (`bad-model`) where it is not the one that was pinned (hex digits)."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _bad(path, f"can not be read: {error.strerror}") from error
+    if found != expected.lower():
+        raise _bad(path, f"has the SHA-256 {found}, not the one of the setting model_sha256")
+
+
 def check_memory(header: GgufHeader, context_tokens: int, slots: int, available_bytes: int | None = None) -> None:
     """Raises `KithError` (`bad-model`) when weights and caches do not fit in the memory that is free now.
 
@@ -109,6 +129,19 @@ def check_memory(header: GgufHeader, context_tokens: int, slots: int, available_
             f"{max(1, slots)} × {context:,} tokens of context), and {_gb(available)} are available."
         )
         raise KithError("bad-model", message, "Use a smaller model, --ctx or --slots.", ExitCode.BAD_INPUT)
+
+
+def memory_limit_bytes(header: GgufHeader, context_tokens: int, slots: int, cores: int) -> int:
+    """Private memory that an engine process with this model may take at most, bytes; 0: it can not be told.
+
+    Weights count twice, because they are mapped and a copy may be repacked for the CPU's special units; every thread of
+    the libraries has buffers of its own. Meant to end a process that runs wild, not to measure one that works.
+    """
+    if not header.kv_bytes_per_token:
+        return 0
+    context = context_tokens or min(header.context_tokens or CONTEXT_TOKENS_DEFAULT, CONTEXT_TOKENS_DEFAULT)
+    cache = header.kv_bytes_per_token * context * max(1, slots)
+    return 2 * header.tensor_bytes + 2 * cache + LIBRARIES_BYTES + cores * THREAD_BYTES
 
 
 def memory_available_bytes() -> int | None:
@@ -138,6 +171,8 @@ class _Reader:
         self._path = path
         self._file_bytes = file_bytes
         self._at = 0
+        self._strings_left = ARRAY_STRINGS_MAX
+        self._bytes_left = KEPT_BYTES_MAX
 
     def header(self) -> GgufHeader:
         if self._file_bytes == 0:
@@ -215,7 +250,10 @@ class _Reader:
         for i in range(dimensions):
             length = self._number("<Q")
             row = length if i == 0 else row
+            # Each by itself too: where one dimension is 0, the product hides the others.
             elements *= length
+            if max(length, elements) > ELEMENTS_MAX:
+                raise self._damaged("a tensor's dimensions are absurd")
         kind, offset = self._number("<I"), self._number("<Q")
         name, block_elements, block_bytes = _TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))  # unknown: llama.cpp judges
         if row % block_elements:
@@ -234,8 +272,9 @@ class _Reader:
     def _array(self) -> "list[Any] | _Skipped":
         kind, count = self._number("<I"), self._number("<Q")
         if kind == _STRING:
-            if count > ARRAY_STRINGS_MAX:
+            if count > self._strings_left:
                 raise self._damaged(f"an array announces {count} strings")
+            self._strings_left -= count
             for _ in range(count):
                 self._skip(self._number("<Q"))
             return _Skipped(count)
@@ -258,6 +297,9 @@ class _Reader:
 
     def _bytes(self, count: int) -> bytes:
         self._advance(count)
+        self._bytes_left -= count
+        if self._bytes_left < 0:
+            raise self._damaged(f"its keys and values are larger than {KEPT_BYTES_MAX} bytes")
         block = self._file.read(count)
         if len(block) != count:
             raise _bad(self._path, "ends inside its header: it is cut short")

@@ -35,6 +35,7 @@ from mesh.authorisation import may_send
 from mesh.certificates import CertificateError, Identity
 from mesh.identity import NodeId
 from mesh.wire import membership_pb2, mesh_pb2, mesh_pb2_grpc
+from node import clock
 from node.addresses import target
 from node.callers import Denied, caller_of
 from node.credentials import Credentials
@@ -365,6 +366,8 @@ class Links:
             raise HelloError(f"the certificate in its Hello: {error}") from error
         if identity.node_id != peer:
             raise HelloError("the certificate in its Hello is another node's")
+        if not identity.valid_at(clock.wall_clock_ms() / 1000):
+            raise HelloError("the certificate in its Hello is not valid now")
         return identity
 
     async def _first(self, read: Read) -> membership_pb2.Hello:

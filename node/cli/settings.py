@@ -102,6 +102,10 @@ def _label(value: str) -> str:
     return "" if value.isprintable() else "must be printable, on one line"
 
 
+def _sha256(value: str) -> str:
+    return "" if re.fullmatch(r"([0-9a-fA-F]{64})?", value) else "must be 64 hex digits"
+
+
 def _url(value: str) -> str:
     if value and not value.startswith(("http://", "https://")):
         return "must start with http:// or https://"
@@ -118,6 +122,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("disk_budget_mb", int, _between(64, 1 << 30, or_zero=True), "--disk-budget"),
     Setting("engine", str, _one_of("llama", "openai", "echo"), "--engine"),
     Setting("model", str, _any, "--model"),
+    Setting("model_sha256", str, _sha256),
     Setting("engine_url", str, _url, "--engine-url"),
     Setting("engine_key_env", str, _any),
     Setting("slots", int, _between(1, 256), "--slots"),

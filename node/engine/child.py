@@ -1,5 +1,10 @@
 """The engine process: `python -m node.engine.child FD`, where FD is its end of a socket pair with the daemon.
 
+It reads model files of strangers with a C++ library, so it gets less than a program gets: no core dumps (they would
+hold prompts), no files of its own, few descriptors, no way to more privileges, and for private memory a limit that the
+daemon computes. That limit is RLIMIT_DATA: RLIMIT_AS would count the mapped model too, and the reserved addresses of
+libraries. CPU time has no limit, for an engine lives for months; the watchdog ends one that does not move.
+
 It is killable, and never outlives its daemon: the kernel kills it when the daemon dies (Linux), and the end of the
 stream ends it at once, whatever its other threads do. The first command is `load`; its answer is `loaded` or a
 problem. Commands after it are answered as each back end can.
@@ -25,11 +30,15 @@ from node.engine.backend import REQUESTS_MAX, Backend, Outbox, Request
 from node.errors import KithError
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+#: Files and sockets that the process may have open.
+DESCRIPTORS_MAX = 512
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which then ends this process
     _die_with_parent()
+    _give_up_rights()
     faulthandler.enable(all_threads=False)  # says where a crash was, in frames only, on stderr
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.setblocking(True)
@@ -45,6 +54,21 @@ def _die_with_parent() -> None:
     """Linux: SIGKILL when the thread that made this process ends. Elsewhere the end of the stream has to do."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _give_up_rights() -> None:
+    """What no engine needs. Threat: a model file that takes over this process."""
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_NOFILE, DESCRIPTORS_MAX)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _lower(what: int, limit: int) -> None:
+    """Set a limit for good; one that is lower already stays."""
+    _, hard = resource.getrlimit(what)
+    most = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(what, (most, most))
 
 
 def make_backend(name: str, outbox: Outbox) -> Backend:
@@ -117,7 +141,11 @@ class _Child:
     def _serve_one(self, request: Request) -> None:
         if request.command.WhichOneof("command") == "load":
             load = request.command.load
-            _limit_memory(load.memory_limit_bytes)
+            if load.gpu_layers == 0:
+                _lower(resource.RLIMIT_FSIZE, 0)  # GPU libraries keep compiled kernels in files
+            if load.memory_limit_bytes:
+                # Private memory, not the mapped model file. Allocations beyond it fail, which ends the process.
+                _lower(resource.RLIMIT_DATA, load.memory_limit_bytes)
             backend = make_backend(load.backend, self._outbox)
             loaded = backend.load(load)
             self._backend = backend
@@ -135,12 +163,6 @@ class _Child:
             self._sock.sendall(block)
         except OSError:  # the daemon is gone; there is nobody left to tell
             os._exit(0)
-
-
-def _limit_memory(limit_bytes: int) -> None:
-    """Bounds private memory (not the mapped model file). Allocations beyond it fail, which ends the process."""
-    if limit_bytes:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
 
 
 def _print_frames(error: BaseException) -> None:

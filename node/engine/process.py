@@ -10,6 +10,7 @@ keep it out; they do today.
 """
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ class EngineProcess:
         model_path: the GGUF file of the `llama` back end; None for the others.
         log: gets the lines of the child's stderr and of this class.
         on_state: called after every change of `state` or `stalled`.
-        memory_limit_bytes: of the child's private memory; 0: none.
+        memory_limit_bytes: of the child's private memory; 0: as the model's header says, none where a GPU is used.
         frozen_seconds: a child that answers nothing for so long is killed.
         hang_seconds: a busy child without progress for so long is killed; later where its steps take long.
     """
@@ -67,6 +68,7 @@ class EngineProcess:
         self._log = log
         self._on_state = on_state
         self._memory_limit_bytes = memory_limit_bytes
+        self._model_limit_bytes = 0
         self._frozen_seconds = frozen_seconds
         self._hang_seconds = hang_seconds
         self._stalled = False
@@ -183,8 +185,12 @@ class EngineProcess:
         if self._model_path is None:
             raise KithError("bad-model", "no model file is given", "Give one by --model, or `kith model pull`.")
         header = gguf.read_header(self._model_path)
+        if self._config.model_sha256:
+            gguf.check_sha256(self._model_path, self._config.model_sha256)
         if self._config.gpu_layers == 0:
-            gguf.check_memory(header, self._config.ctx, self._config.slots)
+            config = self._config
+            gguf.check_memory(header, config.ctx, config.slots)
+            self._model_limit_bytes = gguf.memory_limit_bytes(header, config.ctx, config.slots, os.cpu_count() or 1)
 
     async def _bring_up(self) -> None:
         """A child that is ready, on the second attempt where the CPU's special units crash the first."""
@@ -235,7 +241,7 @@ class EngineProcess:
             gpu_layers=config.gpu_layers,
             base_url=config.engine_url,
             model_name=config.model if config.engine == "openai" else "",
-            memory_limit_bytes=self._memory_limit_bytes,
+            memory_limit_bytes=self._memory_limit_bytes or self._model_limit_bytes,
             echo_tokens_per_s=config.echo_tokens_per_s,
             key_env=config.engine_key_env,
             plain_kernels=self._plain_kernels,

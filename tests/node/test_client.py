@@ -52,7 +52,7 @@ async def test_file_in_place_of_the_socket_is_unreachable(tmp_path: Path) -> Non
 
 
 async def test_folder_open_to_others_is_refused(tmp_path: Path, node: LocalNode) -> None:
-    os.chmod(NodePaths(tmp_path).run_dir, 0o755)
+    os.chmod(NodePaths(tmp_path).run_dir, 0o755)  # noqa: S103
     error = await code_of(tmp_path)
     assert "open to other users" in error.message
     assert "chmod 700" in error.remedy

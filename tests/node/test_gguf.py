@@ -1,5 +1,7 @@
 """Every file is either read or refused in one sentence; nothing else may happen."""
 
+import dataclasses
+import hashlib
 import struct
 from pathlib import Path
 
@@ -76,9 +78,32 @@ def test_sums_do_not_overflow(tmp_path: Path) -> None:
     # 2**62 * 4 values of 4 bytes are 2**66 bytes: 0 in 64 bits, which CVE-2026-27940 took for inside the file.
     file = sample()
     file.tensors = [("huge", (1 << 62, 4), 0, 0)]
+    assert "absurd" in refused(written(tmp_path, file.build()))
+    file.tensors = [("large", (1 << 49, 2), 0, 0)]
     assert "cut short" in refused(written(tmp_path, file.build()))
     file.tensors = [("far", (64,), 0, (1 << 64) - 32)]
     assert "cut short" in refused(written(tmp_path, file.build()))
+
+
+@pytest.mark.parametrize("shape", [(0, 1 << 62, 1 << 62), (1 << 30, 1 << 30), (1 << 63,)])
+@pytest.mark.parametrize("kind", [0, 77])
+def test_dimensions_that_overflow_a_loader_are_refused_for_every_type(
+    tmp_path: Path, shape: tuple[int, ...], kind: int
+) -> None:
+    file = sample()
+    file.tensors = [("odd", shape, kind, 0)]
+    assert "absurd" in refused(written(tmp_path, file.build()))
+
+
+def test_a_header_costs_little_memory_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "KEPT_BYTES_MAX", 10_000)
+    file = GgufFile()
+    file.keys = [(f"key{number}", STRING, struct.pack("<Q", 5000) + b"x" * 5000) for number in range(3)]
+    assert "larger than" in refused(written(tmp_path, file.build()))
+    monkeypatch.setattr(gguf, "ARRAY_STRINGS_MAX", 5)
+    strings = struct.pack("<IQ", STRING, 3) + 3 * struct.pack("<Q", 0)
+    file.keys = [("one", ARRAY, strings), ("two", ARRAY, strings)]
+    assert "announces 3 strings" in refused(written(tmp_path, file.build()))
 
 
 @pytest.mark.parametrize("alignment", [0, 24, 1 << 21])
@@ -149,6 +174,22 @@ def test_memory_check_counts_the_cache_of_every_slot(tmp_path: Path) -> None:
     gguf.check_memory(header, 0, 4, available_bytes=enough)
     with pytest.raises(KithError):
         gguf.check_memory(header, 0, 5, available_bytes=enough)
+
+
+def test_a_pinned_file_is_the_only_one_that_is_taken(tmp_path: Path) -> None:
+    path = written(tmp_path, sample().build())
+    right = hashlib.sha256(sample().build()).hexdigest()
+    gguf.check_sha256(path, right.upper())
+    with pytest.raises(KithError, match=right):
+        gguf.check_sha256(path, "0" * 64)
+
+
+def test_the_limit_for_a_wild_process_leaves_room_for_a_tame_one(tmp_path: Path) -> None:
+    header = gguf.read_header(written(tmp_path, sample().build()))
+    limit = gguf.memory_limit_bytes(header, 0, 4, cores=2)
+    assert limit > 2 * (header.tensor_bytes + 4 * 512 * header.kv_bytes_per_token) + gguf.OVERHEAD_BYTES
+    assert limit < gguf.memory_limit_bytes(header, 0, 4, cores=64)
+    assert gguf.memory_limit_bytes(dataclasses.replace(header, kv_bytes_per_token=0), 0, 4, cores=2) == 0
 
 
 @pytest.mark.model

@@ -99,7 +99,9 @@ class World:
             self.twins.start()
             self.stuck.start()
         self.clock.run_until(VIRTUAL_S)
-        while self.checks.jobs.open_jobs(self.live) and self.clock.now < JOBS_UNTIL_S:
+        # Who was cut off does not come back: the rest may take long for its work.
+        until = JOBS_UNTIL_S * (3 if self.checks.revoked else 1)
+        while self.checks.jobs.open_jobs(self.live) and self.clock.now < until:
             self.clock.run_until(self.clock.now + JOBS_LOOK_S)  # while jobs run, facts are always on their way
         problems = quiet_problems(self.checks, self.live, self.hosts, QUIET_SINCE_S)
         return problems + self.checks.jobs.quiet_problems(self.live, self.clients.orders)

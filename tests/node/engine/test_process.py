@@ -240,3 +240,15 @@ def test_folder_named_node_is_not_imported(tmp_path: Path) -> None:
         env=environment,
     )
     assert done.stdout.strip() == "ready", done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says what the limits are")
+async def test_the_child_has_less_than_a_program_has() -> None:
+    async with running(memory_limit_bytes=3 << 30) as watched:
+        child = psutil.Process(watched.engine.pid)
+        assert child.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        assert child.rlimit(psutil.RLIMIT_FSIZE) == (0, 0)
+        assert child.rlimit(psutil.RLIMIT_NOFILE) == (512, 512)
+        assert child.rlimit(psutil.RLIMIT_DATA) == (3 << 30, 3 << 30)
+        told = await asyncio.to_thread(Path(f"/proc/{child.pid}/status").read_text)
+        assert "NoNewPrivs:\t1" in told
