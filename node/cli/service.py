@@ -104,7 +104,10 @@ def up(
         enrolment.accept_move(NodePaths(config.data_dir))
     import asyncio
 
-    asyncio.run(_serve(config))
+    from node.handshake_log import HandshakeLog
+
+    with HandshakeLog():
+        asyncio.run(_serve(config))
     print("stopped")
 
 

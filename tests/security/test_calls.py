@@ -1,0 +1,110 @@
+"""Every RPC of the mesh service × callers that may not: refused, why is in the node's log, and not in the answer."""
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+import pytest
+
+from mesh.authorisation import RPCS
+from mesh.certificates import Role
+from tests.security.attackers import METHODS, REQUESTS, WITHIN_S, Answer, Attacker, Place
+from tests.security.conftest import Besieged
+
+DAY_S = 86_400.0
+#: What no answer may say, in any case of letters.
+REASONS = ("certificate", "expired", "revoked", "denied", "valid", "mesh", "worker", "client", "node", "label")
+#: gRPC's own words for the class of a failure, which say nothing of the reason.
+CLASSES = ("permission_denied",)
+
+KINDS: dict[str, tuple[Callable[[Besieged], Attacker], str]] = {
+    "no-certificate": (lambda _: Attacker(None), "no certificate was shown"),
+    "other-mesh": (
+        lambda at: Attacker(at.other_mesh.enrol(at.folder / "other", Role.ISSUER)),
+        "the certificate is not of this mesh",
+    ),
+    "expired": (
+        lambda at: Attacker(at.mesh.enrol(at.folder / "expired", Role.ISSUER, starts_s=-9 * DAY_S, days=3)),
+        "the certificate has expired",
+    ),
+    "not-yet-valid": (
+        lambda at: Attacker(at.mesh.enrol(at.folder / "future", Role.ISSUER, starts_s=9 * DAY_S)),
+        "the certificate is not valid yet",
+    ),
+}
+
+
+def says_no_reason(answer: Answer) -> bool:
+    words = answer.words.lower()
+    for named in CLASSES:
+        words = words.replace(named, "")
+    return not any(reason in words for reason in REASONS)
+
+
+def test_every_rpc_has_a_row() -> None:
+    assert REQUESTS.keys() == set(METHODS) == RPCS.keys()
+
+
+@pytest.mark.parametrize("rpc", sorted(METHODS))
+@pytest.mark.parametrize("kind", KINDS)
+async def test_who_is_no_member_gets_no_further_than_tls(besieged: Besieged, place: Place, kind: str, rpc: str) -> None:
+    attacker, reason = KINDS[kind]
+    answer = await (await asyncio.to_thread(attacker, besieged)).call(place, rpc)
+    assert (answer.code, answer.answers) == (grpc.StatusCode.UNAVAILABLE, 0)
+    assert says_no_reason(answer), answer.words
+    await place.logs(reason)
+
+
+@pytest.fixture(scope="module")
+def revoked(besieged: Besieged, place: Place) -> Attacker:
+    """A member that was linked, and then cut off."""
+    attacker = Attacker(besieged.mesh.enrol(besieged.folder / "revoked", Role.ISSUER))
+    assert attacker.shown is not None
+
+    async def cut_off(node_id: str) -> None:
+        async with attacker.link(place) as link:
+            async with place.daemon.client() as client:
+                await client.revoke(node_id, "a secret reason")
+            await link.end()
+
+    asyncio.run(cut_off(attacker.shown.key.node_id))
+    return attacker
+
+
+@pytest.mark.parametrize("rpc", sorted(METHODS))
+async def test_a_revoked_member_is_refused_everything(place: Place, revoked: Attacker, rpc: str) -> None:
+    answer = await revoked.call(place, rpc)
+    assert (answer.code, answer.answers) == (grpc.StatusCode.PERMISSION_DENIED, 0)
+    assert says_no_reason(answer), answer.words
+    assert "secret reason" not in answer.words
+    assert revoked.shown is not None
+    await place.logs(f"refused {rpc} of", f"{revoked.shown.key.node_id} is denied")
+
+
+@pytest.mark.parametrize(
+    ("rpc", "role"), [(rpc, role) for rpc in sorted(METHODS) for role in Role if role not in RPCS[rpc]]
+)
+async def test_a_role_that_may_not_is_refused(besieged: Besieged, place: Place, rpc: str, role: Role) -> None:
+    shown = await asyncio.to_thread(besieged.mesh.enrol, besieged.folder / f"as-{role}", role)
+    answer = await Attacker(shown).call(place, rpc)
+    assert (answer.code, answer.answers) == (grpc.StatusCode.PERMISSION_DENIED, 0)
+    assert says_no_reason(answer), answer.words
+    await place.logs(f"refused {rpc} of", f"{shown.key.node_id} is a {role}")
+
+
+@pytest.mark.parametrize("rpc", sorted(METHODS))
+async def test_a_member_in_the_right_role_is_not(besieged: Besieged, place: Place, rpc: str) -> None:
+    """Without it, the others could pass because nothing ever works."""
+    shown = await asyncio.to_thread(besieged.mesh.enrol, besieged.folder / "member", Role.ISSUER)
+    answer = await Attacker(shown).call(place, rpc)
+    assert answer.code not in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE), answer.words
+
+
+async def test_plain_text_gets_no_answer(place: Place) -> None:
+    reader, writer = await asyncio.open_connection(place.host, place.port)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
+    async with asyncio.timeout(WITHIN_S):
+        said = await reader.read(1000)
+    writer.close()
+    assert b"kith" not in said
+    await place.logs("it was no TLS")
