@@ -6,7 +6,7 @@ import pytest
 
 from node.errors import ExitCode
 from scripts import faulty_node
-from scripts.daemons import formed, until
+from scripts.daemons import Daemon, formed, until
 from scripts.workload import agreed, completed, submit, under_way, up
 from tests.lan.conftest import LanFactory
 
@@ -59,17 +59,41 @@ async def test_clocks_that_jump_do_not_matter(lan_of: LanFactory) -> None:
 
 
 async def test_a_node_returns_with_its_clock_in_the_past(lan_of: LanFactory) -> None:
-    """A board without a battery clock: after each start it lives in another day, after a crash or after a goodbye."""
-    lan = lan_of(3, entry=faulty_node.ENTRY)
+    """A board without a battery clock: after each start it lives in another day, after a crash or after a goodbye.
+
+    As long as the certificates are valid by its clock, that is nothing; else it is alone, says why, and comes back.
+    """
+    lan = lan_of(3, entry=faulty_node.ENTRY, start=False)
+    assert lan.mesh is not None
+    for one in lan.daemons.values():
+        lan.mesh.enrol(one.data_dir, starts_s=-2.0 * 86400)
+    lan.start()
     everyone = list(lan.daemons.values())
     leader = await up(everyone)
     victim = next(one for one in everyone if one is not leader)
     jobs = []
-    for days, stop in ((-1, victim.kill), (-400, victim.end), (400, victim.kill)):
+    for days, stop in ((-1, victim.kill), (20, victim.end), (-1, victim.kill)):
         stop()
-        victim.environment = {**victim.environment, "KITH_SHIFT_S": f"{days * 86400}"}
-        victim.start()
+        start_shifted(victim, days)
         await up(everyone)
         jobs.append(await submit(victim, 3, f"river{days}"))
         await completed(leader, jobs[-1])
     await agreed(everyone, jobs)
+    victim.kill()
+    start_shifted(victim, 400)
+    await up([victim])
+    log = victim.data_dir / "logs" / "kith.log"
+
+    async def said_why() -> bool:
+        return "its certificate expired" in log.read_text()
+
+    await until(said_why, 20.0, "it says that certificates have expired by its clock")
+    victim.kill()
+    start_shifted(victim, 0)
+    await up(everyone)
+    await agreed(everyone, jobs)
+
+
+def start_shifted(victim: Daemon, days: int) -> None:
+    victim.environment = {**victim.environment, "KITH_SHIFT_S": f"{days * 86400}"}
+    victim.start()
