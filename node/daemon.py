@@ -162,6 +162,8 @@ class Daemon:
         self.blobs = Blobs(self.store, self.shell.post, links.stub, self.shell.live_peers)
         self.plans = Plans(self.blobs)
         self.snapshots = Snapshots(self.replica, self.plans)
+        if self.enrolment is not None:
+            self.snapshots.restored(self.shell.authors.knows)
         self.solver = SolverProcess(logs.logger)
         self.worker = Worker(self.engine, self.blobs, self.shell.post)
         self.leader = Leader(

@@ -1,5 +1,7 @@
 """Jobs as people see them: the ledger's fold, the plan, and what the leader last said of running tasks."""
 
+from collections.abc import Callable
+
 from mesh.disclosure import Disclosure
 from mesh.identity import NodeId
 from mesh.ledger import COMPLETED, FAILED, OPEN, Job, TaskRef
@@ -20,6 +22,15 @@ class Snapshots:
         self._plans = plans
         self._progress: dict[bytes, work_pb2.JobProgress] = {}
         self._disclosure = Disclosure(replica)
+
+    def restored(self, spreads: Callable[[NodeId], bool]) -> None:
+        """What ended by the word of authors whose facts nobody else takes will never be held widely, and was shown.
+
+        Such a journal was written before the node entered its mesh, together with nodes that never did.
+        """
+        for job in self._replica.ledger.jobs.values():
+            if job.state == COMPLETED and not all(spreads(end.stream_id.author) for end in job.ends_at):
+                self._disclosure.shown.add(job.job_id)
 
     def state_of(self, job: Job) -> "local_pb2.JobState.ValueType":
         """As clients see it."""

@@ -87,11 +87,11 @@ async def test_what_a_node_holds_of_authors_that_never_entered_the_mesh_stays_wi
     """A second old node is lost; its facts have no certificate, so nobody else takes them, and nobody minds."""
     lan = lan_of(3, start=False)
     kept, lost, fresh = lan.daemons.values()
-    for one in (kept, lost):
+    for one in (lost, kept):
         one.environment = {**one.environment, **previous}
         one.mesh = None
         one.start()
-    await up([kept, lost])
+        await up([lost] if one is lost else [lost, kept])  # so the lost one leads, and ends the job
     old_job = await submit(lost, 4, "old")
     await completed(kept, old_job)
     before = await standing(kept, [old_job])
