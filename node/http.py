@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as HttpRoute
 
@@ -85,6 +85,7 @@ async def serve(daemon: "Daemon", listen: str) -> AsyncIterator[str]:
         lifespan="off",
         ws="none",
         server_header=False,
+        proxy_headers=False,  # else any local program could name another host as its own
         limit_concurrency=CONNECTIONS_MAX,
     )
     config.load()
@@ -164,6 +165,8 @@ def _application(daemon: "Daemon") -> Starlette:
             return await _whole(daemon, route, generate, who)
         except KithError as error:
             return _error(error)
+        except ClientDisconnect:
+            return Response()  # nobody reads it
 
     return Starlette(
         routes=[

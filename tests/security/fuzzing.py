@@ -136,12 +136,14 @@ class Pool:
 
     def fill(self, rng: Rng, message: Message, depth: int = 0) -> Message:
         """Fill the fields of a message at random; also deeper ones, down to five levels."""
+        descriptor: Any
         for descriptor in message.DESCRIPTOR.fields:
             if descriptor.containing_oneof is None and rng.random() < 0.75:
                 self._set(rng, message, descriptor, depth)
         for oneof in message.DESCRIPTOR.oneofs:
             if rng.random() < 0.9:
-                self._set(rng, message, rng.choice(oneof.fields), depth)
+                descriptor = rng.choice(list(oneof.fields))
+                self._set(rng, message, descriptor, depth)
         return message
 
     def _set(self, rng: Rng, message: Message, descriptor: FieldDescriptor, depth: int) -> None:
@@ -189,8 +191,10 @@ class Pool:
 class Besieged(Lone):
     """One live replica, its effects answered at random as an engine, a disk and peers might answer them."""
 
-    def __init__(self, rng: Rng) -> None:
+    def __init__(self, rng: Rng, leads: bool) -> None:
+        """`leads`: nobody disputes its lead, so that a leader's parts get their share."""
         super().__init__(peers=4, slots=2)
+        self.kinds = [kind for kind in LINK_KINDS if kind not in (*FOR_THE_SHELL, *(DISPUTES if leads else ()))]
         self.rng = rng
         self.pool = Pool()
         self.heads: dict[tuple[NodeId, int], tuple[int, bytes]] = {}
@@ -210,7 +214,7 @@ class Besieged(Lone):
     def one(self, rng: Rng) -> None:
         self.rng = rng
         self.lived += 1
-        self.now += rng.choice((0.0, 0.01, 0.05, 0.3, 1.5, 20.0))
+        self.now += rng.choices((0.0, 0.01, 0.05, 0.3, 1.5, 20.0), (20, 20, 40, 20, 5, 1))[0]
         peer = rng.choice(self.peers)
         match rng.randrange(10):
             case 0 | 1 | 2 | 3:
@@ -239,6 +243,13 @@ class Besieged(Lone):
     def _answer(self, effect: effects.Effect) -> events.Event | None:
         rng = self.rng
         match effect:
+            case effects.Send(peer, sent) if sent.HasField("vote_request") and rng.random() < 0.9:
+                asked = sent.vote_request
+                reply = membership_pb2.VoteReply(term=asked.term, granted=True, pre_vote=asked.pre_vote)
+                return events.Received(peer, mesh_pb2.LinkMessage(vote_reply=reply))
+            case effects.Send(peer, sent) if sent.HasField("leader_beat"):
+                told = membership_pb2.LeaderBeatReply(token=sent.leader_beat.token, highest=sent.leader_beat.token)
+                return events.Received(peer, mesh_pb2.LinkMessage(leader_beat_reply=told))
             case effects.FetchBlob(peer, blob):
                 return events.BlobStored(blob, peer) if rng.random() < 0.5 else events.BlobNotStored(blob, peer)
             case effects.ReadPlan():
@@ -265,7 +276,7 @@ class Besieged(Lone):
 
     def _message(self, rng: Rng) -> mesh_pb2.LinkMessage:
         message = mesh_pb2.LinkMessage()
-        kind = rng.choice([name for name in LINK_KINDS if name not in ("hello", "fact_push", "fork_proof")])
+        kind = rng.choice(self.kinds)
         getattr(message, kind).SetInParent()
         self.pool.fill(rng, getattr(message, kind))
         return message
@@ -277,13 +288,15 @@ class Besieged(Lone):
         content = getattr(facts_pb2.FactBody(), kind)
         self.pool.fill(rng, content)
         sequence, head = self.heads.get((key.node_id, STREAM_OF_KIND[kind]), (0, b""))
-        if rng.random() < 0.05:
+        odd = rng.random() < 0.05
+        if odd:
             sequence, head = rng.choice(((0, b""), (sequence + 1, bytes(32)), (2**63, bytes(32))))
         try:
             fact = make(key, 1, sequence + 1, head if sequence else b"", rng.choice(EDGES), kind, content)
         except FactError:
             return None
-        self.heads[key.node_id, STREAM_OF_KIND[kind]] = (fact.sequence, fact.hash)
+        if not odd:
+            self.heads[key.node_id, STREAM_OF_KIND[kind]] = (fact.sequence, fact.hash)
         return fact
 
     def _retired(self, rng: Rng) -> tuple[Any, ...]:
@@ -298,6 +311,9 @@ class Besieged(Lone):
 
 
 LINK_KINDS = [descriptor.name for descriptor in mesh_pb2.LinkMessage.DESCRIPTOR.oneofs[0].fields]
+#: These are read before the machines hear of them.
+FOR_THE_SHELL = ("hello", "fact_push", "fork_proof")
+DISPUTES = ("leader_beat", "leader_beat_reply", "leader_transfer", "vote_request", "vote_reply")
 
 
 # The targets
@@ -309,10 +325,12 @@ def targets_in(folder: Path, seed: int) -> list[Target]:
 
 def _machines(seed: int) -> Iterator[Target]:
     alive: list[Besieged] = []
+    lives = [0]
 
     def machines(rng: Rng) -> None:
         if not alive or alive[0].lived >= LIFE:
-            alive[:] = [Besieged(Rng(seed))]
+            lives[0] += 1
+            alive[:] = [Besieged(Rng(seed), leads=lives[0] % 2 == 0)]
         try:
             alive[0].one(rng)
         except Exception:
@@ -341,8 +359,8 @@ def _decoders() -> Iterator[Target]:
                 wire.body = nearly(rng, *(fact.signed.body for fact in notes))
             if wire.HasField("retired"):
                 parse_retired(wire.retired)
-            before = [fact.signed for fact in notes]
-            assert not parse(wire).is_signed_by_author() or wire in before, "a fact that nobody signed"
+            said = [fact.signed.body for fact in notes]
+            assert not parse(wire).is_signed_by_author() or wire.body in said, "a fact that nobody signed"
         except (DecodeError, FactError):
             pass
 
@@ -397,7 +415,11 @@ def _decoders() -> Iterator[Target]:
         parser = SseParser()
         try:
             for _ in range(3):
-                list(parser.feed(nearly(rng, b'data: {"choices": [{"delta": {"content": "x"}}]}\r\n\r\ndata: [DONE]\n\n')))
+                list(
+                    parser.feed(
+                        nearly(rng, b'data: {"choices": [{"delta": {"content": "x"}}]}\r\n\r\ndata: [DONE]\n\n')
+                    )
+                )
         except SseError:
             pass
 
