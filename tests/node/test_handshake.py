@@ -77,11 +77,13 @@ async def test_a_node_whose_own_certificate_is_not_taken_is_told_so(
     other = Credentials(mesh.enrol(tmp_path / "other"))
     if ours == "expired":
         mine = mesh.enrol(tmp_path / "mine", starts_s=-172_800.0, days=1.0)
+        expected = handshake.OWN_EXPIRED
     else:
         mine = ThrowawayMesh().enrol(tmp_path / "mine")
         mine.roots = other.roots
+        expected = handshake.NOT_INVITED
     async with port_of(other) as port:
-        assert await reason(Credentials(mine), port) == handshake.NOT_INVITED
+        assert await reason(Credentials(mine), port) == expected
 
 
 async def test_a_closed_port_a_silent_one_and_one_without_tls_are_told_apart(me: Credentials) -> None:
