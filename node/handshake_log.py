@@ -10,6 +10,7 @@ Threat: strangers must not fill the disk by failing, so each reason has one line
 Not guaranteed: from where. The core does not say it. The last words of a process that dies in C code may be lost.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -77,7 +78,8 @@ class HandshakeLog:
         with open(descriptor, "rb", buffering=LINE_BYTES_MAX) as lines:
             while line := lines.readline(LINE_BYTES_MAX):
                 if not _CORE.match(line):
-                    os.write(self._true, line)
+                    with contextlib.suppress(OSError):  # nobody reads it; who stopped here would stop the core
+                        os.write(self._true, line)
                 elif (said := words_of(line.decode(errors="replace"))) and self._once.due(said):
                     log("warning", f"a TLS handshake was refused: {said}")
 

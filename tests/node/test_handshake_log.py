@@ -40,3 +40,23 @@ def test_reasons_are_logged_once_and_what_is_not_the_cores_passes(
     assert capfd.readouterr().err == "a library says something\n"
     os.write(2, b"after it\n")
     assert capfd.readouterr().err == "after it\n"
+
+
+def test_a_standard_error_that_nobody_reads_stops_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs.logger, "propagate", True)
+    before = os.dup(2)
+    read, write = os.pipe()
+    try:
+        os.dup2(write, 2)
+        os.close(write)
+        os.close(read)
+        with caplog.at_level(logging.WARNING), HandshakeLog():
+            for _ in range(40):
+                os.write(2, b"x" * 4000 + b"\n")
+            os.write(2, f"{ENDED}\n".encode())
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+    assert len(caplog.records) == 1

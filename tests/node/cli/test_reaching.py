@@ -3,6 +3,8 @@
 import asyncio
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -24,9 +26,11 @@ from node.cli.finding import Finding
 from node.cli.way import way
 from node.credentials import Credentials
 from node.enrolment import Enrolment
+from node.errors import ExitCode
 from node.interfaces import Interface
 from node.joining.throwaway_tls import server_context
 from node.mesh_service import MeshService
+from scripts.daemons import Daemon, formed
 from scripts.throwaway import ThrowawayMesh
 
 DAY_S = 86_400.0
@@ -306,3 +310,33 @@ def test_what_is_told_of_the_way(
     monkeypatch.setattr(ifaddr, "get_adapters", lambda: [adapter])
     first = next(iter(way(there, "192.0.2.1")))
     assert (first.level, words in first.message) == (level, True), first
+
+
+def kith_doctor(node: Daemon, address: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "node.cli.main", "--data-dir", str(node.data_dir), "doctor", address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_command_between_two_daemons_before_and_after_one_is_revoked(
+    daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    mesh = ThrowawayMesh()
+    for name, role in (("there", Role.ISSUER), ("me", Role.NODE)):
+        mesh.enrol(tmp_path / name, role)
+    there = daemon(name="there", alone=True)
+    at = asyncio.run(there.ready(engine=False)).addresses[0]
+    address = f"{at.host}:{at.port}"
+    me = daemon("--seed", address, name="me", alone=True)
+    asyncio.run(formed([there, me]))
+    code, said = kith_doctor(me, address)
+    assert (code, "it works for this node" in said) == (ExitCode.OK, True), said
+
+    async def revoke() -> None:
+        async with there.client() as client:
+            await client.revoke(mesh.enrol(me.data_dir).key.node_id)
+
+    asyncio.run(revoke())
+    code, said = kith_doctor(me, address)
+    assert (code, "denied: it knows this node" in said) == (ExitCode.FAILED, True), said
+    assert "→" in said
