@@ -18,6 +18,7 @@ from node.errors import ExitCode
 
 if TYPE_CHECKING:
     from scripts.daemons import Daemon
+from scripts.throwaway import ThrowawayMesh
 
 DOCUMENT = """# Rivers
 
@@ -53,7 +54,7 @@ def test_first_ten_minutes(node: Daemon, tmp_path: Path) -> None:
     printed = node.output.read_text(encoding="utf-8")
     status = value(node, "status")
     assert printed.startswith("ready  anna (" + status["node_id"][:12])
-    assert "loopback or test namespaces only" in printed
+    assert "to members of its mesh only" in printed
     assert (status["name"], status["engine_state"], status["pid"]) == ("anna", "ready", node.pid)
     assert [one["self"] for one in value(node, "nodes")["nodes"]] == [True]
 
@@ -96,6 +97,7 @@ def test_second_node_of_one_directory_can_not_start(node: Daemon) -> None:
 
 def test_port_that_is_taken_is_said_in_two_lines(node: Daemon, tmp_path: Path) -> None:
     address = value(node, "status")["addresses"][0]
+    ThrowawayMesh().enrol(tmp_path / "other")
     command = [sys.executable, "-m", "node.cli.main", "--data-dir", str(tmp_path / "other")]
     more = ["up", "--engine", "echo", "--no-mdns", "--listen", address]
     done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, check=False)
