@@ -8,7 +8,8 @@ ends all of them at once, in the midst of streams too, and no call outlives the 
 Every call has a deadline: the caller's, or ours. Why a call was refused is for our log; the answer only says that.
 
 Each member has a part of this node, a bucket of calls and a number that may run at once. Beyond it a call is refused
-with the time when to come again, and not at once: refusing costs too, and a connection carries few calls at a time.
+with the time when to come again, and not at once where there are many: refusing costs too, and a connection carries few
+calls at a time.
 
 Threat: a call that never ends holds memory and an engine slot; a member that is denied must not finish what it began;
 a member that floods must cost the others nothing.
@@ -36,8 +37,10 @@ from node.limits import (
     CALLS_BURST,
     CALLS_OF_ONE_MAX,
     CALLS_PER_S,
+    COME_AGAIN_S,
     LINKS_OF_ONE_MAX,
-    REFUSAL_PAUSE_S,
+    REFUSALS_BURST,
+    REFUSALS_PER_S,
     REFUSALS_WAITING_MAX,
     Rate,
     too_many,
@@ -85,12 +88,14 @@ class Callers(grpc.aio.ServerInterceptor):
         *,
         deadline_default_s: float = DEADLINE_DEFAULT_S,
         calls: Rate | None = None,
+        refusals: Rate | None = None,
     ) -> None:
         self._roots = roots
         self._denied = denied
         self._log = log
         self._deadline_default_s = deadline_default_s
         self._rate = calls or Rate(CALLS_PER_S, CALLS_BURST)
+        self._refusals = refusals or Rate(REFUSALS_PER_S, REFUSALS_BURST)
         self._refusals_waiting: Counter[NodeId] = Counter()
         self._calls: dict[NodeId, set[_Call]] = {}
         self._once = Once(LOG_AGAIN_S)
@@ -186,9 +191,9 @@ class Callers(grpc.aio.ServerInterceptor):
         wait_s = 0.0
         if rpc == "Link":
             if sum(call.rpc == "Link" for call in running) >= LINKS_OF_ONE_MAX:
-                wait_s = REFUSAL_PAUSE_S
+                wait_s = COME_AGAIN_S
         elif len(running) >= CALLS_OF_ONE_MAX + LINKS_OF_ONE_MAX:
-            wait_s = REFUSAL_PAUSE_S
+            wait_s = COME_AGAIN_S
         else:
             wait_s = self._rate.wait_s(node_id, clock.now())
         if not wait_s:
@@ -198,7 +203,7 @@ class Callers(grpc.aio.ServerInterceptor):
         if self._refusals_waiting[node_id] < REFUSALS_WAITING_MAX:
             self._refusals_waiting[node_id] += 1
             try:
-                await asyncio.sleep(REFUSAL_PAUSE_S)
+                await asyncio.sleep(self._refusals.charge(node_id, clock.now()))
             finally:
                 self._refusals_waiting[node_id] -= 1
                 if not self._refusals_waiting[node_id]:

@@ -33,10 +33,13 @@ CALLS_OF_ONE_MAX = 64
 LINKS_OF_ONE_MAX = 8
 #: Calls a second of one member, and how many at once after a pause. A call costs this node about a millisecond.
 CALLS_PER_S, CALLS_BURST = 50.0, 200.0
-#: A refused call is answered after this, so that a caller that asks again at once asks 64 times a pause and connection.
-REFUSAL_PAUSE_S = 0.25
+#: Refusals a second of one member, and how many at once: refusing costs as much as a small call, and whoever has to
+#: wait for the answer asks less often, because a connection carries few calls. Evenly spread, so that others fit between.
+REFUSALS_PER_S, REFUSALS_BURST = 200.0, 20.0
+#: Whoever has too much under way is told to come again after this.
+COME_AGAIN_S = 0.25
 #: Calls of one member that wait for their refusal; the others are refused at once.
-REFUSALS_WAITING_MAX = 64
+REFUSALS_WAITING_MAX = 1024
 #: What a call that is passed on gets less than is left: so that whoever asked hears our reason, not its own clock.
 DEADLINE_MARGIN_S = 0.05
 #: A request that was passed on so often goes in circles.

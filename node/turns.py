@@ -2,9 +2,9 @@
 
 Idea: an engine serves requests in the order in which they come, so whoever sends many is served first for long. Here a
 request waits with those of its own caller; when a place becomes free, the caller with the fewest requests in the engine
-is next, and of those the one that was served longest ago. Where there are several places and others have asked lately,
-nobody gets the last one beside all the others it holds: a short request of somebody else finds it free. A caller alone
-gets all places.
+is next, and of those the one that was served longest ago. A place is kept for everybody who asked lately and has none:
+who has one gets another only beyond those. So the next short request of somebody else finds a place free; a caller
+alone gets all places.
 
 Threat: one member, or one HTTP client, that sends ten thousand requests. Its own wait; another's waits for one place at
 most, and the queue has an end: what does not fit is told when to come again.
@@ -97,7 +97,7 @@ class Turns:
         places = max(1, self._places())
         while self._running < places and self._waiting:
             free = places - self._running
-            able = [one for one in self._callers.values() if one.waiting and not self._kept_free(one, free, places)]
+            able = [one for one in self._callers.values() if one.waiting and not self._kept_free(one, free)]
             if not able:
                 return
             caller = min(able, key=lambda one: (one.running, one.served))
@@ -108,12 +108,13 @@ class Turns:
             self._waiting -= 1
             caller.waiting.popleft().set_result(None)
 
-    def _kept_free(self, caller: _Caller, free: int, places: int) -> bool:
-        """Whether the last place is kept for somebody else than `caller`, who has all the others."""
-        if free > 1 or caller.running < places - 1 or caller.running == 0:
+    def _kept_free(self, caller: _Caller, free: int) -> bool:
+        """Whether what is free is kept for others than `caller`, who has a place already."""
+        if caller.running == 0:
             return False
         since = self._clock() - LATELY_S
-        return any(other is not caller and other.asked_at > since for other in self._callers.values())
+        absent = sum(other.running == 0 and other.asked_at > since for other in self._callers.values())
+        return free <= absent
 
     def _forget_idle(self) -> None:
         """Callers that have nothing here and did not ask lately; each call looks at the oldest only."""
