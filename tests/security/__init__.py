@@ -1,0 +1,1 @@
+"""Attacks on a mesh, as strangers, thieves and members; and the page that says what they show."""
