@@ -1,4 +1,4 @@
-"""Planted bugs: of the bugs in tests/sim/planted.py, how many the simulator sees within their number of seeds.
+"""Planted bugs: of the bugs in tests/sim/planted*.py, how many the simulator sees within their number of seeds.
 
 KITH_SIM_PROCESSES: how many are tried at a time (one a core).
 """
@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import re
 
-from tests.sim.planted import BUGS
+from tests.sim.planting import all_bugs
 from tests.sim.run import run_seed
 
 
@@ -16,12 +16,12 @@ def figures() -> dict[str, float]:
     needed: dict[str, int] = {}
     # A process a bug: a patch must not outlive its bug.
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
-        for name, seeds in pool.imap_unordered(first_seen, [bug.name for bug in BUGS], chunksize=1):
+        for name, seeds in pool.imap_unordered(first_seen, [bug.name for bug in all_bugs()], chunksize=1):
             print(f"  {name}: " + (f"seen in seed {seeds}" if seeds else "NOT SEEN"), flush=True)
             if seeds:
                 needed[name] = seeds
     return {
-        "planted": len(BUGS),
+        "planted": len(all_bugs()),
         "caught": len(needed),
         "seeds_mean": round(sum(needed.values()) / max(1, len(needed)), 1),
         "seeds_max": max(needed.values(), default=0),
@@ -30,7 +30,7 @@ def figures() -> dict[str, float]:
 
 def first_seen(name: str) -> tuple[str, int]:
     """The first seed in which the bug is seen; 0 where it is in none of its seeds. For a process of its own."""
-    bug = next(bug for bug in BUGS if bug.name == name)
+    bug = next(bug for bug in all_bugs() if bug.name == name)
     bug.plant(setattr)
     for seed in range(1, bug.seeds + 1):
         if any(re.search(bug.seen_as, problem) for problem in run_seed(seed).problems):

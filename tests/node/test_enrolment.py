@@ -256,8 +256,8 @@ async def test_what_was_left_can_be_moved_back(paths: NodePaths) -> None:
     assert back.identity == made.identity
     again = Store(NodePaths(aside).journal, no_fatal)
     facts, _, _ = again.open(key.node_id)
-    await again.close()
     assert [one.hash for one in facts] == [fact.hash]
+    await again.close()
 
 
 def test_leaving_no_mesh_says_so(paths: NodePaths) -> None:

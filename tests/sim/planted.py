@@ -1,17 +1,14 @@
 """Bugs to plant: each takes away one thing that the mesh relies on, and must then be seen by the simulator's checks.
 
-A check that no planted bug trips proves nothing. Each bug is a patch of this process only (no switch in the product),
-says how its trace looks, and in how many seeds at most it must be seen; the same seeds hold without it. Some are bugs
-that the simulator found in this code first; they are marked so.
+Some are bugs that the simulator found in this code first; they are marked so. What a bug is: planting.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from mesh import coordinator, denials, events, takeover
+from mesh import coordinator, events, takeover
 from mesh.acceptance import Acceptance
 from mesh.coordinator import Coordinator
 from mesh.copies import Copies, _offers
@@ -27,7 +24,6 @@ from mesh.knowledge import Knowledge
 from mesh.ledger import CANCELLED, Job, Ledger
 from mesh.library import Library
 from mesh.member import Member
-from mesh.membership import Membership
 from mesh.placement import Placement, Ready
 from mesh.profiles import Profiles
 from mesh.retention import Retention
@@ -36,34 +32,12 @@ from mesh.takeover import Takeover
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from tests.sim.disk import Disk, Write
 from tests.sim.host import Host
-
-#: Replaces an attribute of a class or module until the bug is taken out again.
-Patch = Callable[[object, str, object], None]
-
-
-@dataclass(frozen=True)
-class Bug:
-    name: str
-    plant: Callable[[Patch], None]
-    seen_as: str  # a pattern in the problems
-    seeds: int  # seen within the first so many seeds
-
-
-BUGS: list[Bug] = []
-
-
-def _bug(seen_as: str, seeds: int = 10) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    def note(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        BUGS.append(Bug(plant.__name__, plant, seen_as, seeds))
-        return plant
-
-    return note
-
+from tests.sim.planting import Patch, bug
 
 # Durable before seen
 
 
-@_bug("before it was synced")
+@bug("before it was synced")
 def vote_told_before_its_sync(patch: Patch) -> None:
     inner = Host.perform_one
 
@@ -76,7 +50,7 @@ def vote_told_before_its_sync(patch: Patch) -> None:
     patch(Host, "perform_one", perform)
 
 
-@_bug("forgot its vote")
+@bug("forgot its vote")
 def vote_forgotten_at_restart(patch: Patch) -> None:
     inner = Disk.crash
 
@@ -87,7 +61,7 @@ def vote_forgotten_at_restart(patch: Patch) -> None:
     patch(Disk, "crash", crash)
 
 
-@_bug("before it was synced|durable what is not synced")
+@bug("before it was synced|durable what is not synced")
 def folded_before_the_sync(patch: Patch) -> None:
     inner = Host.perform_one
 
@@ -102,7 +76,7 @@ def folded_before_the_sync(patch: Patch) -> None:
     patch(Host, "perform_one", perform)
 
 
-@_bug("not synced")
+@bug("not synced")
 def staged_facts_told(patch: Patch) -> None:
     inner = Library.receipt
 
@@ -116,7 +90,7 @@ def staged_facts_told(patch: Patch) -> None:
     patch(Library, "receipt", receipt)
 
 
-@_bug("a fact left before its sync")
+@bug("a fact left before its sync")
 def pushed_before_the_sync(patch: Patch) -> None:
     inner = Library.author
 
@@ -131,7 +105,7 @@ def pushed_before_the_sync(patch: Patch) -> None:
 # Elections
 
 
-@_bug("voted twice")
+@bug("voted twice")
 def two_votes_in_a_term(patch: Patch) -> None:
     inner = Election.vote_requested
 
@@ -142,7 +116,7 @@ def two_votes_in_a_term(patch: Patch) -> None:
     patch(Election, "vote_requested", requested)
 
 
-@_bug("len\\(election.votes\\)")
+@bug("len\\(election.votes\\)")
 def a_minority_leads(patch: Patch) -> None:
     inner = Election._count
 
@@ -156,7 +130,7 @@ def a_minority_leads(patch: Patch) -> None:
     patch(Election, "_count", count)
 
 
-@_bug("leader|leads", 20)
+@bug("leader|leads", 20)
 def leaders_that_meet_both_stay(patch: Patch) -> None:
     """Neither the other's beat, nor what followers say, nor that they are gone makes one of them give way."""
     inner = Election.beat_reply_received
@@ -175,12 +149,12 @@ def leaders_that_meet_both_stay(patch: Patch) -> None:
     patch(Election, "_lead", lead_on)
 
 
-@_bug("sees")
+@bug("sees")
 def nobody_denies_its_death(patch: Patch) -> None:
     patch(Roster, "_merge_own", lambda *_: [])
 
 
-@_bug("believes in|sees", 20)
+@bug("believes in|sees", 20)
 def ghosts_rise(patch: Patch) -> None:
     """Others deny a node's death for it, which only the node itself may."""
     inner = Member.record
@@ -196,7 +170,7 @@ def ghosts_rise(patch: Patch) -> None:
     patch(Member, "record", record)
 
 
-@_bug("believes in", 40)
+@bug("believes in", 40)
 def suspects_never_die(patch: Patch) -> None:
     patch(Roster, "suspicions_due", lambda *_: [])
     patch(Roster, "convict", lambda *_: [])
@@ -205,12 +179,12 @@ def suspects_never_die(patch: Patch) -> None:
 # Facts
 
 
-@_bug("facts differ")
+@bug("facts differ")
 def no_anti_entropy(patch: Patch) -> None:
     patch(Gossip, "digest_received", lambda *_: [])
 
 
-@_bug("told of a fact that is not synced")
+@bug("told of a fact that is not synced")
 def version_vector_off_by_one(patch: Patch) -> None:
     inner = Journal.vector
 
@@ -223,7 +197,7 @@ def version_vector_off_by_one(patch: Patch) -> None:
     patch(Journal, "vector", vector)
 
 
-@_bug("facts differ|hole|IndexError|fork", 20)
+@bug("facts differ|hole|IndexError|fork", 20)
 def pushed_range_off_by_one(patch: Patch) -> None:
     """The first fact that a peer lacks is left out."""
     inner = Host._push_stored
@@ -238,7 +212,7 @@ def pushed_range_off_by_one(patch: Patch) -> None:
     patch(Host, "_push_stored", push)
 
 
-@_bug("hole|durable in stream order")
+@bug("hole|durable in stream order")
 def a_gap_is_taken(patch: Patch) -> None:
     inner = Journal.offer
 
@@ -252,7 +226,7 @@ def a_gap_is_taken(patch: Patch) -> None:
     patch(Journal, "offer", offer)
 
 
-@_bug("reads another thing|otherwise than it was written")
+@bug("reads another thing|otherwise than it was written")
 def fold_depends_on_the_order(patch: Patch) -> None:
     inner = Knowledge.apply
 
@@ -264,7 +238,7 @@ def fold_depends_on_the_order(patch: Patch) -> None:
     patch(Knowledge, "apply", apply)
 
 
-@_bug("reads another thing|otherwise than it was written")
+@bug("reads another thing|otherwise than it was written")
 def fold_reads_the_clock(patch: Patch) -> None:
     """What is dated ahead of this node's own clock does not count."""
     inner = Library.fold
@@ -276,19 +250,19 @@ def fold_reads_the_clock(patch: Patch) -> None:
     patch(Library, "fold", fold)
 
 
-@_bug("reads another thing|another end", 20)
+@bug("reads another thing|another end", 20)
 def first_come_completion_counts(patch: Patch) -> None:
     """Wrong merge order: of several completions the one that arrived first."""
     patch(Job, "completion", property(lambda self: next(iter(self.completed.values()))[1] if self.completed else None))
 
 
-@_bug("reads another end", 20)
+@bug("reads another end", 20)
 def a_cancellation_outranks_a_completion(patch: Patch) -> None:
     inner = Job.state.fget  # type: ignore[attr-defined]
     patch(Job, "state", property(lambda self: CANCELLED if self.cancelled else inner(self)))
 
 
-@_bug("reads another thing|otherwise than it was written", 20)
+@bug("reads another thing|otherwise than it was written", 20)
 def latest_profile_by_arrival(patch: Patch) -> None:
     inner = Profiles.apply
 
@@ -301,7 +275,7 @@ def latest_profile_by_arrival(patch: Patch) -> None:
     patch(Profiles, "apply", apply)
 
 
-@_bug("found|facts differ|reads another thing|wrote two histories|hole|fork", 30)
+@bug("found|facts differ|reads another thing|wrote two histories|hole|fork", 30)
 def a_fork_is_not_proven(patch: Patch) -> None:
     """Each node keeps the history that it saw first."""
     patch(Library, "fork_proven", lambda *_: [])
@@ -310,7 +284,7 @@ def a_fork_is_not_proven(patch: Patch) -> None:
 # Retention
 
 
-@_bug("reads another thing|otherwise than|last fact of a stream", 40)
+@bug("reads another thing|otherwise than|last fact of a stream", 40)
 def retention_drops_the_ends_too(patch: Patch) -> None:
     """A closed job changes: its terminal fact goes with the details."""
     inner = Ledger.closed_with_details
@@ -324,12 +298,12 @@ def retention_drops_the_ends_too(patch: Patch) -> None:
     patch(Ledger, "closed_with_details", closed)
 
 
-@_bug("last fact of a stream", 40)
+@bug("last fact of a stream", 40)
 def retention_drops_the_last_fact(patch: Patch) -> None:
     patch(Retention, "_is_last", lambda *_: False)
 
 
-@_bug("still open|is on \\[", 40)
+@bug("still open|is on \\[", 40)
 def blobs_dropped_while_they_are_named(patch: Patch) -> None:
     """A closed job's answer goes with its details."""
     inner = Ledger.forget_details
@@ -345,19 +319,19 @@ def blobs_dropped_while_they_are_named(patch: Patch) -> None:
 # Accepting
 
 
-@_bug("before there are enough copies")
+@bug("before there are enough copies")
 def submit_answered_at_once(patch: Patch) -> None:
     patch(Acceptance, "_settled", lambda *_: True)
 
 
-@_bug("nodes, it is on", 20)
+@bug("nodes, it is on", 20)
 def blob_not_counted(patch: Patch) -> None:
     """A node counts that holds the job, but not what it reads."""
     inner = Acceptance.holders
     patch(Acceptance, "holders", lambda self, job_id, _: inner(self, job_id, ()))
 
 
-@_bug("after its deadline|never answered", 20)
+@bug("after its deadline|never answered", 20)
 def submit_waits_for_everybody(patch: Patch) -> None:
     def look(self: Acceptance, now: float) -> list[Effect]:
         everybody = len(self.around.membership.view())
@@ -370,19 +344,19 @@ def submit_waits_for_everybody(patch: Patch) -> None:
 # Work
 
 
-@_bug("announces")
+@bug("announces")
 def a_result_waits_for_no_copies(patch: Patch) -> None:
     patch(Copies, "enough", lambda *_: True)
 
 
-@_bug("announces|nodes, it is on", 60)
+@bug("announces|nodes, it is on", 60)
 def receipts_outlive_their_use(patch: Patch) -> None:
     """Found by the simulator: a copy that was dropped with its first job counted for the same content again."""
     patch(Copies, "push", _push_without_asking_again)
     patch(Copies, "want", _want_without_forgetting)
 
 
-@_bug("works for|after one for|more tasks", 20)
+@bug("works for|after one for|more tasks", 20)
 def fencing_ignored(patch: Patch) -> None:
     """A worker obeys whoever commands."""
     inner = Intake.offered
@@ -396,7 +370,7 @@ def fencing_ignored(patch: Patch) -> None:
     patch(Intake, "offered", offered)
 
 
-@_bug("more tasks were started|uses_engine")
+@bug("more tasks were started|uses_engine")
 def slots_ignored(patch: Patch) -> None:
     inner = Intake.offered
 
@@ -408,7 +382,7 @@ def slots_ignored(patch: Patch) -> None:
     patch(Dispatch, "on_node", lambda *_: [])
 
 
-@_bug("twice")
+@bug("twice")
 def an_outcome_said_twice(patch: Patch) -> None:
     inner = Intake._announce
 
@@ -419,7 +393,7 @@ def an_outcome_said_twice(patch: Patch) -> None:
     patch(Intake, "_announce", announce)
 
 
-@_bug("twice in one term")
+@bug("twice in one term")
 def duplicate_acceptance(patch: Patch) -> None:
     """A leader ends a job again while its first word is on the way to the disk."""
     inner = Coordinator._say
@@ -431,18 +405,18 @@ def duplicate_acceptance(patch: Patch) -> None:
     patch(Coordinator, "_say", say)
 
 
-@_bug("still open", 20)
+@bug("still open", 20)
 def a_lease_never_expires(patch: Patch) -> None:
     """Both copies of a task stand still, and nobody takes it from them (stuck.py)."""
     patch(Dispatch, "tick", lambda *_: [])
 
 
-@_bug("times, and goes on", 20)
+@bug("times, and goes on", 20)
 def a_task_may_fail_for_ever(patch: Patch) -> None:
     patch(coordinator, "failed_for_good", lambda *_: False)
 
 
-@_bug("from a task that is another", 40)
+@bug("from a task that is another", 40)
 def results_taken_over_by_number(patch: Patch) -> None:
     """Another plan's result counts where it has the task's number, whatever that task was."""
 
@@ -459,7 +433,7 @@ def results_taken_over_by_number(patch: Patch) -> None:
     patch(Takeover, "take", take)
 
 
-@_bug("still open", 40)
+@bug("still open", 40)
 def a_failed_panel_member_finds_no_seat(patch: Patch) -> None:
     """Found by the simulator: forbidden where it failed, and where the others of its panel sit."""
     inner = Placement._forbidden
@@ -468,39 +442,6 @@ def a_failed_panel_member_finds_no_seat(patch: Patch) -> None:
         return inner(self, one, flights, everybody) | one.failed_on
 
     patch(Placement, "_forbidden", forbidden)
-
-
-# Who is denied
-
-
-@_bug("is_void|of them count", 40)
-def a_denied_nodes_tail_is_kept(patch: Patch) -> None:
-    """The journal refuses what comes after a denial, and leaves what came before it in place."""
-    patch(Journal, "deny", lambda *_: {})
-
-
-@_bug("heeds the token", 40)
-def a_denied_leaders_token_is_obeyed(patch: Patch) -> None:
-    """Its links end, and its token still counts."""
-    patch(Election, "forget", lambda *_: [])
-    patch(Intake, "denied", lambda *_: None)
-
-
-@_bug("of them count", 120)
-def the_greatest_limit_counts(patch: Patch) -> None:
-    """Of two denials of one node the one that spares more."""
-
-    def most(lists: Sequence[dict[Any, Any]]) -> dict[Any, Any]:
-        names = {name for ends in lists for name in ends}
-        return {name: max(ends[name] for ends in lists if name in ends) for name in names}
-
-    patch(denials, "_least", most)
-
-
-@_bug("is_denied|counts one that is denied", 40)
-def a_denied_node_comes_back(patch: Patch) -> None:
-    """It is taken in again when it dials, or when others speak of it."""
-    patch(Membership, "expel", lambda *_: [])
 
 
 def _push_without_asking_again(

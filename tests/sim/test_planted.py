@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from tests.sim.planted import BUGS, Bug
+from tests.sim.planting import Bug, all_bugs
 from tests.sim.run import run_seed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+@pytest.mark.parametrize("bug", all_bugs(), ids=lambda bug: bug.name)
 def test_a_planted_bug_is_seen(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
     bug.plant(monkeypatch.setattr)
     seen: list[str] = []
