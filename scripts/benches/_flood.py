@@ -107,11 +107,14 @@ async def _others(others: Sequence[Credentials], there: tuple[int, NodeId], unti
         call = mesh_pb2.GenerateCall(request=engine_pb2.GenerateRequest(prompt=PROMPT, max_tokens=2))
         while goes_on():
             began = time.perf_counter()
+            first = True
             try:
-                async for event in stub.Generate(call, timeout=20):
-                    if event.HasField("delta"):
+                async for event in stub.Generate(
+                    call, timeout=20
+                ):  # to its end: a call that is left open takes a stream
+                    if first and event.HasField("delta"):
                         seen.first_token_s.append(time.perf_counter() - began)
-                        break
+                        first = False
             except grpc.aio.AioRpcError:
                 seen.failed += 1
             await asyncio.sleep(PAUSE_S)

@@ -5,7 +5,9 @@
 plain text, with mutual TLS, and with mutual TLS behind the checks of callers.py; the three take turns, and
 `call_ratio` is the last by the first. `revoke_cutoff_s`: from the revocation on the issuer until every generation that
 the revoked node's key holds open on each of the others has ended and none takes a call of it; the longest of two runs.
-`unauthorised_accepted`: calls and facts of tests/security that got through, of `unauthorised_tried`.
+`unauthorised_accepted`: calls and facts of tests/security that got through, of `unauthorised_tried`. The parts `flood_*`
+and `fuzz_*` are described in _flood.py and _fuzz.py; a million fuzzed inputs take about ten minutes
+(`KITH_BENCH_FUZZ_INPUTS=20000` makes it seconds).
 """
 
 import asyncio
@@ -29,6 +31,7 @@ from node import handshake
 from node.callers import Callers
 from node.credentials import Credentials
 from node.limits import Rate
+from scripts.benches import _flood, _fuzz
 from scripts.daemons import Daemon, end_all, formed
 from scripts.throwaway import ThrowawayMesh
 from tests.mesh.building import Author
@@ -50,6 +53,7 @@ def figures() -> dict[str, float]:
     found = asyncio.run(_calls())
     with tempfile.TemporaryDirectory(prefix="kith-bench-") as folder:
         found |= asyncio.run(_attacks(Path(folder)))
+    found |= _flood.figures() | _fuzz.figures()
     found["revoke_cutoff_s"] = round(max(asyncio.run(_revocations())), 3)
     return found
 
