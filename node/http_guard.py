@@ -65,6 +65,16 @@ class Connection(H11Protocol):
             self._watch.cancel()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP. A route that still waits for the rest of its request must not answer too."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.abort()
+                return
+        super().send_400_response(msg)
+
     def _look(self) -> None:
         at_rest = self.cycle is None or self.cycle.response_complete
         if at_rest and self.cycle is self._seen:

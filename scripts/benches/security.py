@@ -5,8 +5,8 @@
 plain text, with mutual TLS, and with mutual TLS behind the checks of callers.py; the three take turns, and
 `call_ratio` is the last by the first. `revoke_cutoff_s`: from the revocation on the issuer until every generation that
 the revoked node's key holds open on each of the others has ended and none takes a call of it; the longest of two runs.
-`unauthorised_accepted`: calls and facts of tests/security that got through, of `unauthorised_tried`. The parts `flood_*`
-and `fuzz_*` are described in _flood.py and _fuzz.py; a million fuzzed inputs take about ten minutes
+`unauthorised_accepted`: calls and facts of tests/security that got through, of `unauthorised_tried`. The parts `flood_`
+and `fuzz_` are described in _flood.py and _fuzz.py; a million fuzzed inputs take about ten minutes
 (`KITH_BENCH_FUZZ_INPUTS=20000` makes it seconds).
 """
 

@@ -234,6 +234,38 @@ async def test_a_connection_that_brings_no_whole_request_is_closed(
         writer.close()
 
 
+@pytest.mark.parametrize("early", [False, True], ids=["answers at the end", "answers at once"])
+async def test_a_request_that_turns_into_nonsense_gets_one_answer(
+    caplog: pytest.LogCaptureFixture, early: bool
+) -> None:
+    begun = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": []}
+        if early:
+            await send(start)
+        begun.set()
+        while (await receive()).get("more_body"):
+            pass
+        if not early:
+            await send(start)
+        await send({"type": "http.response.body", "body": b""})
+
+    async with plain_server(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await begun.wait()
+        writer.write(b"nonsense\r\n")
+        answer = b""
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionError):
+                answer = await reader.read()
+        writer.close()
+    assert answer.count(b"HTTP/1.1 ") <= 1
+    assert early or answer.startswith(b"HTTP/1.1 400")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_a_host_that_opens_many_connections_gets_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_guard, "CONNECTIONS_PER_HOST_MAX", 3)
     async with plain_server(passed_whole) as port:

@@ -5,9 +5,12 @@ or refuse in its own way; any other exception is a crash, and so is a machine wh
 The machines get messages of every kind with every field filled from a pool of values that mean something to them: ids
 of nodes and jobs that they know, and numbers at the edges.
 
+A decoder's input can be had again from its seed and number alone; for the machines, which remember, run the whole block.
+
 Not guaranteed: coverage. Nothing here looks at which branches were taken.
 """
 
+import copy
 import io
 import json
 import random
@@ -536,7 +539,7 @@ def _texts() -> Iterator[Target]:
             at = rng.choice((body, body["messages"][0])) if isinstance(body.get("messages"), list) else body
             if not (isinstance(at, dict) and at):
                 break
-            at[rng.choice(sorted(at))] = rng.choice(ODD_VALUES)
+            at[rng.choice(sorted(at))] = copy.deepcopy(rng.choice(ODD_VALUES))
             if not (isinstance(body["messages"], list) and body["messages"] and isinstance(body["messages"][0], dict)):
                 break
         try:
