@@ -34,7 +34,7 @@ LINKS_OF_ONE_MAX = 8
 #: Calls a second of one member, and how many at once after a pause. A call costs this node about a millisecond.
 CALLS_PER_S, CALLS_BURST = 50.0, 200.0
 #: Refusals a second of one member, and how many at once: refusing costs as much as a small call, and whoever has to
-#: wait for the answer asks less often, because a connection carries few calls. Evenly spread, so that others fit between.
+#: wait for the answer asks less often, because a connection carries few calls. Evenly spread, so others fit between.
 REFUSALS_PER_S, REFUSALS_BURST = 200.0, 20.0
 #: Whoever has too much under way is told to come again after this.
 COME_AGAIN_S = 0.25

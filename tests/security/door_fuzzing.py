@@ -19,7 +19,7 @@ from mesh.wire import engine_pb2, mesh_pb2
 from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS
 from scripts.daemons import Daemon
-from tests.security.fuzzing import Pool, nearly
+from tests.security.odd_input import Pool, nearly
 
 #: A door that says nothing to nonsense is not waited for.
 PATIENCE_S = 0.05
