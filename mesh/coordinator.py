@@ -82,6 +82,7 @@ class Coordinator:
     _retry_at: dict[bytes, float] = field(default_factory=dict)
     _missing: dict[bytes, float] = field(default_factory=dict)  # jobs that lack content, since when
     _saying: dict[bytes, _Saying] = field(default_factory=dict)
+    _assembled_from: dict[bytes, list[bytes]] = field(default_factory=dict)  # of what the shell puts together now
     _said: dict[tuple[bytes, str], float] = field(default_factory=dict)  # authored, not folded in yet, and when
     _reports_due: set[NodeId] = field(default_factory=set)
     _reports_by: float = 0.0
@@ -115,6 +116,7 @@ class Coordinator:
         self.takeover.reset()
         self.waiting_for.clear()
         self._saying.clear()
+        self._assembled_from.clear()
         self._retry_at.clear()
         self._missing.clear()
         self._standings.clear()
@@ -232,14 +234,13 @@ class Coordinator:
                 self.takeover.unreadable(job.job_id, [event.missing])
             self._later(job, event.problem.message if event.problem else "the results", now)
             return []
-        plan = self._plans.get(event.plan_sha256)
-        results = job.results()
-        if plan is None or job.plan is None or job.plan.plan.sha256 != event.plan_sha256:
-            return []  # another plan won meanwhile
+        hashes = self._hashes(job, event.plan_sha256)
+        if hashes is None or hashes != self._assembled_from.pop(job.job_id, None):
+            return []  # another plan won meanwhile, or a result was taken back
         completed = facts_pb2.JobCompleted(
             job_id=event.job_id,
             plan_sha256=event.plan_sha256,
-            result_sha256=[results[TaskRef(task.index, task.replica)].result.sha256 for task in plan.tasks],
+            result_sha256=hashes,
             result=event.result,
             record=self.around.ledger.record_of(job),
             token=self.token,
@@ -365,7 +366,17 @@ class Coordinator:
             return []
         results = job.results()
         finished = tuple(results[TaskRef(task.index, task.replica)] for task in plan.tasks)
+        self._assembled_from[job.job_id] = [one.result.sha256 for one in finished]
         return [Assemble(job.job_id, job.submitted[1].request, job.plan.plan.sha256, plan, finished)]
+
+    def _hashes(self, job: Job, plan_sha256: bytes) -> list[bytes] | None:
+        """The results of a plan's tasks, in its order; None: another plan counts, or a denial or fork took one back."""
+        plan = self._plans.get(plan_sha256)
+        if plan is None or job.plan is None or job.plan.plan.sha256 != plan_sha256:
+            return None
+        results = job.results()
+        refs = [TaskRef(task.index, task.replica) for task in plan.tasks]
+        return [results[ref].result.sha256 for ref in refs] if all(ref in results for ref in refs) else None
 
     def _may_ask(self, what: bytes, now: float) -> bool:
         """Whether the shell may be asked about this job or plan now; if so, it counts as asked."""
@@ -404,8 +415,17 @@ class Coordinator:
         for job_id, saying in list(self._saying.items()):
             if now >= saying.by or self.copies.enough([saying.blob]):
                 del self._saying[job_id]
-                effects += self._say(job_id, saying.kind, saying.content, now)
+                self._dirty = True
+                if self._is_true_still(job_id, saying.content):
+                    effects += self._say(job_id, saying.kind, saying.content, now)
         return effects
+
+    def _is_true_still(self, job_id: bytes, content: Message) -> bool:
+        """Whether the results that a completion names still count."""
+        job = self.around.ledger.jobs.get(job_id)
+        if job is not None and isinstance(content, facts_pb2.JobCompleted):
+            return self._hashes(job, content.plan_sha256) == list(content.result_sha256)
+        return job is not None
 
     def _say(self, job_id: bytes, kind: str, content: Message, now: float) -> list[Effect]:
         self._said[job_id, kind] = now
@@ -448,7 +468,7 @@ class Coordinator:
     def _job_ended(self, job_id: bytes) -> list[Effect]:
         for kind in (*TERMINAL_KINDS, "job_planned"):
             self._said.pop((job_id, kind), None)
-        for part in (self.waiting_for, self._saying, self._retry_at, self._missing):
+        for part in (self.waiting_for, self._saying, self._retry_at, self._missing, self._assembled_from):
             part.pop(job_id, None)
         self.placement.job_ended(job_id)
         self.takeover.job_ended(job_id)

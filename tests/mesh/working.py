@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 
 from mesh import effects, events
 from mesh.dispatch import INPUTS_MISSING, TaskKey
-from mesh.facts import Fact, parse
+from mesh.facts import Fact, StreamId, parse
 from mesh.identity import NodeId, NodeKey
+from mesh.journal import Position
 from mesh.ledger import COMPLETED, Job
 from mesh.replica import Replica
 from mesh.task_key import task_key
@@ -341,7 +342,17 @@ class Desk:
             case effects.Allocate():
                 self._later(THINK_S, lambda: self.do(solved(effect)))
             case effects.Assemble():
-                self._later(THINK_S, lambda: self._assemble(effect))
+                self._later(THINK_S, lambda: self.assemble(effect))
+            case effects.CutStreams(ends):
+                self._later(SYNC_S, lambda: self._cut_streams(dict(ends)))
+            case effects.CutOff(node_id):
+                self.world.set_cut(self, self.world.by_id[node_id], noticed=True)
+
+    def _cut_streams(self, ends: dict[StreamId, Position]) -> None:
+        self.facts = [
+            fact for fact in self.facts if fact.stream_id not in ends or fact.sequence <= ends[fact.stream_id].sequence
+        ]
+        self.do(events.StreamsCut(tuple(ends), tuple(self.facts)))
 
     def _send(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
         assert peer != self.me, "a node writes to itself"
@@ -428,7 +439,7 @@ class Desk:
                 return
         self.do(events.PlanRead(ref, None))
 
-    def _assemble(self, asked: effects.Assemble) -> None:
+    def assemble(self, asked: effects.Assemble) -> None:
         reach = [self, *(desk for desk in self.world.others(self) if self.world.connected(self, desk))]
         for finished in asked.results:
             if all(finished.result.sha256 not in desk.blobs for desk in reach):
