@@ -25,8 +25,9 @@ from tests.sim.workload import Workload
 VIRTUAL_S = 120.0
 #: From here to the end nothing may change its mind.
 QUIET_SINCE_S = 112.0
-#: Jobs that still run then get this long at most; every other promise is looked at when they are done.
-JOBS_UNTIL_S = 300.0
+#: Jobs that still run then get this long at most, for one slow node may be left for all work (seeds 332 and 356); every
+#: other promise is looked at when they are done.
+JOBS_UNTIL_S = 900.0
 JOBS_LOOK_S = 10.0
 
 
@@ -99,9 +100,7 @@ class World:
             self.twins.start()
             self.stuck.start()
         self.clock.run_until(VIRTUAL_S)
-        # Who was cut off does not come back: the rest may take long for its work.
-        until = JOBS_UNTIL_S * (3 if self.checks.revoked else 1)
-        while self.checks.jobs.open_jobs(self.live) and self.clock.now < until:
+        while self.checks.jobs.open_jobs(self.live) and self.clock.now < JOBS_UNTIL_S:
             self.clock.run_until(self.clock.now + JOBS_LOOK_S)  # while jobs run, facts are always on their way
         problems = quiet_problems(self.checks, self.live, self.hosts, QUIET_SINCE_S)
         return problems + self.checks.jobs.quiet_problems(self.live, self.clients.orders)
