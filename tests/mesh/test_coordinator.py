@@ -181,38 +181,6 @@ def test_retention_of_an_old_job_leaves_a_result_that_waits_to_be_announced() ->
     assert [effect.sha256 for effect in dropped if isinstance(effect, effects.DropBlobs)] == [(other,)]
 
 
-@pytest.mark.parametrize("announcing", [False, True])
-def test_results_that_a_denial_takes_back_are_done_again(announcing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the answer is put together, or waits for its copies: found by simulated seed 522."""
-    world = World()
-    leader = world.ready()
-    held: list[effects.Assemble] = []
-    monkeypatch.setattr(leader, "assemble", held.append)
-    job_id = leader.submit(tasks=6)
-    world.until(lambda: bool(held))
-    thief = next(desk for desk in world.others(leader) if desk.started)
-    monkeypatch.undo()
-    if announcing:
-        for desk in world.others(leader):
-            desk.disk_full = True  # no copy comes, so it waits
-        leader.assemble(held[0])
-    leader.do(events.FactAuthored("deny", facts_pb2.Deny(node_id=thief.me, epoch=1), leader.wall_ms()))
-    world.until(lambda: len(leader.job(job_id).results()) < 6)
-    for desk in world.desks:
-        desk.disk_full = False
-    if not announcing:
-        leader.assemble(held[0])
-    world.until(lambda: bool(leader.job(job_id).completed))
-    results = leader.job(job_id).results()
-    assert {result.agent.node_id for result in results.values()} == {
-        desk.me for desk in world.desks if desk is not thief
-    }
-    [(_, completed)] = leader.job(job_id).completed.values()
-    hashes = [results[TaskRef(index, 0)].result.sha256 for index in range(6)]
-    assert list(completed.result_sha256) == hashes
-    assert leader.blobs[completed.result.sha256] == b"job" + b"".join(hashes)
-
-
 @pytest.mark.parametrize("lost", ["a result", "the plan"])
 def test_what_is_lost_for_good_is_done_again(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A result may be announced with one copy after its deadline, and that disk may die."""
