@@ -17,6 +17,7 @@ from mesh.denials import Denials
 from mesh.effects import Dial, Effect
 from mesh.gossip import Rng
 from mesh.identity import NodeId
+from mesh.rate import Rate
 
 #: First wait after a failed dial; doubles up to the last.
 BACKOFF_FIRST_S = 0.5
@@ -72,8 +73,7 @@ class AddressBook:
     entries: dict[Key, Address] = field(default_factory=dict)
     own: set[Key] = field(default_factory=set)
     due_at: float = 0.0
-    strangers_left: float = STRANGERS_BURST  # dials to strangers that may begin at `strangers_at`
-    strangers_at: float = 0.0
+    strangers: Rate = field(default_factory=lambda: Rate(STRANGERS_PER_S, STRANGERS_BURST))
     denials: Denials = field(default_factory=Denials)
     of_node: dict[NodeId, dict[Key, None]] = field(default_factory=dict)
 
@@ -229,14 +229,7 @@ class AddressBook:
         return entry.failures >= PROVING_DIALS or bool(self.answered(entry.node_id))
 
     def _may_dial(self, entry: Address, now: float) -> bool:
-        if entry.answered or entry.found_by == "seed":
-            return True
-        refilled = self.strangers_left + max(0.0, now - self.strangers_at) * STRANGERS_PER_S
-        self.strangers_left, self.strangers_at = min(STRANGERS_BURST, refilled), now
-        if self.strangers_left < 1.0:
-            return False
-        self.strangers_left -= 1.0
-        return True
+        return entry.answered or entry.found_by == "seed" or not self.strangers.wait_s("", now)
 
     def _not_again_soon(self, key: Key, now: float) -> None:
         if entry := self.entries.get(key):

@@ -174,7 +174,7 @@ class Gossip:
 
     def stored(self, source: NodeId, facts: Iterable[Fact]) -> list[Effect]:
         """Facts of a push by `source` are durable: go on at once where it was a full push."""
-        if sum(len(fact.signed.body) for fact in facts) < FULL_PUSH_BYTES:
+        if sum(len(fact.raw) for fact in facts) < FULL_PUSH_BYTES:
             return []
         return [self.compare_with(source)]
 

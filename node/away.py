@@ -9,6 +9,7 @@ moved aside, never deleted: a clock that is wrong costs nothing that can not be 
 Does not: judge which of the open jobs still matter; a person does.
 """
 
+import contextlib
 import datetime
 import json
 from pathlib import Path
@@ -83,22 +84,16 @@ def _write_open_jobs(facts: list[Fact], into: Path) -> int:
 
 def _facts_if_old(journal: Path, wall_clock_s: float) -> list[Fact] | None:
     """The facts of a journal that is too old; None where it is not, or where nobody knows how old it is."""
-    db = apsw.Connection(str(journal))
-    try:
+    with contextlib.closing(apsw.Connection(str(journal))) as db:
         rows = db.execute("SELECT value FROM meta WHERE key = 'last_seen_ms'").fetchall()
         if not rows or wall_clock_s - int(str(rows[0][0])) / 1000 <= ENDS_KEEP_S:
             return None
         return _facts_in(db)
-    finally:
-        db.close()
 
 
 def _facts_of(journal: Path) -> list[Fact]:
-    db = apsw.Connection(str(journal))
-    try:
+    with contextlib.closing(apsw.Connection(str(journal))) as db:
         return _facts_in(db)
-    finally:
-        db.close()
 
 
 def _facts_in(db: apsw.Connection) -> list[Fact]:

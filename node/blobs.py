@@ -19,11 +19,12 @@ import grpc.aio
 from mesh import effects, events
 from mesh.copies import BLOB_BYTES_MAX
 from mesh.identity import NodeId
+from mesh.rate import Rate
 from mesh.rendezvous import holders
 from mesh.wire import common_pb2, mesh_pb2, mesh_pb2_grpc
 from node.background import Background
 from node.errors import KithError
-from node.limits import BLOB_BYTES_BURST, BLOB_BYTES_PER_S, Rate
+from node.limits import BLOB_BYTES_BURST, BLOB_BYTES_PER_S
 from node.logs import log, where
 from node.store import Store
 

@@ -32,6 +32,7 @@ import grpc.aio
 from mesh.authorisation import may_call
 from mesh.certificates import CertificateError, Identity, Roots
 from mesh.identity import NodeId
+from mesh.rate import Rate
 from node import clock
 from node.limits import (
     CALLS_BURST,
@@ -42,7 +43,6 @@ from node.limits import (
     REFUSALS_BURST,
     REFUSALS_PER_S,
     REFUSALS_WAITING_MAX,
-    Rate,
     too_many,
 )
 from node.once import Once

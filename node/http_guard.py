@@ -19,6 +19,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from mesh.rate import Rate
 from node.api_keys import ApiKeys
 from node.errors import EXIT_CODE_OF, NO_ROOM, ExitCode, KithError
 from node.limits import (
@@ -27,7 +28,6 @@ from node.limits import (
     HTTP_BURST,
     HTTP_PER_S,
     REQUEST_WITHIN_S,
-    Rate,
     too_many,
 )
 

@@ -1,18 +1,12 @@
-"""Limits on what others may ask of this node, each with the threat that it answers; and the bucket that counts.
+"""Limits on what others may ask of this node, each with the threat that it answers.
 
 Idea: whoever asks for more than its part is told when to ask again, and waits alone. So there is a bucket for each
 caller, never one for all: a flood by one member must cost the others nothing but the work of refusing it.
 
 Limits of the machines stay with them: `DIALS_MAX` and `STRANGERS_PER_S` in mesh/addressbook.py, `MEMBERS_MAX`
 in mesh/roster.py, `POSITIONS_MAX` in mesh/gossip.py, `FETCHES_MAX` in mesh/copies.py. Candidates from mDNS are counted
-in node/discovery.py, strangers at the join door in node/joining/pace.py.
-
-Source: token buckets as in RFC 2697.
+in node/discovery.py, strangers at the join door in node/joining/pace.py. The bucket that counts is mesh/rate.py.
 """
-
-from collections import OrderedDict
-from collections.abc import Hashable
-from dataclasses import dataclass
 
 from mesh.wire import engine_pb2
 from node.errors import ExitCode, KithError
@@ -86,51 +80,6 @@ REQUEST_WITHIN_S = 20.0
 ANSWER_WITHIN_S = 600.0
 #: Requests a second of one key (of one host where no key is asked for), and how many at once.
 HTTP_PER_S, HTTP_BURST = 20.0, 100.0
-
-
-@dataclass
-class _Bucket:
-    left: float
-    at: float
-
-
-class Rate:
-    """A bucket for each caller that fills again with time. Units are the caller's: calls, bytes, facts."""
-
-    def __init__(self, per_s: float, burst: float, *, remembered: int = 4096) -> None:
-        """`remembered`: buckets kept; the one that was used longest ago is forgotten, and so full again."""
-        assert min(per_s, burst) > 0
-        self._per_s = per_s
-        self._burst = burst
-        self._remembered = remembered
-        self._buckets: OrderedDict[Hashable, _Bucket] = OrderedDict()
-
-    def wait_s(self, who: Hashable, now: float, amount: float = 1.0) -> float:
-        """0 where `amount` was taken; else nothing was, and there is room for it after so many seconds.
-
-        What is larger than a whole bucket is taken when the bucket is full, and leaves it in debt.
-        """
-        bucket = self._refilled(who, now)
-        missing = min(amount, self._burst) - bucket.left
-        if missing > 0:
-            return missing / self._per_s
-        bucket.left -= amount
-        return 0.0
-
-    def charge(self, who: Hashable, now: float, amount: float = 1.0) -> float:
-        """Take `amount` in any case; how long to wait until the bucket is out of debt."""
-        bucket = self._refilled(who, now)
-        bucket.left -= amount
-        return max(0.0, -bucket.left / self._per_s)
-
-    def _refilled(self, who: Hashable, now: float) -> _Bucket:
-        bucket = self._buckets.pop(who, None) or _Bucket(self._burst, now)
-        bucket.left = min(self._burst, bucket.left + max(0.0, now - bucket.at) * self._per_s)
-        bucket.at = now
-        self._buckets[who] = bucket
-        if len(self._buckets) > self._remembered:
-            self._buckets.popitem(last=False)
-        return bucket
 
 
 def too_many(what: str, retry_after_s: float) -> KithError:

@@ -34,6 +34,7 @@ import grpc.aio
 from mesh.authorisation import may_send
 from mesh.certificates import CertificateError, Identity
 from mesh.identity import NodeId
+from mesh.rate import Rate
 from mesh.wire import membership_pb2, mesh_pb2, mesh_pb2_grpc
 from node import clock
 from node.addresses import target
@@ -41,7 +42,7 @@ from node.callers import Denied, caller_of
 from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS
 from node.handshake import DENIED, NOT_LISTENING, SILENT, HandshakeError, identify
-from node.limits import LINK_MESSAGES_BURST, LINK_MESSAGES_PER_S, Rate
+from node.limits import LINK_MESSAGES_BURST, LINK_MESSAGES_PER_S
 from node.once import Once
 
 PROTOCOL_VERSION = 3

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 
 from mesh.facts import Fact, Retired, StreamId
 from mesh.identity import NodeId
-from node.limits import FACT_BYTES_BURST, FACT_BYTES_PER_S, FACTS_BURST, FACTS_PER_S, Rate
+from mesh.rate import Rate
+from node.limits import FACT_BYTES_BURST, FACT_BYTES_PER_S, FACTS_BURST, FACTS_PER_S
 from node.logs import log
 from node.once import Once
 
@@ -56,4 +57,4 @@ class FactQuotas:
         # A denial is what ends a flood: it never waits. The CA signed it, and their number has a bound of its own.
         if fact.author == self._me or fact.kind == "deny" or not self._is_new(fact):
             return False
-        return bool(self._facts.wait_s(fact.author, now) or self._bytes.wait_s(fact.author, now, len(fact.signed.body)))
+        return bool(self._facts.wait_s(fact.author, now) or self._bytes.wait_s(fact.author, now, len(fact.raw)))

@@ -26,11 +26,11 @@ import grpc.aio
 from mesh.authorisation import RPCS
 from mesh.certificates import Role
 from mesh.identity import NodeId
+from mesh.rate import Rate
 from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
 from node import handshake
 from node.callers import Callers
 from node.credentials import Credentials
-from node.limits import Rate
 from scripts.benches import _flood, _fuzz
 from scripts.daemons import Daemon, end_all, formed
 from scripts.throwaway import ThrowawayMesh

@@ -11,11 +11,11 @@ import pytest
 
 from mesh import effects, events
 from mesh.identity import NodeId
+from mesh.rate import Rate
 from mesh.rendezvous import holders
 from mesh.wire import common_pb2, mesh_pb2, mesh_pb2_grpc
 from node.blobs import CHUNK_BYTES, SILENT_MAX_S, Blobs
 from node.errors import KithError
-from node.limits import Rate
 from node.mesh_service import MeshService
 from node.store import Store
 from tests.node.working import KEY, Posted, no_fatal

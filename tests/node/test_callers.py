@@ -13,11 +13,12 @@ import grpc
 import grpc.aio
 import pytest
 
+from mesh.rate import Rate
 from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
 from node.callers import Callers, caller_of
 from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS, PORT_OPTIONS
-from node.limits import LINKS_OF_ONE_MAX, Rate
+from node.limits import LINKS_OF_ONE_MAX
 from node.rpc import problem_of
 from scripts.throwaway import ThrowawayMesh
 

@@ -3,8 +3,8 @@
 from mesh.facts import Fact, Retired
 from mesh.identity import NodeId
 from mesh.journal import Journal, Verdict
+from mesh.rate import Rate
 from mesh.wire import facts_pb2
-from node.limits import Rate
 from node.quotas import FactQuotas
 from tests.mesh.building import BY_ID, Author
 

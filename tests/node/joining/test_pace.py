@@ -27,4 +27,4 @@ def test_many_hosts_take_no_memory() -> None:
     pace = Pace()
     for number in range(3 * HOSTS_MAX):
         pace.allows(str(number), 0.0)
-    assert len(pace._hosts) == HOSTS_MAX
+    assert len(pace._hosts._buckets) == HOSTS_MAX
