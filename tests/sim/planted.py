@@ -173,7 +173,6 @@ def ghosts_rise(patch: Patch) -> None:
 @bug("believes in", 40)
 def suspects_never_die(patch: Patch) -> None:
     patch(Roster, "suspicions_due", lambda *_: [])
-    patch(Roster, "convict", lambda *_: [])
 
 
 # Facts

@@ -42,11 +42,15 @@ def test_a_seed_holds(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_many_seeds_hold() -> None:
-    sizes = []
+    sizes, broken = [], []
     for result in run_seeds(SEEDS, PROCESSES):
+        if not result.ok:
+            broken.append(result.describe())
+            continue
         _check(result)
         assert result.nodes == size_of_seed(result.seed)
         sizes.append(result.nodes)
+    assert not broken, "\n\n".join(broken)
     assert len(sizes) == len(SEEDS)
     assert sum(1 for size in sizes if size >= 10) > len(SEEDS) / 20
     assert max(sizes) >= 100
