@@ -3,7 +3,11 @@
 Idea: a mesh is its certificate authority (CA). Its id is a hash of the CA's public key, as a node's id is a hash of the
 node's, so neither can be claimed by another. The certified key is the node's long-lived key itself: a reader checks
 that the id in the certificate is the hash of the key in it, so even the holder of the CA key can not pass for a node
-that exists. Nothing is accepted that `Authority.issue` does not write: a certificate has one shape.
+that exists. Nothing is accepted that `Authority.issue` does not write: a certificate has one shape, or the one before
+it, which lacked the address.
+
+The first 96 bits of a node's id stand in its certificate as an IPv6 address, too. Whoever dials the node has TLS check
+that address, and for an address a TLS client sends no server name: the id is never on the wire in clear.
 
 The times of a certificate are read and not judged here. They end connections; they never make a fact invalid.
 
@@ -16,6 +20,7 @@ import datetime
 import enum
 import functools
 import hashlib
+import ipaddress
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +51,9 @@ RENEW_AT = 2 / 3
 #: Keeps the CA's signature under a denial from being valid for anything else.
 DENY_DOMAIN = b"kith-deny-v1\0"
 
+#: 2001:db8::/32, kept for documentation (RFC 3849), so it is nobody's. gRPC takes a text for an address, and sends no
+#: name, only where its first group has no letters.
+_ADDRESS_PREFIX = bytes.fromhex("20010db8")
 _DAY_S = 86_400.0
 _KEY_USAGES = (
     "digital_signature",
@@ -101,17 +109,35 @@ class Identity:
     not_before: float  # seconds since the epoch, both
     not_after: float
     certificate: bytes  # DER
+    dialable: bool = True  # it holds the address that is checked by who dials; those issued by early versions do not
 
     def valid_at(self, now_s: float) -> bool:
         return self.not_before <= now_s <= self.not_after
 
     def renewal_due(self, now_s: float) -> bool:
-        return now_s >= self.not_before + RENEW_AT * (self.not_after - self.not_before)
+        return not self.dialable or now_s >= self.not_before + RENEW_AT * (self.not_after - self.not_before)
+
+
+def tls_name_of(node_id: NodeId) -> str:
+    """What a TLS client checks when it dials the node: an IPv6 address that is made of its id and leads nowhere."""
+    return str(_address_of(node_id))
 
 
 def dns_name_of(node_id: NodeId) -> str:
-    """The name that a TLS client checks when it dials the node."""
+    """For HTTPS clients, which name whom they call; they do so in clear."""
     return f"{node_id}.kith"
+
+
+def _address_of(node_id: NodeId) -> ipaddress.IPv6Address:
+    return ipaddress.IPv6Address(_ADDRESS_PREFIX + bytes.fromhex(node_id)[:12])
+
+
+def _names_of(mesh_id: str, node_id: NodeId) -> list[x509.GeneralName]:
+    return [
+        x509.UniformResourceIdentifier(uri_of(mesh_id, node_id)),
+        x509.DNSName(dns_name_of(node_id)),
+        x509.IPAddress(_address_of(node_id)),
+    ]
 
 
 def uri_of(mesh_id: str, node_id: NodeId) -> str:
@@ -150,8 +176,8 @@ class Roots:
         node_id = node_id_of(public_key)
         _require_leaf_extensions(certificate)
         names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-        expected = [x509.UniformResourceIdentifier(uri_of(mesh_id, node_id)), x509.DNSName(dns_name_of(node_id))]
-        if names != expected:
+        expected = _names_of(mesh_id, node_id)
+        if names not in (expected, expected[:-1]):
             raise CertificateError("its names are not those of its key in this mesh")
         try:
             role = Role(_only_text(certificate.subject, NameOID.ORGANIZATIONAL_UNIT_NAME))
@@ -160,7 +186,7 @@ class Roots:
         if certificate.subject != _leaf_subject(node_id, role):
             raise CertificateError("its subject is not that of its key")
         not_before, not_after = _seconds(certificate.not_valid_before_utc), _seconds(certificate.not_valid_after_utc)
-        return Identity(mesh_id, node_id, role, public_key, not_before, not_after, der)
+        return Identity(mesh_id, node_id, role, public_key, not_before, not_after, der, names == expected)
 
     def _signer_of(self, certificate: x509.Certificate) -> str:
         """The id of the mesh whose CA signed it."""
@@ -220,7 +246,7 @@ class Authority:
         except ValueError as error:
             raise CertificateError("the node's key is no point on P-256") from error
         node_id = node_id_of(_compressed(key))
-        names = [x509.UniformResourceIdentifier(uri_of(self.mesh_id, node_id)), x509.DNSName(dns_name_of(node_id))]
+        names = _names_of(self.mesh_id, node_id)
         issuer_key = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         certificate = (
             _builder(_leaf_subject(node_id, role), self._certificate.subject, key, now_s, days, serial)

@@ -1,14 +1,18 @@
 """A node's identity as TLS sees it: credentials for its port and for the channels to its peers.
 
-Idea: both ends of every connection show a certificate of the mesh (mutual TLS). A client asks for the name
-`<node id>.kith`, so TLS itself proves that the node that was meant answers. A port takes a renewed certificate over at
-its next handshake; gRPC's channels can not, so after `refresh` new channels are made with the new one and the old are
-left to end.
+Idea: both ends of every connection show a certificate of the mesh (mutual TLS). A client trusts exactly one, that of
+the node which it means, read before by a handshake of our own or in a link: so nobody answers in its place, not even
+who holds the CA key and writes the node's names into a certificate for another key. gRPC wants a name to check all the
+same. It is an address made of the node's id (mesh/certificates.py): a client that checks a name sends it in clear,
+and one that checks an address does not.
+
+A port takes a renewed certificate over at its next handshake; gRPC's channels can not, so after `refresh` new channels
+are made with the new one and the old are left to end.
 
 Does not: judge roles or denials (callers.py), or read who is at an unknown address (handshake.py).
 
-Source: gRPC A-series proposals on SSL credentials; measured: a connection outlives the end of its certificate, so ages
-are limited elsewhere (links.py, callers.py).
+Source: gRPC A-series proposals on SSL credentials; RFC 6066, section 3 (no address is a server name); measured: a
+connection outlives the end of its certificate, so ages are limited elsewhere (links.py, callers.py).
 """
 
 import ssl
@@ -18,8 +22,7 @@ import grpc
 import grpc.aio
 from cryptography.hazmat.primitives import serialization
 
-from mesh.certificates import Identity, Roots, dns_name_of
-from mesh.identity import NodeId
+from mesh.certificates import Identity, Roots, dns_name_of, tls_name_of
 from node.addresses import target
 from node.enrolment import Enrolment
 
@@ -47,7 +50,7 @@ class Credentials:
         )
         chain = pem(self.identity.certificate)
         roots = b"".join(pem(der) for der in self.roots.ders)
-        self._for_clients = grpc.ssl_channel_credentials(roots, key, chain)
+        self._shown = key, chain
         self._for_port = grpc.ssl_server_certificate_configuration([(key, chain)], roots)
         self._unchanged = False
 
@@ -61,11 +64,13 @@ class Credentials:
         )
 
     def channel(
-        self, host: str, port: int, node_id: NodeId, options: Sequence[tuple[str, int | str]] = ()
+        self, host: str, port: int, peer: Identity, options: Sequence[tuple[str, int | str]] = ()
     ) -> grpc.aio.Channel:
-        """A channel that only this node can answer."""
-        named = ("grpc.ssl_target_name_override", dns_name_of(node_id))
-        return grpc.aio.secure_channel(target(host, port), self._for_clients, options=[*options, named])
+        """A channel that only this node can answer, with this certificate."""
+        name = tls_name_of(peer.node_id) if peer.dialable else dns_name_of(peer.node_id)
+        credentials = grpc.ssl_channel_credentials(pem(peer.certificate), *self._shown)
+        named = ("grpc.ssl_target_name_override", name)
+        return grpc.aio.secure_channel(target(host, port), credentials, options=[*options, named])
 
     def context(self) -> ssl.SSLContext:
         """For handshake.py: shows this node's certificate and takes any, which the caller then reads.

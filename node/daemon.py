@@ -51,11 +51,11 @@ from node.engine.process import EngineProcess
 from node.engine_door import EngineDoor
 from node.errors import KithError
 from node.grpc_options import PORT_OPTIONS
+from node.hellos import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from node.interfaces import choose
 from node.keys import load_or_make_key
 from node.leader import Leader
 from node.limits import CALLS_MAX
-from node.links import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from node.listening import Lock, address_of, bind, prepare_folders, require_loopback, where_to_listen
 from node.local_service import LocalService
 from node.mesh_service import MeshService

@@ -33,8 +33,8 @@ from typing import Any
 from zeroconf import DNSQuestionType, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from node.hellos import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from node.interfaces import Interface
-from node.links import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from node.multicast import open_multicast
 
 SERVICE_TYPE = "_kith._tcp.local."

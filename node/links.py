@@ -12,8 +12,9 @@ of the old one.
 Sending is best effort: a message to a peer whose queue is full is dropped, as a network would, and the machines above
 live with that.
 
-Who a peer is, TLS proves (credentials.py): a node is dialled by its name, an address without one is asked first who is
-there (handshake.py), and a Hello must say what the certificate says. A connection outlives the certificate that began
+Who a peer is, TLS proves (credentials.py): a node is dialled with the certificate that it showed last, and where that
+does not answer, or none is known, a handshake of our own reads which one is there (handshake.py). A Hello must say what
+the certificate says (hellos.py). A connection outlives the certificate that began
 it, so none may grow old: whoever dialled a link dials it anew before the other side's age limit, the new one takes the
 place of the old one, and a peer whose certificate has ended meanwhile is not reached any more. A node that belongs to
 no mesh has no credentials and dials nobody.
@@ -23,6 +24,7 @@ Does not: know what messages mean or judge liveness.
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -32,22 +34,19 @@ import grpc
 import grpc.aio
 
 from mesh.authorisation import may_send
-from mesh.certificates import CertificateError, Identity
+from mesh.certificates import Identity
 from mesh.identity import NodeId
 from mesh.rate import Rate
 from mesh.wire import membership_pb2, mesh_pb2, mesh_pb2_grpc
-from node import clock
 from node.addresses import target
 from node.callers import Denied, caller_of
 from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS
 from node.handshake import DENIED, NOT_LISTENING, SILENT, HandshakeError, identify
+from node.hellos import HelloError, check, named_by
 from node.limits import LINK_MESSAGES_BURST, LINK_MESSAGES_PER_S
 from node.once import Once
 
-PROTOCOL_VERSION = 3
-#: Earlier ones were spoken in plain text, between nodes of one machine only.
-PROTOCOL_VERSION_MIN = 3
 #: Messages waiting for one slow peer.
 QUEUE_MAX = 2000
 #: A dial that has not exchanged Hellos by then failed.
@@ -66,6 +65,8 @@ LINK_RENEW_AGAIN_S = 30.0
 LINK_AGE_MAX_S = 1800.0
 #: An address that turned out wrong in the same way is logged again after this.
 LOG_AGAIN_S = 600.0
+#: Certificates of peers that are remembered, about 1 KiB each; of any other a handshake asks again.
+KNOWN_MAX = 2048
 #: From the end of a stuck link until the calls beside it are ended too.
 CALLS_GRACE_S = 30.0
 
@@ -121,10 +122,6 @@ class Link:
                 self.outbox.get_nowait()
 
 
-class HelloError(Exception):
-    """The peer can not be linked with; says why."""
-
-
 Read = Callable[[], Awaitable[mesh_pb2.LinkMessage | None]]
 Write = Callable[[mesh_pb2.LinkMessage], Awaitable[None]]
 
@@ -150,7 +147,8 @@ class Links:
         self._renew_s = renew_s + int(me[:4], 16) / 0xFFFF * min(LINK_RENEW_SPREAD_S, renew_s)
         self._me = me
         self._links: dict[NodeId, list[Link]] = {}
-        self._channels: dict[tuple[str, int, NodeId], grpc.aio.Channel] = {}
+        self._known: OrderedDict[NodeId, Identity] = OrderedDict()
+        self._channels: dict[tuple[str, int, NodeId], tuple[Identity, grpc.aio.Channel]] = {}
         self._once = Once(LOG_AGAIN_S)
         self._dialling: set[tuple[str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -196,7 +194,7 @@ class Links:
         links = self._links.get(peer)
         if not links or (address := links[-1].address) is None:
             return None
-        return mesh_pb2_grpc.MeshStub(self._channel(*address, peer))
+        return mesh_pb2_grpc.MeshStub(self._channel(*address, links[-1].identity))
 
     def identity_of(self, peer: NodeId) -> Identity | None:
         """What the certificate of a linked peer says."""
@@ -216,12 +214,17 @@ class Links:
         self._end_calls({peer}, 0.0)
 
     def renewed(self) -> None:
-        """This node's certificate was renewed and `Credentials.refresh` called: what this node dialled is made anew."""
+        """This node's certificate was renewed and `Credentials.refresh` called: every link is made anew.
+
+        Those that peers dialled too: in the new one they see the certificate that they have to expect from now on.
+        """
         self._end_calls({peer for _, _, peer in self._channels}, CALLS_GRACE_S)
         for links in list(self._links.values()):
             for link in links:
                 if link.dialled:
                     self._dial_anew(link)
+                elif link.address is not None:
+                    self.dial(*link.address, link.peer, lambda _node, _refused: None)
 
     async def accept(
         self,
@@ -255,7 +258,7 @@ class Links:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for channel in self._channels.values():
+        for _, channel in self._channels.values():
             await channel.close()
 
     async def _dial(
@@ -264,6 +267,7 @@ class Links:
         """One dial. Where another node answers than was expected, that one is linked with."""
         stuck = list(self._links.get(expected, ())) if expected is not None else []
         answered: list[NodeId] = []
+        known = self._known.get(expected) if expected is not None else None
         refused = False
 
         def on_answer(node_id: NodeId) -> None:
@@ -272,10 +276,10 @@ class Links:
             on_end(node_id, False)
 
         try:
-            if expected is None or not await self._link(host, port, expected, expected, stuck, on_answer):
-                within_s = IDENTIFY_TIMEOUT_S if expected is None else IDENTIFY_AGAIN_S
+            if known is None or not await self._link(host, port, known, expected, stuck, on_answer):
+                within_s = IDENTIFY_TIMEOUT_S if known is None else IDENTIFY_AGAIN_S
                 there = await self._who_is_at(host, port, within_s)
-                if there != expected:
+                if there != known:
                     await self._link(host, port, there, expected, stuck, on_answer)
         except HandshakeError as error:
             refused = error.reason == NOT_LISTENING
@@ -288,25 +292,26 @@ class Links:
             if not answered:
                 on_end(None, refused and not self._closing)
 
-    async def _who_is_at(self, host: str, port: int, within_s: float) -> NodeId:
+    async def _who_is_at(self, host: str, port: int, within_s: float) -> Identity:
         assert self._credentials is not None
-        there = (await identify(self._credentials, host, port, within_s)).node_id
-        if self._denied(there):
-            raise HandshakeError(DENIED, f"{there} is there, which was cut off from the mesh")
+        there = await identify(self._credentials, host, port, within_s)
+        if self._denied(there.node_id):
+            raise HandshakeError(DENIED, f"{there.node_id} is there, which was cut off from the mesh")
         return there
 
     async def _link(
         self,
         host: str,
         port: int,
-        peer: NodeId,
+        shown: Identity,
         expected: NodeId | None,
         stuck: list[Link],
         on_answer: Callable[[NodeId], None],
     ) -> bool:
-        """Link with `peer`, until the link ends. Returns whether it answered. Raises `HelloError`."""
+        """Link with who shows this certificate, until the end. Returns whether it answered. Raises `HelloError`."""
         assert self._credentials is not None
-        channel = self._credentials.channel(host, port, peer, GRPC_OPTIONS)
+        peer = shown.node_id
+        channel = self._credentials.channel(host, port, shown, GRPC_OPTIONS)
         answered = False
         try:
             call = mesh_pb2_grpc.MeshStub(channel).Link(timeout=None)
@@ -324,7 +329,7 @@ class Links:
                 async with asyncio.timeout(HELLO_TIMEOUT_S):
                     await call.write(mesh_pb2.LinkMessage(hello=mine))
                     hello = await self._first(read)
-                    identity = self._named_by(hello, peer)
+                    identity = named_by(hello, peer, self._credentials.roots)
                     self._checked(hello, identity)
                 answered = True
                 on_answer(peer)
@@ -358,19 +363,6 @@ class Links:
         loop.call_later(LINK_RENEW_AGAIN_S, self._dial_anew, link)
         self.dial(link.host, link.port, link.peer, lambda _node, _refused: None)
 
-    def _named_by(self, hello: membership_pb2.Hello, peer: NodeId) -> Identity:
-        """The identity of a peer that was dialled: TLS has proved its id, its certificate in Hello says the rest."""
-        assert self._credentials is not None
-        try:
-            identity = self._credentials.roots.read(hello.certificate)
-        except CertificateError as error:
-            raise HelloError(f"the certificate in its Hello: {error}") from error
-        if identity.node_id != peer:
-            raise HelloError("the certificate in its Hello is another node's")
-        if clock.wall_clock_ms() / 1000 > identity.not_after:
-            raise HelloError("the certificate in its Hello has ended")
-        return identity
-
     async def _first(self, read: Read) -> membership_pb2.Hello:
         message = await read()
         if message is None or message.WhichOneof("message") != "hello":
@@ -378,18 +370,19 @@ class Links:
         return message.hello
 
     def _checked(self, hello: membership_pb2.Hello, identity: Identity) -> membership_pb2.Hello:
-        """Whether both can be linked, and Hello says what the certificate says. Raises `HelloError`."""
-        if (hello.node_id, hello.public_key) != (identity.node_id, identity.public_key):
-            raise HelloError("its Hello names another node than its certificate")
-        if hello.protocol_version_min > PROTOCOL_VERSION or hello.protocol_version < PROTOCOL_VERSION_MIN:
-            theirs = f"{hello.protocol_version_min} to {hello.protocol_version}"
-            ours = f"{PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}"
-            raise HelloError(f"it speaks protocol {theirs}, this node {ours}")
-        if not may_send(identity.role, "hello"):
-            raise HelloError(f"a {identity.role} has no link")
+        """Raises `HelloError`."""
+        check(hello, identity)
         if hello.node_id == self._me and hello.incarnation != self._owner.hello().incarnation:
             self._owner.log("error", "another node runs with a copy of this data directory; give it one of its own")
+        self._know(identity)
         return hello
+
+    def _know(self, identity: Identity) -> None:
+        """The certificate that this peer shows now: the only one that is taken from it at the next dial."""
+        self._known[identity.node_id] = identity
+        self._known.move_to_end(identity.node_id)
+        if len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
 
     async def _run(self, link: Link, read: Read, write: Write, instead_of: Sequence[Link] = ()) -> None:
         """Carry one link until it ends, from either side."""
@@ -433,7 +426,8 @@ class Links:
     def _end_calls(self, peers: set[NodeId], grace_s: float) -> None:
         """Let no call begin any more on the channels to these, and end those that run after `grace_s`."""
         for key in [key for key in self._channels if key[2] in peers]:
-            task = asyncio.create_task(self._channels.pop(key).close(grace_s), name=f"end of calls to {key[2]}")
+            _, channel = self._channels.pop(key)
+            task = asyncio.create_task(channel.close(grace_s), name=f"end of calls to {key[2]}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -475,12 +469,13 @@ class Links:
                     continue
                 await self._owner.message_received(link.peer, message)
 
-    def _channel(self, host: str, port: int, peer: NodeId) -> grpc.aio.Channel:
+    def _channel(self, host: str, port: int, peer: Identity) -> grpc.aio.Channel:
         assert self._credentials is not None, "who is linked has credentials"
-        channel = self._channels.get((host, port, peer))
-        if channel is None:
+        identity, channel = self._channels.get((host, port, peer.node_id), (None, None))
+        if channel is None or identity != peer:
+            self._end_calls({peer.node_id}, CALLS_GRACE_S)
             channel = self._credentials.channel(host, port, peer, GRPC_OPTIONS)
-            self._channels[host, port, peer] = channel
+            self._channels[host, port, peer.node_id] = peer, channel
         return channel
 
     def _say_once(self, host: str, port: int, text: str) -> None:

@@ -56,6 +56,8 @@ class Renewal:
 
     async def run(self) -> None:
         """For ever."""
+        if self._enrolment.authority is not None:
+            await self.look()  # an issuer needs no link for it
         for pause_s in FIRST_LOOKS_S:
             await asyncio.sleep(pause_s)
             await self.look()

@@ -302,7 +302,7 @@ async def _called(credentials: Credentials, identity: Identity, host: str, port:
     from node.grpc_options import GRPC_OPTIONS
     from node.rpc import CLOCK_KEY
 
-    async with credentials.channel(host, port, identity.node_id, GRPC_OPTIONS) as channel:
+    async with credentials.channel(host, port, identity, GRPC_OPTIONS) as channel:
         call = mesh_pb2_grpc.MeshStub(channel).CountTokens(engine_pb2.CountTokensRequest(), timeout=CALL_S)
         began = time.time()
         told = ""

@@ -19,11 +19,12 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from mesh.identity import NodeId
+from mesh.certificates import Identity
 from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
 from node import enrolment
 from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS
+from node.handshake import identify
 from node.paths import NodePaths
 from scripts.benches import percentile, size
 from scripts.daemons import Daemon, end_all
@@ -62,12 +63,13 @@ async def _measured() -> dict[str, float]:
         node.start()
         try:
             status = await node.ready()
-            there = (status.addresses[0].port, NodeId(status.node_id))
             others = [Credentials(mesh.enrol(folder / f"other{number}")) for number in range(OTHERS)]
+            port = status.addresses[0].port
+            there = (port, await identify(others[0], "127.0.0.1", port, 10.0))
             quiet = await _others(others, there, asyncio.create_task(asyncio.sleep(QUIET_S)))
             mesh.enrol(folder / "flood")
             code = "import sys; from scripts.benches._flood import flood; flood(*sys.argv[1:])"
-            command = [sys.executable, "-c", code, str(folder / "flood"), str(there[0]), there[1]]
+            command = [sys.executable, "-c", code, str(folder / "flood"), str(port)]
             flooder = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
             assert flooder.stdout is not None
             await flooder.stdout.readline()  # it begins
@@ -95,7 +97,7 @@ async def _measured() -> dict[str, float]:
     }
 
 
-async def _others(others: Sequence[Credentials], there: tuple[int, NodeId], until: "asyncio.Task[object]") -> Seen:
+async def _others(others: Sequence[Credentials], there: tuple[int, Identity], until: "asyncio.Task[object]") -> Seen:
     """What the other members see until the task is done, and for a while at least."""
     seen = Seen()
     ends = time.monotonic() + min(QUIET_S, FLOOD_S_MIN)
@@ -140,17 +142,18 @@ async def _others(others: Sequence[Credentials], there: tuple[int, NodeId], unti
     return seen
 
 
-def flood(data_dir: str, port: str, node_id: str) -> None:
+def flood(data_dir: str, port: str) -> None:
     """The other process: sends everything as fast as it can; prints a line when it begins, then how many were sent and
     how many refused."""
-    asyncio.run(_flood(Path(data_dir), int(port), NodeId(node_id)))
+    asyncio.run(_flood(Path(data_dir), int(port)))
 
 
-async def _flood(data_dir: Path, port: int, node_id: NodeId) -> None:
+async def _flood(data_dir: Path, port: int) -> None:
     enrolled = enrolment.load(NodePaths(data_dir))
     assert enrolled is not None
     credentials = Credentials(enrolled)
-    channels = [credentials.channel("127.0.0.1", port, node_id, GRPC_OPTIONS) for _ in range(CONNECTIONS)]
+    there = await identify(credentials, "127.0.0.1", port, 10.0)
+    channels = [credentials.channel("127.0.0.1", port, there, GRPC_OPTIONS) for _ in range(CONNECTIONS)]
     stubs = [mesh_pb2_grpc.MeshStub(channel) for channel in channels]
     for stub in stubs:
         await stub.CountTokens(engine_pb2.CountTokensRequest(), timeout=20)

@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 
 from mesh.certificates import Role
-from mesh.identity import NodeId
 from node.credentials import Credentials
 from scripts.benches import size
 from scripts.daemons import Daemon, end_all
@@ -64,7 +63,6 @@ async def _doors(folder: Path, count: int, seed: int) -> int:
         doors = Doors(
             node,
             Credentials(mesh.enrol(folder / "attacker", Role.NODE)),
-            NodeId(status.node_id),
             status.addresses[0].port,
             int(status.http_address.rpartition(":")[2]),
         )

@@ -106,8 +106,8 @@ async def _calls() -> dict[str, float]:
             credentials = Credentials(here)
             channels = {
                 "plain": grpc.aio.insecure_channel(f"127.0.0.1:{plain}"),
-                "mtls": credentials.channel("127.0.0.1", tls, there.key.node_id),
-                "checked": credentials.channel("127.0.0.1", checked, there.key.node_id),
+                "mtls": credentials.channel("127.0.0.1", tls, there.identity),
+                "checked": credentials.channel("127.0.0.1", checked, there.identity),
             }
             try:
                 took = await _in_turns(channels)

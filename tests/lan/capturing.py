@@ -100,15 +100,14 @@ def _joined(parts: dict[int, bytes]) -> bytes:
 
 
 @contextmanager
-def capturing(network: Network, file: Path) -> Iterator[Capture]:
-    """Capture all that crosses the switch within the block."""
-    capture = Capture()
+def capturing(network: Network, file: Path, capture: Capture) -> Iterator[None]:
+    """Capture all that crosses the switch within the block; `capture` holds it afterwards."""
     command = [*network.inside("net"), sys.executable, "-c", SCRIPT, str(file)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as listener:
         assert listener.stdin is not None
         assert listener.stdout is not None
         assert listener.stdout.readline() == b"listening\n"
-        yield capture
+        yield
         said, _ = listener.communicate(timeout=30)
     capture.dropped = int(said)
     data = file.read_bytes()

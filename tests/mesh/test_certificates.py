@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import socket
 import ssl
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from mesh import certificates
 from mesh.certificates import Authority, CertificateError, Identity, Role, Roots, mesh_id_of
-from mesh.identity import NodeKey, node_id_of
+from mesh.identity import NodeId, NodeKey, node_id_of
 from mesh.wire import facts_pb2
 from tests.mesh.building import KEYS
 
@@ -132,6 +133,7 @@ class Shape:
         self.names: list[x509.GeneralName] = [
             x509.UniformResourceIdentifier(f"spiffe://{AUTHORITY.mesh_id}/node/{own.node_id}"),
             x509.DNSName(f"{own.node_id}.kith"),
+            x509.IPAddress(ipaddress.IPv6Address(certificates.tls_name_of(own.node_id))),
         ]
         self.more: x509.ExtensionType | None = None
         self.hash: hashes.SHA256 | hashes.SHA384 = hashes.SHA256()
@@ -162,7 +164,26 @@ class Shape:
 
 
 def test_the_shape_itself_is_accepted() -> None:
-    assert ROOTS.read(Shape().signed()).node_id == KEYS[0].node_id
+    read = ROOTS.read(Shape().signed())
+    assert (read.node_id, read.dialable) == (KEYS[0].node_id, True)
+
+
+def test_the_shape_before_it_names_a_member_that_has_to_renew() -> None:
+    shape = Shape()
+    del shape.names[2]
+    read = ROOTS.read(shape.signed())
+    assert (read.node_id, read.dialable) == (KEYS[0].node_id, False)
+    assert read.renewal_due(NOW)
+
+
+@pytest.mark.parametrize("node_id", [KEYS[0].node_id, "0" * 32, "f" * 32, "0000000100000000000000010000ffff", "1" * 32])
+def test_the_name_for_tls_is_an_address_of_the_id(node_id: NodeId) -> None:
+    """gRPC compares it with what inet_ntop(3) makes of the certificate's bytes."""
+    packed = bytes.fromhex("20010db8" + node_id[:24])
+    assert certificates.tls_name_of(node_id) == socket.inet_ntop(socket.AF_INET6, packed)
+    first, colon, _ = certificates.tls_name_of(node_id).partition(":")
+    assert colon
+    assert first.isdecimal(), "gRPC would take it for a name, and send it"
 
 
 def _ca_flag(shape: Shape) -> None:
@@ -203,6 +224,18 @@ def _one_name_more(shape: Shape) -> None:
 
 def _an_address_among_the_names(shape: Shape) -> None:
     shape.names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+
+
+def _other_node_in_the_address(shape: Shape) -> None:
+    shape.names[2] = x509.IPAddress(ipaddress.IPv6Address(certificates.tls_name_of(KEYS[1].node_id)))
+
+
+def _an_address_of_the_other_kind(shape: Shape) -> None:
+    shape.names[2] = x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))
+
+
+def _an_address_and_no_dns_name(shape: Shape) -> None:
+    del shape.names[1]
 
 
 def _other_node_in_the_subject(shape: Shape) -> None:
@@ -254,6 +287,9 @@ def _another_hash(shape: Shape) -> None:
         _other_node_in_the_dns_name,
         _one_name_more,
         _an_address_among_the_names,
+        _other_node_in_the_address,
+        _an_address_of_the_other_kind,
+        _an_address_and_no_dns_name,
         _other_node_in_the_subject,
         _no_role,
         _unknown_role,

@@ -71,7 +71,7 @@ class Scene:
     @asynccontextmanager
     async def member(self, name: str) -> "AsyncIterator[mesh_pb2_grpc.MeshAsyncStub]":
         credentials = Credentials(await asyncio.to_thread(self._mesh.enrol, self._folder / name))
-        channel = credentials.channel("127.0.0.1", self.port, self.server_side.identity.node_id, GRPC_OPTIONS)
+        channel = credentials.channel("127.0.0.1", self.port, self.server_side.identity, GRPC_OPTIONS)
         async with channel:
             yield mesh_pb2_grpc.MeshStub(channel)
 

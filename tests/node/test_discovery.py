@@ -15,8 +15,8 @@ from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 from node import discovery as discovery_module
 from node import multicast
 from node.discovery import CANDIDATES_MAX, SERVICE_TYPE, Discovery, daily_tag, utc_today
+from node.hellos import PROTOCOL_VERSION_MIN
 from node.interfaces import Interface
-from node.links import PROTOCOL_VERSION_MIN
 
 LOG = logging.getLogger("test.discovery")
 LOOPBACK = Interface("lo", 1, (ip_address("127.0.0.1"),))

@@ -17,7 +17,8 @@ from node.credentials import Credentials
 from node.enrolment import Enrolment
 from node.grpc_options import PORT_OPTIONS
 from node.handshake import identify
-from node.links import PROTOCOL_VERSION, QUEUE_MAX, Link, Links, host_of
+from node.hellos import PROTOCOL_VERSION
+from node.links import QUEUE_MAX, Link, Links, host_of
 from scripts.throwaway import ThrowawayMesh
 
 
@@ -432,7 +433,25 @@ async def test_a_renewed_certificate_is_shown_on_both_sides_and_no_link_breaks(n
         else:  # the next handshake shows it
             there = await identify(other.credentials, "127.0.0.1", node.port, 3.0)
             assert there.certificate == renewed
+            await a.until(lambda: a.links.identity_of(b.me) == b.enrolment.identity)  # b dialled, to show it
+    stub = a.links.stub(b.me)
+    assert stub is not None
+    await stub.Score(mesh_pb2.ScoreCall(), timeout=5.0)
     assert (a.closed, b.closed) == ([], [])
+
+
+async def test_a_peer_that_was_renewed_meanwhile_is_linked_with_again(nodes: Made) -> None:
+    """Its certificate is another than the one that is remembered; the first dial fails, and who is there is asked."""
+    a, b = await nodes(*TWO)
+    await a.dial(b)
+    await b.until(lambda: b.opened == [a.me])
+    [link] = b.links._links[a.me]
+    link.close()
+    await a.until(lambda: a.closed == [b.me])
+    b.enrolment.renewed(nodes.mesh.certificate(b.key.public_key, days=20))
+    b.credentials.refresh()
+    assert await a.dial(b, b.me) == b.me
+    assert a.links.identity_of(b.me) == b.enrolment.identity
 
 
 async def test_a_link_ends_with_the_certificate_of_who_dialled(nodes: Made) -> None:

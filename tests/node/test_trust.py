@@ -12,6 +12,7 @@ from mesh.wire import local_pb2, mesh_pb2, mesh_pb2_grpc
 from node import enrolment
 from node.credentials import Credentials
 from node.errors import ExitCode, KithError
+from node.handshake import identify
 from node.joining.codes import parse
 from node.joining.joiner import join
 from node.keys import load_or_make_key
@@ -201,7 +202,8 @@ async def test_only_an_issuer_hands_the_ca_key_over(daemon: DaemonFactory, tmp_p
 
     async def hand_over(role: Role, ca_key: bytes) -> grpc.StatusCode:
         credentials = Credentials(mesh.enrol(tmp_path / f"caller-{role}", role))
-        async with credentials.channel(address.host, address.port, load_id(ben)) as channel:
+        there = await identify(credentials, address.host, address.port, 10.0)
+        async with credentials.channel(address.host, address.port, there) as channel:
             stub: mesh_pb2_grpc.MeshAsyncStub = mesh_pb2_grpc.MeshStub(channel)
             try:
                 await stub.TakeAuthority(mesh_pb2.TakeAuthorityRequest(ca_key=ca_key), timeout=10)
@@ -248,7 +250,8 @@ async def test_a_revoked_node_is_cut_off_and_does_not_come_back(daemon: DaemonFa
     # A certificate that is still valid gets no new one.
     credentials = Credentials(mesh.enrol(carla.data_dir))
     door = (await founder.status()).addresses[0]
-    async with credentials.channel(door.host, door.port, load_id(founder)) as channel:
+    there = await identify(credentials, door.host, door.port, 10.0)
+    async with credentials.channel(door.host, door.port, there) as channel:
         stub: mesh_pb2_grpc.MeshAsyncStub = mesh_pb2_grpc.MeshStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as denied:
             await stub.Renew(mesh_pb2.RenewRequest(), timeout=10)
@@ -261,7 +264,8 @@ async def test_a_member_that_is_no_issuer_renews_nobody(daemon: DaemonFactory, t
     ben = daemon(name="ben", alone=True)
     address = (await ben.ready(engine=False)).addresses[0]
     credentials = Credentials(mesh.enrol(tmp_path / "caller"))
-    async with credentials.channel(address.host, address.port, load_id(ben)) as channel:
+    there = await identify(credentials, address.host, address.port, 10.0)
+    async with credentials.channel(address.host, address.port, there) as channel:
         stub: mesh_pb2_grpc.MeshAsyncStub = mesh_pb2_grpc.MeshStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.Renew(mesh_pb2.RenewRequest(), timeout=10)

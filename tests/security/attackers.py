@@ -14,14 +14,14 @@ import grpc
 import grpc.aio
 from cryptography.hazmat.primitives import serialization
 
-from mesh.certificates import dns_name_of
+from mesh.certificates import tls_name_of
 from mesh.facts import Fact
 from mesh.identity import NodeId
 from mesh.wire import engine_pb2, facts_pb2, membership_pb2, mesh_pb2, mesh_pb2_grpc
 from node.addresses import target
 from node.credentials import pem
 from node.enrolment import Enrolment
-from node.links import PROTOCOL_VERSION
+from node.hellos import PROTOCOL_VERSION
 from node.rpc import problem_of
 from scripts.daemons import Daemon
 
@@ -92,7 +92,7 @@ class Attacker:
             )
             chain = pem(self.shown.identity.certificate)
         credentials = grpc.ssl_channel_credentials(pem(place.ca), key, chain)
-        named = ("grpc.ssl_target_name_override", dns_name_of(place.node_id))
+        named = ("grpc.ssl_target_name_override", tls_name_of(place.node_id))
         own = ("grpc.use_local_subchannel_pool", 1)
         return grpc.aio.secure_channel(target(place.host, place.port), credentials, options=[named, own])
 

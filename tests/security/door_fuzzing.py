@@ -14,10 +14,10 @@ from typing import Any
 
 import grpc.aio
 
-from mesh.identity import NodeId
 from mesh.wire import engine_pb2, mesh_pb2
 from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS
+from node.handshake import identify
 from scripts.daemons import Daemon
 from tests.security.odd_input import Pool, nearly
 
@@ -56,7 +56,6 @@ class Doors:
 
     daemon: Daemon
     credentials: Credentials  # a member's
-    node_id: NodeId
     mesh_port: int
     http_port: int
 
@@ -88,7 +87,8 @@ class Doors:
         pool = Pool()
         sent = 0
         channel: Any
-        async with self.credentials.channel("127.0.0.1", self.mesh_port, self.node_id, GRPC_OPTIONS) as channel:
+        there = await identify(self.credentials, "127.0.0.1", self.mesh_port, 10.0)
+        async with self.credentials.channel("127.0.0.1", self.mesh_port, there, GRPC_OPTIONS) as channel:
             while sent < count:
                 method = rng.choice(RPCS)
                 path = f"/{method.containing_service.full_name}/{method.name}"

@@ -9,7 +9,6 @@ import psutil
 import pytest
 
 from mesh.certificates import Role
-from mesh.identity import NodeId
 from node.credentials import Credentials
 from scripts.daemons import Daemon, end_all
 from scripts.throwaway import ThrowawayMesh
@@ -62,7 +61,6 @@ def doors(tmp_path: Path) -> Iterator[Doors]:
         yield Doors(
             node,
             Credentials(mesh.enrol(tmp_path / "attacker", Role.NODE)),
-            NodeId(status.node_id),
             status.addresses[0].port,
             int(status.http_address.rpartition(":")[2]),
         )
