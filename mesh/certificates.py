@@ -22,6 +22,7 @@ import functools
 import hashlib
 import ipaddress
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,6 +72,12 @@ _LEAF_USAGE = x509.KeyUsage(**{name: name == "digital_signature" for name in _KE
 _CA_CONSTRAINTS = x509.BasicConstraints(ca=True, path_length=0)
 _LEAF_CONSTRAINTS = x509.BasicConstraints(ca=False, path_length=None)
 _LEAF_EXTENDED_USAGE = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+#: How a certificate begins in DER: two lengths, version 3, a positive serial number of at most 20 bytes. The parser
+#: takes others with a warning, which a stranger could make this process print.
+_HEAD = re.compile(
+    rb"(?:\x30(?:[\x00-\x7f]|\x81.|\x82..)){2}\xa0\x03\x02\x01\x02\x02(?:\x01[\x01-\x7f]|[\x02-\x14][\x00-\x7f])",
+    re.DOTALL,
+)
 #: What the parser raises for bytes of a stranger; it reads most parts when they are first asked for.
 _MALFORMED = (
     ValueError,
@@ -277,6 +284,8 @@ def _denial_body(deny: facts_pb2.Deny) -> bytes:
 def _parsed(der: bytes) -> x509.Certificate:
     if len(der) > CERTIFICATE_BYTES_MAX:
         raise CertificateError(f"a certificate of {len(der)} bytes")
+    if not _HEAD.match(der):
+        raise CertificateError("no certificate: it does not begin as one with a positive serial number")
     try:
         certificate = x509.load_der_x509_certificate(der)
     except _MALFORMED as error:

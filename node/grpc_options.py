@@ -35,7 +35,10 @@ PORT_OPTIONS: list[tuple[str, int]] = [
     *GRPC_OPTIONS,
     ("grpc.max_connection_age_ms", 1_200_000),
     ("grpc.max_connection_age_grace_ms", 600_000),
+    # gRPC refuses the streams beyond it by itself (RST_STREAM, REFUSED_STREAM; its caller sees UNAVAILABLE), and those
+    # that ended a moment ago still count. Only who keeps a connection full meets that; it is cheaper than our refusal.
     ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
+    ("grpc.http.overload_protection", 1),
     # Threat: a stranger that connects and says nothing. gRPC's own value is 120 s.
     ("grpc.server_handshake_timeout_ms", 10_000),
 ]

@@ -64,11 +64,16 @@ def _mesh_info(daemon: "Daemon") -> local_pb2.MeshInfo | None:
 
 
 def issuers_known(daemon: "Daemon") -> set[NodeId]:
-    """Who holds the CA key, as far as this node knows: not denied, not left, with a certificate that has not ended."""
+    """Who holds the CA key, as far as this node knows: not denied, not left, with a certificate that has not ended.
+
+    Certificates come with facts; who became an issuer and said nothing since shows it in its link.
+    """
     assert daemon.enrolment is not None
     members, denials = daemon.replica.membership.members, daemon.replica.denials
     found = set()
-    for identity in daemon.shell.authors.in_role(Role.ISSUER):
+    linked = filter(None, map(daemon.shell.links.identity_of, daemon.shell.live_peers()))
+    as_issuers = (identity for identity in linked if identity.role is Role.ISSUER)
+    for identity in (*daemon.shell.authors.in_role(Role.ISSUER), *as_issuers):
         member = members.get(identity.node_id)
         left = member is not None and member.state == membership_pb2.MEMBER_STATE_LEFT
         if identity.valid_at(time.time()) and not left and not denials.is_denied(identity.node_id):

@@ -3,9 +3,9 @@
 Idea: all of it is refused on a node that holds no CA key, by one rule and with one remedy. Whoever asks stands at the
 local door (trust_service.py) or is a member (mesh_service.py); both call this.
 
-What limits issuers is counted by each issuer from the certificates that it knows, so two of them that promote at the
-same moment may end with one too many. That is seen in `kith status`, and harms nothing but the rule of thumb that few
-should hold the key.
+What limits issuers is counted from the certificates that a node knows, by who promotes and by who is promoted. Two
+issuers that promote two nodes within the second that a certificate takes to be heard everywhere may still end with one
+too many. That is seen in `kith status`, and harms nothing but the rule of thumb that few should hold the key.
 
 Does not: judge who may call (authorisation.py, callers.py), or fold denials (mesh/denials.py).
 """
@@ -44,6 +44,10 @@ PROMOTE_S = 15.0
 ID_PREFIX_MIN = 4
 
 
+class _NotTakenError(ValueError):
+    """Why a CA key is not wanted here; the words hold nothing of it."""
+
+
 class Trust:
     """Of one daemon that is in a mesh. Use from the event loop."""
 
@@ -51,6 +55,7 @@ class Trust:
         self._daemon = daemon
         self.enrolment = enrolment
         shell = daemon.shell
+        self._promoting = asyncio.Lock()
         self.renewal = Renewal(enrolment, self._linked_issuers, shell.links.stub, self._take_into_use)
         host = str(resolve(where_to_listen(daemon.config.listen)[0]))
         hosts = [address for address, _ in daemon.addresses]
@@ -85,10 +90,13 @@ class Trust:
             if not isinstance(key, ec.EllipticCurvePrivateKey):
                 raise ValueError("not an elliptic-curve key")
             if self.enrolment.identity.role not in (Role.NODE, Role.ISSUER):
-                raise ValueError(f"a {self.enrolment.identity.role} does not become an issuer")
+                raise _NotTakenError(f"a {self.enrolment.identity.role} does not become an issuer")
+            if len(self._issuers() - {self._daemon.replica.me}) >= ISSUERS_MAX:
+                raise _NotTakenError("enough nodes hold it")
             await asyncio.to_thread(self.enrolment.take_authority, key)
         except (ValueError, TypeError, CertificateError, OSError) as error:
-            log("warning", f"{caller.node_id} sent a CA key that was not taken: {type(error).__name__}")
+            why = error if isinstance(error, _NotTakenError) else type(error).__name__  # a parser may quote the key
+            log("warning", f"{caller.node_id} sent a CA key that was not taken: {why}")
             raise KithError(
                 "promotion-refused", "the CA key was not taken", "Its log says why: `kith logs` there.", ExitCode.FAILED
             ) from error
@@ -105,6 +113,10 @@ class Trust:
 
     async def promote(self, node: str) -> local_pb2.PromoteReply:
         """Give the CA key to a linked node. Raises `KithError`."""
+        async with self._promoting:
+            return await self._promote(node)
+
+    async def _promote(self, node: str) -> local_pb2.PromoteReply:
         authority = self._require_issuer()
         node_id = self._named(node)
         name = self._daemon.snapshots.name_of(node_id)

@@ -4,7 +4,8 @@ One node with an echo engine of four places, whose first token takes 200 ms. Thr
 and one unary call after the other, first alone, then while a fourth member floods it from a process of its own, over
 four connections, with as many requests under way as gRPC lets through. `flood_p95_ratio`: their 95th percentile of the
 time to first token in the flood, by the one before it; `flood_unary_p95_ms`: of their unary calls in the flood;
-`flood_requests`: how many the flood sent; `flood_refused`: how many of them were put off with a time to come again;
+`flood_requests`: how many the flood sent; `flood_refused`: how many of them were put off with a time to come again, and
+`flood_pushed_back`: how many gRPC refused before any code of ours, because their connection was full;
 `flood_failed`: requests of the others that were not answered.
 """
 
@@ -77,7 +78,7 @@ async def _measured() -> dict[str, float]:
             over = asyncio.create_task(flooder.communicate())
             flooded = await _others(others, there, over)
             took = time.monotonic() - began
-            sent, refused = map(int, over.result()[0].split())
+            sent, refused, pushed_back = map(int, over.result()[0].split())
             await node.status()
         finally:
             wrong = end_all([node])
@@ -88,6 +89,7 @@ async def _measured() -> dict[str, float]:
         "flood_unary_p95_ms": round(1000 * percentile(flooded.unary_s, 95), 2),
         "flood_requests": sent,
         "flood_refused": refused,
+        "flood_pushed_back": pushed_back,
         "flood_failed": flooded.failed + quiet.failed,
         "flood_s": round(took, 1),
         "quiet_first_token_p95_ms": round(1000 * quiet_p95, 1),
@@ -143,8 +145,8 @@ async def _others(others: Sequence[Credentials], there: tuple[int, Identity], un
 
 
 def flood(data_dir: str, port: str) -> None:
-    """The other process: sends everything as fast as it can; prints a line when it begins, then how many were sent and
-    how many refused."""
+    """The other process: sends everything as fast as it can; prints a line when it begins, then how many were sent, how
+    many refused, and how many refused by gRPC."""
     asyncio.run(_flood(Path(data_dir), int(port)))
 
 
@@ -158,11 +160,11 @@ async def _flood(data_dir: Path, port: int) -> None:
     for stub in stubs:
         await stub.CountTokens(engine_pb2.CountTokensRequest(), timeout=20)
     requests = size("requests", REQUESTS)
-    left, refused = requests, 0
+    left, refused, pushed_back = requests, 0, 0
     print("begins", flush=True)
 
     async def work(number: int) -> None:
-        nonlocal left, refused
+        nonlocal left, refused, pushed_back
         stub = stubs[number % len(stubs)]
         generate = mesh_pb2.GenerateCall(request=engine_pb2.GenerateRequest(prompt=PROMPT, max_tokens=2, priority=99))
         while left > 0:
@@ -175,8 +177,9 @@ async def _flood(data_dir: Path, port: int) -> None:
                     await stub.CountTokens(engine_pb2.CountTokensRequest(texts=["x"]), timeout=120)
             except grpc.aio.AioRpcError as error:
                 refused += error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                pushed_back += error.code() is grpc.StatusCode.UNAVAILABLE
 
     await asyncio.gather(*(work(number) for number in range(AT_ONCE)))
     for channel in channels:
         await channel.close()
-    print(requests, refused, flush=True)
+    print(requests, refused, pushed_back, flush=True)

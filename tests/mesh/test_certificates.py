@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import socket
 import ssl
+import warnings
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,21 @@ def test_no_bytes_do_more_than_be_refused(noise: bytes, start: int, end: int) ->
             continue
         with pytest.raises(CertificateError):
             ROOTS.read(der)
+
+
+@pytest.mark.parametrize("serial", [b"\x01\x00", b"\x01\x80", b"\x01\xff", b"\x00", b"\x02\x80\x01"])
+@pytest.mark.parametrize("der", [LEAF, AUTHORITY.ca_der])
+def test_an_odd_serial_number_is_refused_and_nothing_is_printed_about_it(der: bytes, serial: bytes) -> None:
+    at = der.index(b"\xa0\x03\x02\x01\x02\x02") + 6
+    odd = bytearray(der[:at] + serial + der[at + 1 + der[at] :])
+    grown = len(odd) - len(der)
+    for place in (2, 6):  # the lengths of the two sequences around it
+        odd[place : place + 2] = (int.from_bytes(odd[place : place + 2], "big") + grown).to_bytes(2, "big")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(CertificateError, match="serial"):
+            ROOTS.read(bytes(odd))
+    assert not warned
 
 
 def test_a_huge_certificate_is_not_parsed() -> None:

@@ -1,5 +1,6 @@
 """Membership on running nodes: invites at the local door, renewal and promotion over mTLS, revocation. Real daemons."""
 
+import asyncio
 from pathlib import Path
 
 import grpc
@@ -183,12 +184,28 @@ async def test_a_fourth_issuer_is_refused(daemon: DaemonFactory, tmp_path: Path)
     others = [daemon("--seed", seed, name=name, alone=True) for name in names]
     await formed([founder, *others])
     async with founder.client() as client:
-        for name in names[:2]:
-            await client.promote(name)
-        with pytest.raises(KithError) as refused:
-            await client.promote(names[2])
-    assert refused.value.code == "too-many-issuers"
-    assert not NodePaths(others[2].data_dir).ca_key.exists()
+        asked = await asyncio.gather(*(client.promote(name) for name in names), return_exceptions=True)
+    [refused] = [answer for answer in asked if isinstance(answer, KithError)]
+    assert refused.code == "too-many-issuers"
+    assert asked[2] is refused, "one after the other, also when asked at once"
+    left_out = others[2]
+    assert not NodePaths(left_out.data_dir).ca_key.exists()
+    # Nor does it take the key from an issuer that counts otherwise.
+    address = (await left_out.status()).addresses[0]
+    credentials = Credentials(mesh.enrol(tmp_path / "caller", Role.ISSUER))
+    there = await identify(credentials, address.host, address.port, 10.0)
+
+    async def all_are_known() -> bool:
+        return (await left_out.status()).mesh.issuers == 3
+
+    await until(all_are_known, 10.0, "it has heard of all three")
+    async with credentials.channel(address.host, address.port, there) as channel:
+        stub: mesh_pb2_grpc.MeshAsyncStub = mesh_pb2_grpc.MeshStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as not_taken:
+            await stub.TakeAuthority(mesh_pb2.TakeAuthorityRequest(ca_key=_der(mesh)), timeout=10)
+    assert not_taken.value.code() is grpc.StatusCode.ABORTED
+    assert not NodePaths(left_out.data_dir).ca_key.exists()
+    assert "enough nodes hold it" in (left_out.data_dir / "logs" / "kith.log").read_text()
 
 
 async def test_only_an_issuer_hands_the_ca_key_over(daemon: DaemonFactory, tmp_path: Path) -> None:
