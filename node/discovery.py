@@ -35,7 +35,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 
 from node.hellos import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from node.interfaces import Interface
-from node.multicast import open_multicast
+from node.multicast import instance, open_multicast
 
 SERVICE_TYPE = "_kith._tcp.local."
 #: Addresses remembered as given away; the oldest is forgotten first. Threat: a host that floods the LAN with adverts.
@@ -187,7 +187,8 @@ class Discovery:
             return
         if state_change is ServiceStateChange.Removed:
             return
-        info = AsyncServiceInfo(service_type, name)
+        if (info := instance(zeroconf, service_type, name)) is None:
+            return
         if info.load_from_cache(zeroconf):
             self._report(info)
         elif len(self._lookups) < LOOKUPS_MAX:
@@ -201,7 +202,7 @@ class Discovery:
 
     def _report(self, info: AsyncServiceInfo) -> None:
         version = info.decoded_properties.get("v")
-        if not version or not version.isdigit() or not PROTOCOL_VERSION_MIN <= int(version) <= PROTOCOL_VERSION:
+        if version not in map(str, range(PROTOCOL_VERSION_MIN, PROTOCOL_VERSION + 1)):
             self._log.info("discovery: %s speaks protocol %s, this node %d", info.name, version, PROTOCOL_VERSION)
             return
         if not info.port or not self._is_of_this_mesh(info.decoded_properties.get("m") or ""):

@@ -1,22 +1,29 @@
 """Sockets for mDNS: opened on the chosen interfaces that take multicast, and on no other.
 
 python-zeroconf gives up all interfaces for one that refuses, so each is asked first whether the group can be joined.
-Library limits: `::1` does not work; link-local IPv6 needs a zone.
+It also believes whatever name a packet gives to an instance. A name of another type raises when it is looked up, in a
+handler, and stays in the browser's queue to raise again with every later packet; a label that was no UTF-8 grows while
+it is read, and the browser never asks again when it fails to write it. So one packet would end discovery: `instance`
+takes plain names only, and removes others from the cache. Library limits: `::1` does not work; link-local IPv6 needs a
+zone.
 """
 
 import ipaddress
+import re
 import socket
 import struct
 from collections.abc import Sequence
 from logging import Logger
 
-from zeroconf import IPVersion
-from zeroconf.asyncio import AsyncZeroconf
+from zeroconf import DNSPointer, IPVersion, Zeroconf
+from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from node.interfaces import Interface
 
 _GROUP_4 = socket.inet_pton(socket.AF_INET, "224.0.0.251")
 _GROUP_6 = socket.inet_pton(socket.AF_INET6, "ff02::fb")
+_LABEL = re.compile(r"[!-~]{1,63}")
+_PTR, _IN = 12, 1
 
 
 def open_multicast(interfaces: Sequence[Interface], log: Logger) -> AsyncZeroconf | None:
@@ -35,6 +42,16 @@ def open_multicast(interfaces: Sequence[Interface], log: Logger) -> AsyncZerocon
         return None
     version = IPVersion.All if four and six else IPVersion.V6Only if six else IPVersion.V4Only
     return AsyncZeroconf(interfaces=[*four, *six], ip_version=version)
+
+
+def instance(zeroconf: Zeroconf, service_type: str, name: str) -> AsyncServiceInfo | None:
+    """The instance that somebody advertises under this name. None, and forgotten, where it is no plain name."""
+    label, _, type_ = name.partition(".")
+    if type_.lower() == service_type and _LABEL.fullmatch(label):
+        return AsyncServiceInfo(service_type, name)
+    pointers = zeroconf.cache.get_all_by_details(service_type, _PTR, _IN)
+    zeroconf.cache.async_remove_records([one for one in pointers if isinstance(one, DNSPointer) and one.alias == name])
+    return None
 
 
 def _joins(interface: Interface, address: ipaddress.IPv4Address | ipaddress.IPv6Address, log: Logger) -> bool:

@@ -22,7 +22,7 @@ from zeroconf import DNSQuestionType, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from node.interfaces import Interface
-from node.multicast import open_multicast
+from node.multicast import instance, open_multicast
 
 SERVICE_TYPE = "_kith-join._tcp.local."
 #: Adverts looked at, and addresses taken from one. Against a host that floods the network.
@@ -142,7 +142,8 @@ class _Search:
         if name in self._seen or len(self._seen) >= ADVERTS_MAX:
             return
         self._seen.add(name)
-        info = AsyncServiceInfo(service_type, name)
+        if (info := instance(zeroconf, service_type, name)) is None:
+            return
         if info.load_from_cache(zeroconf):
             self._take(info)
         else:

@@ -8,8 +8,11 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from zeroconf import DNSCache, DNSPointer, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from node import discovery as discovery_module
@@ -208,6 +211,38 @@ def test_a_flood_of_adverts_is_bounded() -> None:
         node._report(info)
     assert len(node._given) == CANDIDATES_MAX
     assert len(found) == 3 * CANDIDATES_MAX * discovery_module.ADDRESSES_PER_ADVERT_MAX
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("evil.example.", "local.", "", f" {SERVICE_TYPE}", SERVICE_TYPE, "x" * 300),
+        *(f"{'x' * 64}.{SERVICE_TYPE}", f"a b.{SERVICE_TYPE}", f"a.b.{SERVICE_TYPE}", f"\ufffd.{SERVICE_TYPE}"),
+    ],
+)
+def test_a_packet_with_an_odd_name_is_left_alone(name: str) -> None:
+    """zeroconf hands any name on, keeps for ever what a handler raised at, and repeats names in its questions."""
+    node = Discovery("n", 7001, ["10.0.0.1"], [LOOPBACK], lambda host, port: None, LOG, MESH)
+    cache = DNSCache()
+    odd, plain = (DNSPointer(SERVICE_TYPE, 12, 1, 4500, alias) for alias in (name, f"good.{SERVICE_TYPE}"))
+    cache.async_add_records([odd, plain])
+    node._on_change(cast(Zeroconf, SimpleNamespace(cache=cache)), SERVICE_TYPE, name, ServiceStateChange.Added)
+    assert not node._lookups
+    assert cache.get_all_by_details(SERVICE_TYPE, 12, 1) == [plain]
+
+
+@pytest.mark.parametrize("version", ["\u00b2", "", "-1", "1" * 200, "x", None])
+def test_an_odd_version_is_left_alone(version: str | None) -> None:
+    found = []
+    node = Discovery("n", 7001, ["10.0.0.1"], [LOOPBACK], lambda host, port: found.append(host), LOG, MESH)
+    properties = {"m": daily_tag(MESH, utc_today()), **({} if version is None else {"v": version})}
+    addresses = ["10.0.0.2"]
+    node._report(
+        AsyncServiceInfo(
+            SERVICE_TYPE, f"x.{SERVICE_TYPE}", port=7000, properties=properties, parsed_addresses=addresses
+        )
+    )
+    assert not found
 
 
 async def test_without_an_interface_there_is_a_reason_and_no_exception() -> None:

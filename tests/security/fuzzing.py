@@ -54,6 +54,7 @@ from scripts.throwaway import ThrowawayMesh
 from tests.mesh.building import BY_ID
 from tests.mesh.lone import WALL_MS, Lone
 from tests.node.engine.gguf_files import sample as gguf_sample
+from tests.security.network_fuzzing import join_door, mdns_packets
 from tests.security.odd_input import EDGES, TEXTS, Pool, Rng, mutated, nearly
 
 #: Messages and events that one machine lives through before a fresh one takes its place.
@@ -70,7 +71,8 @@ class Outcome:
 class Target:
     name: str
     run: Callable[[Rng], None]
-    weight: int = 1
+    weight: float = 1
+    close: Callable[[], None] = lambda: None
 
 
 def fuzz(count: int, seed: int, folder: Path, only: str = "") -> Outcome:
@@ -86,6 +88,8 @@ def fuzz(count: int, seed: int, folder: Path, only: str = "") -> Outcome:
         except Exception:
             outcome.crashes.append(f"{target.name}, seed {seed}, input {number}\n{traceback.format_exc()}")
         outcome.inputs += 1
+    for target in targets:
+        target.close()
     return outcome
 
 
@@ -224,7 +228,13 @@ DISPUTES = ("leader_beat", "leader_beat_reply", "leader_transfer", "vote_request
 
 
 def targets_in(folder: Path, seed: int) -> list[Target]:
-    return [*_machines(seed), *_decoders(), *_files(folder), *_texts()]
+    return [*_machines(seed), *_decoders(), *_files(folder), *_texts(), *_network(folder)]
+
+
+def _network(folder: Path) -> Iterator[Target]:
+    packets, door = mdns_packets(), join_door(folder)
+    yield Target("mDNS packets", packets.run, 2, packets.close)
+    yield Target("join door", door.run, 0.2, door.close)  # a handshake each
 
 
 def _machines(seed: int) -> Iterator[Target]:
