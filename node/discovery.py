@@ -38,6 +38,7 @@ from node.interfaces import Interface
 from node.multicast import instance, open_multicast
 
 SERVICE_TYPE = "_kith._tcp.local."
+VERSIONS_SPOKEN = [str(version) for version in range(PROTOCOL_VERSION_MIN, PROTOCOL_VERSION + 1)]
 #: Addresses remembered as given away; the oldest is forgotten first. Threat: a host that floods the LAN with adverts.
 CANDIDATES_MAX = 64
 #: Addresses taken from one advert. The same threat.
@@ -202,7 +203,7 @@ class Discovery:
 
     def _report(self, info: AsyncServiceInfo) -> None:
         version = info.decoded_properties.get("v")
-        if version not in map(str, range(PROTOCOL_VERSION_MIN, PROTOCOL_VERSION + 1)):
+        if version not in VERSIONS_SPOKEN:
             self._log.info("discovery: %s speaks protocol %s, this node %d", info.name, version, PROTOCOL_VERSION)
             return
         if not info.port or not self._is_of_this_mesh(info.decoded_properties.get("m") or ""):

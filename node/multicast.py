@@ -15,7 +15,7 @@ import struct
 from collections.abc import Sequence
 from logging import Logger
 
-from zeroconf import DNSPointer, IPVersion, Zeroconf
+from zeroconf import IPVersion, Zeroconf
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from node.interfaces import Interface
@@ -50,7 +50,7 @@ def instance(zeroconf: Zeroconf, service_type: str, name: str) -> AsyncServiceIn
     if type_.lower() == service_type and _LABEL.fullmatch(label):
         return AsyncServiceInfo(service_type, name)
     pointers = zeroconf.cache.get_all_by_details(service_type, _PTR, _IN)
-    zeroconf.cache.async_remove_records([one for one in pointers if isinstance(one, DNSPointer) and one.alias == name])
+    zeroconf.cache.async_remove_records([one for one in pointers if getattr(one, "alias", "") == name])
     return None
 
 

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from zeroconf import DNSCache, DNSPointer, ServiceStateChange, Zeroconf
+from zeroconf import ServiceStateChange, Zeroconf
+from zeroconf._cache import DNSCache
+from zeroconf._dns import DNSPointer
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from node import discovery as discovery_module

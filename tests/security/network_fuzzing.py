@@ -14,7 +14,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from zeroconf import DNSAddress, DNSOutgoing, DNSPointer, DNSQuestion, DNSService, DNSText
+from zeroconf._dns import DNSAddress, DNSPointer, DNSQuestion, DNSService, DNSText
+from zeroconf._protocol.outgoing import DNSOutgoing
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
 from mesh.certificates import Role
@@ -25,7 +26,6 @@ from node.joining import advert
 from node.joining.door import Door, OpenInvite
 from node.joining.exchange import JoinerSide, Kind, frame
 from node.joining.throwaway_tls import client_context
-from node.keys import new_private_key
 from node.paths import NodePaths
 from tests.security.odd_input import EDGES, Rng, mutated, nearly
 
@@ -190,15 +190,15 @@ class Knocked:
         self._door = Door(enrolled, "attic", "127.0.0.1", 0, list, lambda _: False)
         self._door._pace = Everybody()  # type: ignore[assignment]
         self._serve = self._door._serve
-        self._door._serve = self._watched  # type: ignore[method-assign]
+        self._door._serve = self._watched  # type: ignore[method-assign, assignment]
         self._opened: OpenInvite | None = None
-        self._key = new_private_key().public_key()
+        self._crashes: list[Exception] = []
 
     async def _watched(self, *arguments: Any) -> None:
         try:
             await self._serve(*arguments)
         except Exception as error:
-            self._crash = error
+            self._crashes.append(error)
         finally:
             self._served.set()
 
@@ -209,7 +209,6 @@ class Knocked:
         self._loop.run(self._one(rng))
 
     async def _one(self, rng: Rng) -> None:
-        self._crash: Exception | None = None
         self._served = asyncio.Event()
         if self._opened is None or self._opened.invite.ended:
             self._opened = await self._door.open(3600.0, 5, Role.NODE)
@@ -217,8 +216,8 @@ class Knocked:
             await (self._before_tls(rng) if rng.random() < 0.8 else self._after_tls(rng, self._opened))
         async with asyncio.timeout(PATIENCE_S):
             await self._served.wait()
-        if self._crash is not None:
-            raise self._crash
+        if self._crashes:
+            raise self._crashes.pop()
         while not self._opened.happened.empty():
             assert self._opened.happened.get_nowait().what in ("refused", "closed"), "somebody got a certificate"
 
