@@ -156,7 +156,10 @@ class RawLink:
 
     async def push(self, facts: Sequence[facts_pb2.SignedFact], certificates: Sequence[bytes] = ()) -> None:
         push = facts_pb2.FactPush(facts=facts, certificates=certificates)
-        await self._call.write(mesh_pb2.LinkMessage(fact_push=push))
+        await self.say(mesh_pb2.LinkMessage(fact_push=push))
+
+    async def say(self, message: mesh_pb2.LinkMessage) -> None:
+        await self._call.write(message)
 
     async def held(self, fact: Fact) -> None:
         """Wait until the other side has this fact on its disk."""

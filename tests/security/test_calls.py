@@ -8,6 +8,8 @@ import pytest
 
 from mesh.authorisation import RPCS
 from mesh.certificates import Role
+from mesh.wire import membership_pb2, mesh_pb2
+from node.hellos import PROTOCOL_VERSION
 from tests.security.attackers import METHODS, REQUESTS, WITHIN_S, Answer, Attacker, Place
 from tests.security.conftest import Besieged
 
@@ -15,7 +17,7 @@ DAY_S = 86_400.0
 #: What no answer may say, in any case of letters.
 REASONS = ("certificate", "expired", "revoked", "denied", "valid", "mesh", "worker", "client", "node", "label")
 #: gRPC's own words for the class of a failure, which say nothing of the reason.
-CLASSES = ("permission_denied",)
+CLASSES = ("permission_denied", "invalid_argument")
 
 KINDS: dict[str, tuple[Callable[[Besieged], Attacker], str]] = {
     "no-certificate": (lambda _: Attacker(None), "no certificate was shown"),
@@ -90,6 +92,29 @@ async def test_a_role_that_may_not_is_refused(besieged: Besieged, place: Place, 
     assert (answer.code, answer.answers) == (grpc.StatusCode.PERMISSION_DENIED, 0)
     assert says_no_reason(answer), answer.words
     await place.logs(f"refused {rpc} of", f"{shown.key.node_id} is a {role}")
+
+
+async def test_a_hello_in_anothers_name_opens_no_link(besieged: Besieged, place: Place) -> None:
+    member, victim = [
+        await asyncio.to_thread(besieged.mesh.enrol, besieged.folder / name) for name in ("liar", "victim")
+    ]
+    hello = membership_pb2.Hello(
+        node_id=victim.key.node_id,
+        incarnation=1,
+        public_key=victim.key.public_key,
+        protocol_version=PROTOCOL_VERSION,
+        protocol_version_min=PROTOCOL_VERSION,
+        certificate=victim.identity.certificate,
+    )
+    answer = await Attacker(member).call(place, "Link", mesh_pb2.LinkMessage(hello=hello))
+    assert (answer.code, answer.answers) == (grpc.StatusCode.INVALID_ARGUMENT, 0)
+    assert says_no_reason(answer), answer.words
+    await place.logs(f"{member.key.node_id} can not be linked with", "names another node than its certificate")
+
+
+def test_the_calls_without_a_wrong_role_are_these() -> None:
+    """Whatever is open to every member is so on purpose: asking for text, and having one's own certificate renewed."""
+    assert {rpc for rpc in METHODS if RPCS[rpc] == set(Role)} == {"Generate", "Score", "CountTokens", "Renew"}
 
 
 @pytest.mark.parametrize("rpc", sorted(METHODS))

@@ -15,7 +15,7 @@ from mesh.authorisation import FACTS
 from mesh.certificates import Role
 from mesh.facts import STREAM_OF_KIND, Fact, make, parse
 from mesh.identity import NodeKey
-from mesh.wire import facts_pb2
+from mesh.wire import facts_pb2, mesh_pb2
 from node.keys import new_private_key
 from tests.mesh.building import Author
 from tests.security.attackers import Attacker, Place
@@ -155,6 +155,26 @@ async def test_what_does_not_count_is_not_kept(scene: Scene, place: Place, case:
         assert await place.facts() == before + 1
         assert not words_heard([message.SerializeToString() for message in link.heard])
     await place.logs(made.reason)
+
+
+async def test_a_made_up_proof_of_two_histories_silences_nobody(scene: Scene, place: Place) -> None:
+    """Whoever could prove that another wrote two histories would end all that it says."""
+    victim, certificate = scene.member()
+    author = Author(victim, 1)
+    true, invented = author.note("the true first"), Author(victim, 1).note("an invented first")
+    assert scene.attacker.shown is not None
+    forged = signed_by(invented, scene.attacker.shown.key)
+    async with scene.attacker.link(place) as link:
+        await link.push([true.signed], [certificate])
+        await link.held(true)
+        for one, other in ((true.signed, forged), (forged, forged), (true.signed, true.signed)):
+            proof = facts_pb2.ForkProof(one=one, other=other)
+            await link.say(mesh_pb2.LinkMessage(fork_proof=proof))
+        later = author.note("the second")
+        await link.push([later.signed])
+        await link.held(later)
+        assert not words_heard([message.SerializeToString() for message in link.heard])
+    await place.logs(f"{victim.node_id} with a false signature")
 
 
 async def settled(place: Place) -> int:
