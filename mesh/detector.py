@@ -5,7 +5,10 @@ Because members hold links here, an outcome says more. Who answers others but no
 *its* reach only. A node that hears nobody at all first doubts itself: it asks everybody at once, takes those that do
 not answer for out of reach, and says nothing against them. And the first that answers again is reason to ask the others
 again, so that a cut that is over is over for all within seconds, however many they are. The dead whose link is still
-open are asked too: a cut may leave two nodes dead to each other with nothing more to say.
+open are asked too: a cut may leave two nodes dead to each other with nothing more to say. So are suspects of whom
+nobody says the same for as long as it takes to confirm it: a rumour, and so a denial, misses each node with a chance of
+e^-retransmits, which among hundreds of nodes that all deny something happens every time, and the regular probe of one
+among hundreds comes minutes later.
 
 Source: SWIM and Lifeguard (see probing.py); the buddy system is Lifeguard's section IV.D.
 """
@@ -148,9 +151,12 @@ class Detector:
 
     def answered(self, peer: Member, reply: membership_pb2.ProbeReply, now: float) -> list[Effect]:
         peer.load_told(reply.load)
+        was_out = peer.linked and peer.state != ALIVE
         effects = self.roster.lives(peer, reply.life, now) + self.roster.merge(reply.members, peer.node_id, now)
         if reply.target_id == peer.node_id and reply.reached:
             effects += self._itself(peer, now)
+            if was_out and peer.state == ALIVE:
+                effects += self._ask_again(now, ASK_AGAIN)
         if (relay := self.probing.relays.get(reply.probe_id)) and relay.target == reply.target_id == peer.node_id:
             del self.probing.relays[reply.probe_id]
             return [*effects, self._reply(relay.origin, relay.origin_probe_id, relay.target, reached=True)]
@@ -178,20 +184,17 @@ class Detector:
     def _itself(self, member: Member, now: float) -> list[Effect]:
         """The member itself answered: the way there and back is good."""
         member.accused = None
-        back = member.linked and not member.answers
         if member.misses:
             member.misses = 0
             self.roster.links_changed(member)
-        effects = self.roster.refresh(member, now, "answers")
-        return effects + self._ask_again(now, ASK_AGAIN) if back else effects
+        return self.roster.refresh(member, now, "answers")
 
     def _ask_again(self, now: float, count: int) -> list[Effect]:
-        """Those on open links that are out of reach or dead: the ones that were not asked for the longest time."""
-        if not self.roster.presence.lost:
-            return []
-        lost = sorted(self.roster.presence.lost.values(), key=lambda member: (member.doubted_at, member.node_id))
+        """Those on open links that are out of reach, dead or suspect for long: the ones not asked for the longest."""
+        doubtful = [*self.roster.presence.lost.values(), *self.roster.unconfirmed(now)]
+        doubtful.sort(key=lambda member: (member.doubted_at, member.node_id))
         effects: list[Effect] = []
-        for member in lost[:count]:
+        for member in doubtful[:count]:
             if not self.probing.probes(member.node_id) and now - member.doubted_at >= DOUBT_EVERY_S:
                 member.doubted_at = now
                 effects += self._probe(member, now, regular=False, ask_others=False)

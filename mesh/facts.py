@@ -152,24 +152,24 @@ def read(raw: bytes, signature: bytes) -> Fact:
         body = facts_pb2.FactBody.FromString(raw)
     except DecodeError as error:
         raise FactError("the body does not decode") from error
-    author_key, stream = body.author_key, body.stream
+    stream = body.stream
+    stream_id = _stream_id(body.author_key, body.incarnation, stream)
     sequence, predecessor = body.sequence, body.predecessor
-    if len(author_key) != PUBLIC_KEY_BYTES:
-        raise FactError("the author's key has the wrong length")
     if sequence < 1:
         raise FactError("sequence numbers start at 1")
-    if (sequence == 1) != (predecessor == b""):
+    if (sequence == 1) != (not predecessor):
         raise FactError("the first fact of a stream, and no other, has no predecessor")
     kind = body.WhichOneof("kind") or ""
-    if kind and STREAM_OF_KIND[kind] != stream:
+    if STREAM_OF_KIND.get(kind, stream) != stream:
         raise FactError(f"{kind} does not belong into stream {stream}")
-    stream_id = _stream_id(author_key, body.incarnation, stream)
     return Fact(sha256(raw).digest(), stream_id, sequence, predecessor, body.hybrid_clock, kind, body, raw, signature)
 
 
 @functools.lru_cache(maxsize=4096)
 def _stream_id(author_key: bytes, incarnation: int, stream: int) -> StreamId:
-    """One object a stream: a node reads many facts of few streams."""
+    """One object a stream: a node reads many facts of few streams. Raises `FactError`."""
+    if len(author_key) != PUBLIC_KEY_BYTES:
+        raise FactError("the author's key has the wrong length")
     return StreamId(node_id_of(author_key), incarnation, stream)
 
 

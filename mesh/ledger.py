@@ -158,7 +158,8 @@ class Ledger:
         if kind not in _FOLDED:
             return False
         content: Any = getattr(body, kind)  # read once: each reading makes an object, and a start folds many facts
-        job = self._job(content.job_id)
+        job_id = content.job_id
+        job = self.jobs.get(job_id) or self._begin(job_id)
         said = Said(fact_hash, stream_id.author, hybrid_clock), content
         match kind:
             case "job_assigned":
@@ -166,30 +167,32 @@ class Ledger:
             case "task_finished":
                 job.finished[fact_hash] = said
                 if content.HasField("result"):
-                    self._name(job, (content.result,))
+                    self._name(job_id, content.result)
             case "job_submitted":
                 if job.submitted is None or fact_hash < job.submitted[0].hash:
                     job.submitted = said
-                self._name(job, content.blobs)
+                for ref in content.blobs:
+                    self._name(job_id, ref)
             case "job_planned":
                 known = job.plans.get(content.plan.sha256)
                 if known is None or (-content.revision, fact_hash) < (-known[1].revision, known[0].hash):
                     job.plans[content.plan.sha256] = said
-                self._name(job, (content.plan,))
+                self._name(job_id, content.plan)
             case "job_completed":
                 job.completed[fact_hash] = said
-                self._name(job, _answer_and_document(content))
+                for ref in _answer_and_document(content):
+                    self._name(job_id, ref)
             case "job_cancelled":
                 job.cancelled[fact_hash] = said
             case "job_failed":
                 job.failed[fact_hash] = said
         if kind in TERMINAL_KINDS:
             job.ends_at.add(Place(stream_id, sequence))
-            self._open.pop(job.job_id, None)
+            self._open.pop(job_id, None)
         else:
             job.details_at.add(Place(stream_id, sequence))
-        if job.closed and job.details_at:
-            self._detailed[job.job_id] = job
+        if job_id not in self._open and job.details_at:
+            self._detailed[job_id] = job
         return True
 
     def closed_with_details(self) -> list[Job]:
@@ -284,14 +287,13 @@ class Ledger:
         """A value that is equal exactly when two ledgers read the same. Of closed jobs only their ends count."""
         return tuple(_reading(job) for job in sorted(self.jobs.values(), key=lambda job: job.job_id))
 
-    def _name(self, job: Job, refs: Iterable[common_pb2.BlobRef]) -> None:
-        for ref in refs:
-            name = ref.sha256
-            by = self._named_by.get(name)
-            if by is None:
-                self._named_by[name] = {job.job_id}
-            else:
-                by.add(job.job_id)
+    def _name(self, job_id: bytes, ref: common_pb2.BlobRef) -> None:
+        name = ref.sha256
+        by = self._named_by.get(name)
+        if by is None:
+            self._named_by[name] = {job_id}
+        else:
+            by.add(job_id)
 
     def _unname(self, job_id: bytes, names: Iterable[bytes]) -> set[bytes]:
         unnamed: set[bytes] = set()
@@ -303,10 +305,8 @@ class Ledger:
                 unnamed.add(name)
         return unnamed
 
-    def _job(self, job_id: bytes) -> Job:
-        job = self.jobs.get(job_id)
-        if job is None:
-            job = self.jobs[job_id] = self._open[job_id] = Job(job_id)
+    def _begin(self, job_id: bytes) -> Job:
+        job = self.jobs[job_id] = self._open[job_id] = Job(job_id)
         return job
 
 

@@ -98,6 +98,14 @@ class Roster:
         member = self.members.get(node_id)
         return member.absent_since if member else None
 
+    def unconfirmed(self, now: float) -> list[Member]:
+        """Linked members that answer, or were not asked, and are suspect for longer than if others had confirmed it."""
+        return [
+            member
+            for member in self._suspects.values()
+            if member.answers and member.suspicion is not None and member.suspicion.least_is_over(now)
+        ]
+
     def take_hints(self) -> tuple[list[tuple[str, int, NodeId]], list[NodeId]]:
         """Addresses worth dialling (host, port, who is said to live there) and members that are back, learnt since."""
         taken = self._hints, self._returned

@@ -37,6 +37,10 @@ class Suspicion:
         self.timeout_s = self._timeout_s()
         return True
 
+    def least_is_over(self, now: float) -> bool:
+        """Whether it would have ended by now had enough others said the same."""
+        return now > self.started_at + self.min_s
+
     @property
     def ends_at(self) -> float:
         return self.started_at + self.timeout_s

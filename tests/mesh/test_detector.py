@@ -21,6 +21,7 @@ class Node:
         self.machine = Membership(ME, 100, rng(), LAN, incarnation=5)
         self.now = 0.0
         self.answering = set(peers)
+        self.lives: dict[NodeId, int] = {}  # as each says itself; 1 where nothing is noted
         self.sent: list[tuple[float, Send]] = []
         self.do(self.machine.tick(self.now)[0])
         for peer in peers:
@@ -37,7 +38,8 @@ class Node:
         return effects
 
     def reply(self, peer: NodeId, probe_id: int, target: NodeId, *, reached: bool = True) -> list[Effect]:
-        reply = membership_pb2.ProbeReply(probe_id=probe_id, target_id=target, life=1, reached=reached)
+        life = self.lives.get(peer, 1)
+        reply = membership_pb2.ProbeReply(probe_id=probe_id, target_id=target, life=life, reached=reached)
         self.machine.word_received(peer, self.now)
         return self.do(self.machine.received(peer, mesh_pb2.LinkMessage(probe_reply=reply), self.now))
 
@@ -181,6 +183,30 @@ def test_one_member_is_not_probed_out_of_turn_all_the_time() -> None:
         made += len(sent(node.do(node.machine.doubt(N1, node.now)), "probe"))
     assert made <= 1.0 / DOUBT_EVERY_S + 1
     assert node.machine.doubt(named(99), node.now) == []
+
+
+def test_who_is_suspect_for_longer_than_others_would_confirm_it_is_asked_by_this_node_itself() -> None:
+    """A denial misses a node now and then; the turn of one among 300 would come in minutes."""
+    peers = [named(number + 1) for number in range(300)]
+    node = Node(*peers)
+    node.wait(LAN.pause_s + 1.0)
+    accused = [peer for peer in peers if node.now - node.machine.members[peer].last_heard > LAN.pause_s][:5]
+    least_s = LAN.suspicion_min_s(len(peers) + 1)
+    node.answering -= set(accused)
+    records = [membership_pb2.MemberRecord(node_id=peer, life=1, state=SUSPECT, said_by=N2) for peer in accused]
+    news = mesh_pb2.LinkMessage(member_news=membership_pb2.MemberNews(members=records))
+    node.do(node.machine.received(N2, news, node.now))
+    node.machine.roster.doubted.clear()  # nobody is among the few who look into a rumour at once
+    assert all(node.machine.members[peer].state == SUSPECT for peer in accused)
+    assert not [peer for peer, _ in sent(node.wait(least_s - 1.0), "probe") if peer in accused]
+    probes = {peer: message.probe for peer, message in sent(node.wait(3.0), "probe") if peer in accused}
+    first, probe = next(iter(probes.items()))
+    assert probe.members[0].node_id == first, "told what is said of it, so that it can deny it"
+    node.answering |= set(accused)
+    node.lives.update(dict.fromkeys(accused, 2))
+    node.reply(first, probe.probe_id, first)
+    node.wait(2.0)
+    assert all(node.machine.members[peer].state == ALIVE for peer in accused), "one that was wrong: ask the others"
 
 
 @pytest.mark.parametrize("peers", [2, 5])

@@ -58,3 +58,10 @@ def test_it_only_shrinks_and_stays_between_its_bounds(
     assert all(min_s <= seconds <= max(min_s, min_s * factor) * (1 + 1e-9) for seconds in times)
     if len(set(said_by) - {0}) >= confirmations:
         assert times[-1] == pytest.approx(min_s)
+
+
+def test_the_least_time_is_over_when_a_confirmed_one_would_have_ended() -> None:
+    one = suspicion()
+    assert not one.least_is_over(104.0)
+    assert one.least_is_over(104.1)
+    assert one.ends_at > 104.1

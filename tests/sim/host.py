@@ -320,6 +320,7 @@ class Host:
         self._ticks += 1
         if self._ticks % MEASURED_EVERY == 0:
             self.handle(events.DiskMeasured(self.disk_used, 100))
+            self.checks.jobs.looked_at(self)
         self.clock.after(self.rng.uniform(0.08, TICK_S), partial(self._tick, life))
 
     def _disk_failed(self) -> None:

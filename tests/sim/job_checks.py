@@ -3,6 +3,7 @@
 - Submit answers in time, and what it says is true: so many nodes really hold the job and all that it reads.
 - A task starts only for the leader that its node follows and sees alive, never for a lower token than before, and never
   more tasks at a time than there are slots.
+- A node does not follow for long a leader whose work it refuses for a higher token.
 - A result is announced only while as many nodes as its own node counts on really hold it, or after its deadline.
 - One life of a node says one outcome of an attempt and one end of a job; what a node reads as a job's end only ever
   changes to what outranks it.
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 ANSWER_SLACK_S = 2.5
 #: Failures of one task: each of two sides of a cut, and of two plans, may try so often; what is under way still ends.
 FAILURES_EVER = 4 * FAILURES_TOTAL_MAX
+#: Who is followed and seen alive hears the answers to its beats, and stands above whatever higher token they name.
+REFUSES_MAX_S = 6.0
 #: The deadline of a result is looked at once a tick; the fact is written after it.
 TIMER_SLACK_S = 0.3
 
@@ -53,6 +56,7 @@ class JobChecks:
         self.fallible: dict[bytes, Counter[tuple[int, int]]] = {}  # job → task → failures that really happened
         self._asked: dict[tuple[int, int, int], float] = {}  # (host, life, ticket) → when it must be answered
         self._started_under: dict[tuple[int, int], tuple[int, str]] = {}  # (host, life) → highest token
+        self._refuses: dict[tuple[int, int], tuple[tuple[int, str], float]] = {}  # (host, life) → which leader, since
         self._places: dict[bytes, set[Place]] = {}  # job → its `submitted` facts
         self._held: dict[bytes, set[tuple[int, int]]] = {}  # job → (host, generation) that ever held it
         self._outcomes: dict[tuple[int, int, TaskKey], float] = {}  # when the engine had the result
@@ -119,6 +123,21 @@ class JobChecks:
         assert host.leader is not None, f"{host.name} works for a stranger"
         assert token_order(host.leader) == token, f"{host.name} works for a stranger"
         assert assign.token.leader_id in host.replica.membership.view(), f"{host.name} works for one it does not see"
+
+    def looked_at(self, host: Host) -> None:
+        """Now and then, right after a tick."""
+        if host.replica is None:
+            return
+        name, highest = (host.index, host.life), token_order(host.replica.work.intake.highest)
+        followed = host.replica.election.leader
+        if followed is None or token_order(followed) >= highest:
+            self._refuses.pop(name, None)
+            return
+        leader, since = self._refuses.get(name, ((0, ""), 0.0))
+        if leader != token_order(followed):
+            self._refuses[name] = token_order(followed), self.checks.clock.now
+        elif self.checks.clock.now > since + REFUSES_MAX_S:
+            raise AssertionError(f"{host.name} follows {leader} since {since:.1f} and refuses its work for {highest}")
 
     def task_ended(self, host: Host, key: TaskKey, finished: facts_pb2.TaskFinished) -> None:
         self._outcomes[host.index, host.life, key] = self.checks.clock.now

@@ -12,7 +12,7 @@ from mesh import coordinator, events, takeover
 from mesh.acceptance import Acceptance
 from mesh.coordinator import Coordinator
 from mesh.copies import Copies, _offers
-from mesh.dispatch import Dispatch
+from mesh.dispatch import Dispatch, InFlight
 from mesh.effects import Effect, Persist, SaveVote, Send
 from mesh.election import Election
 from mesh.facts import Fact
@@ -28,6 +28,7 @@ from mesh.placement import Placement, Ready
 from mesh.profiles import Profiles
 from mesh.retention import Retention
 from mesh.roster import Roster
+from mesh.surroundings import is_lost
 from mesh.takeover import Takeover
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from tests.sim.disk import Disk, Write
@@ -147,6 +148,19 @@ def leaders_that_meet_both_stay(patch: Patch) -> None:
         return lead(self, now, view)
 
     patch(Election, "_lead", lead_on)
+
+
+@bug("refuses its work", 20)
+def a_seen_token_is_not_told(patch: Patch) -> None:
+    """Found by the simulator: of two leaders of one term the lower one stayed, and workers refused it for ever."""
+    inner = Election._beat_reply
+
+    def reply(self: Election, peer: NodeId) -> Send:
+        sent = inner(self, peer)
+        sent.message.leader_beat_reply.ClearField("highest")
+        return sent
+
+    patch(Election, "_beat_reply", reply)
 
 
 @bug("sees")
@@ -408,6 +422,25 @@ def duplicate_acceptance(patch: Patch) -> None:
 def a_lease_never_expires(patch: Patch) -> None:
     """Both copies of a task stand still, and nobody takes it from them (stuck.py)."""
     patch(Dispatch, "tick", lambda *_: [])
+
+
+@bug("still open", 20)
+def the_lost_are_waited_for(patch: Patch) -> None:
+    """What ran on a dead node is never given to another; all else that is late is (losses.py)."""
+    expire, why_late = Coordinator._expire, Placement._why_one_is_late
+
+    def wait(self: Coordinator, now: float) -> list[Effect]:
+        for flight in (one for flights in self.dispatch.in_flight.values() for one in flights):
+            if is_lost(self.around, flight.node_id):
+                flight.progressed_at = now
+        return expire(self, now)
+
+    def late(self: Placement, flight: InFlight, now: float) -> str:
+        return "" if is_lost(self.around, flight.node_id) else why_late(self, flight, now)
+
+    patch(Dispatch, "member_lost", lambda *_: [])
+    patch(Coordinator, "_expire", wait)
+    patch(Placement, "_why_one_is_late", late)
 
 
 @bug("times, and goes on", 20)

@@ -14,6 +14,7 @@ from tests.sim.denied import known_denials
 from tests.sim.faults import TROUBLE_UNTIL_S, Faults
 from tests.sim.formed import form, introduce
 from tests.sim.host import Host
+from tests.sim.losses import Losses
 from tests.sim.network import Network
 from tests.sim.quiet import quiet_problems
 from tests.sim.revocations import Revocations
@@ -70,6 +71,7 @@ class World:
         self.clients = Clients(self.clock, self.network, self.checks, part(), until_s=TROUBLE_UNTIL_S + 10.0)
         self.twins = Twins(self.clients, seed, until_s=TROUBLE_UNTIL_S)
         self.stuck = Stuck(self.clients, seed)
+        self.losses = Losses(self.clock, self.network, self.checks, self.faults, seed)
         self.checks.jobs.hosts = self.hosts
         self._give_roles(part())
         if rng.random() < 0.5 or len(self.hosts) >= LARGE:
@@ -101,6 +103,7 @@ class World:
         if not large:
             self.twins.start()
             self.stuck.start()
+            self.losses.start()
         self.clock.run_until(VIRTUAL_S)
         while self.checks.jobs.open_jobs(self.live) and self.clock.now < JOBS_UNTIL_S:
             self.clock.run_until(self.clock.now + JOBS_LOOK_S)  # while jobs run, facts are always on their way
