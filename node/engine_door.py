@@ -12,8 +12,7 @@ from collections.abc import AsyncGenerator, Hashable, Sequence
 
 from mesh.wire import engine_pb2
 from node.engine.api import Engine
-from node.errors import ExitCode, KithError
-from node.limits import TEXTS_MAX, bounded, check_prompt
+from node.limits import bounded, check_prompt, check_texts
 from node.turns import Turns
 
 
@@ -38,16 +37,22 @@ class EngineDoor:
         async with self.turns.of(who):
             return await self._engine.score(request)
 
+    async def embed(self, who: Hashable, request: engine_pb2.EmbedRequest) -> engine_pb2.EmbedReply:
+        check_texts(request.texts)
+        async with self.turns.of(who):
+            return await self._engine.embed(request)
+
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Without a turn: it takes no slot. Its size is that of one message."""
-        if len(texts) > TEXTS_MAX:
-            raise KithError(
-                "bad-request",
-                f"{len(texts):,} texts are more than {TEXTS_MAX:,}",
-                "Count them in several calls.",
-                ExitCode.BAD_INPUT,
-            )
+        check_texts(texts)
         return await self._engine.count_tokens(texts)
+
+    async def export_kv(self, request: engine_pb2.ExportKvRequest) -> engine_pb2.ExportKvReply:
+        """Without a turn: it takes no slot."""
+        return await self._engine.export_kv(request)
+
+    async def import_kv(self, request: engine_pb2.ImportKvRequest) -> None:
+        await self._engine.import_kv(request)
 
     def _places(self) -> int:
         return self._engine.loaded.slots if self._engine.loaded is not None else 1

@@ -8,6 +8,8 @@ in mesh/roster.py, `POSITIONS_MAX` in mesh/gossip.py, `FETCHES_MAX` in mesh/copi
 in node/discovery.py, strangers at the join door in node/joining/pace.py. The bucket that counts is mesh/rate.py.
 """
 
+from collections.abc import Sequence
+
 from mesh.wire import engine_pb2
 from node.errors import ExitCode, KithError
 
@@ -97,6 +99,17 @@ def bounded(request: engine_pb2.GenerateRequest, context_tokens: int) -> engine_
     capped.max_tokens = min(request.max_tokens or OUTPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX)
     capped.priority = min(request.priority, PRIORITY_MAX)
     return capped
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises `KithError` for more texts than one call may bring. Their size is bounded by that of a message."""
+    if len(texts) > TEXTS_MAX:
+        raise KithError(
+            "bad-request",
+            f"{len(texts):,} texts are more than {TEXTS_MAX:,}",
+            "Send them in several calls.",
+            ExitCode.BAD_INPUT,
+        )
 
 
 def check_prompt(request: engine_pb2.GenerateRequest | engine_pb2.ScoreRequest, context_tokens: int) -> None:

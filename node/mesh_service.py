@@ -55,6 +55,15 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         except KithError as error:
             await abort(context, error)
 
+    async def Embed(
+        self, request: mesh_pb2.EmbedCall, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> engine_pb2.EmbedReply:
+        await self._check_hops(request.hop_count, context)
+        try:
+            return await self._engine.embed(caller_of(context).node_id, request.request)
+        except KithError as error:
+            await abort(context, error)
+
     async def CountTokens(
         self, request: engine_pb2.CountTokensRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> engine_pb2.CountTokensReply:
@@ -63,6 +72,20 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
             return engine_pb2.CountTokensReply(counts=await self._engine.count_tokens(request.texts))
         except KithError as error:
             await abort(context, error)
+
+    async def FetchModel(
+        self, request: mesh_pb2.FetchModelRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[mesh_pb2.BlobChunk]:
+        error = KithError("model-missing", "this node does not hold it", "Ask another one.", ExitCode.NOT_FOUND)
+        await abort(context, error)
+        yield mesh_pb2.BlobChunk()
+
+    async def FetchKv(
+        self, request: mesh_pb2.FetchKvRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[mesh_pb2.KvChunk]:
+        error = KithError("kv-missing", "this node holds nothing of it", "Ask another one.", ExitCode.NOT_FOUND)
+        await abort(context, error)
+        yield mesh_pb2.KvChunk()
 
     async def FetchBlob(
         self, request: mesh_pb2.FetchBlobRequest, context: "grpc.aio.ServicerContext[Any, Any]"

@@ -27,18 +27,31 @@ class ChatMessage(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_JSON_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """"system", "user", "assistant" """
     content: _builtins.str
+    tool_calls_json: _builtins.str
+    """What the chat template needs beyond the text; as OpenAI's API has it.
+    of an assistant: a JSON array
+    """
+    tool_call_id: _builtins.str
+    """of a tool's answer"""
+    name: _builtins.str
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         content: _builtins.str = ...,
+        tool_calls_json: _builtins.str = ...,
+        tool_call_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls_json", b"tool_calls_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -48,12 +61,35 @@ Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 class Sampling(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LogitBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     MIN_P_FIELD_NUMBER: _builtins.int
     REPEAT_PENALTY_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """0: greedy"""
     top_p: _builtins.float
@@ -65,6 +101,14 @@ class Sampling(_message.Message):
     repeat_penalty: _builtins.float
     """0 or 1: off"""
     seed: _builtins.int
+    frequency_penalty: _builtins.float
+    """0: off"""
+    presence_penalty: _builtins.float
+    """0: off"""
+    @_builtins.property
+    def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """by token"""
+
     def __init__(
         self,
         *,
@@ -74,10 +118,13 @@ class Sampling(_message.Message):
         min_p: _builtins.float = ...,
         repeat_penalty: _builtins.float = ...,
         seed: _builtins.int = ...,
+        frequency_penalty: _builtins.float = ...,
+        presence_penalty: _builtins.float = ...,
+        logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_p", b"min_p", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -96,6 +143,16 @@ class GenerateRequest(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     CONTINUE_FROM_FIELD_NUMBER: _builtins.int
+    CONTINUE_TOKENS_FIELD_NUMBER: _builtins.int
+    WANT_TOKENS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    GRAMMAR_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    TOOLS_JSON_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    USEFUL_SECONDS_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     max_tokens: _builtins.int
     """0: what fits"""
@@ -103,12 +160,38 @@ class GenerateRequest(_message.Message):
     """higher first; interactive chat is 1, jobs are 0"""
     continue_from: _builtins.str
     """The assistant's answer so far: the engine goes on from there (a stream moved from a node that died)."""
+    want_tokens: _builtins.bool
+    """deltas carry token ids"""
+    logprobs: _builtins.bool
+    """deltas carry log-probabilities"""
+    top_logprobs: _builtins.int
+    """with logprobs: so many alternatives a token, at most 20"""
+    grammar: _builtins.str
+    """At most one of these; the output follows it.
+    GBNF
+    """
+    json_schema: _builtins.str
+    """JSON text; "{}": any JSON object"""
+    tools_json: _builtins.str
+    """OpenAI's `tools`, for the chat template: a JSON array"""
+    owner: _builtins.str
+    """on whose behalf: the fair queue shares by it"""
+    useful_seconds: _builtins.float
+    """from its arrival on; not begun by then: refused as too late. 0: for ever"""
+    adapter: _builtins.str
+    """name of a LoRA adapter that was loaded; empty: none"""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]: ...
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def continue_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The same as tokens, for a model of the same vocabulary: text does not say how it was cut into tokens. Wins over
+        `continue_from`.
+        """
+
     def __init__(
         self,
         *,
@@ -119,10 +202,20 @@ class GenerateRequest(_message.Message):
         stop: _abc.Iterable[_builtins.str] | None = ...,
         priority: _builtins.int = ...,
         continue_from: _builtins.str = ...,
+        continue_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        want_tokens: _builtins.bool = ...,
+        logprobs: _builtins.bool = ...,
+        top_logprobs: _builtins.int = ...,
+        grammar: _builtins.str = ...,
+        json_schema: _builtins.str = ...,
+        tools_json: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        useful_seconds: _builtins.float = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["continue_from", b"continue_from", "max_tokens", b"max_tokens", "messages", b"messages", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "continue_from", b"continue_from", "continue_tokens", b"continue_tokens", "grammar", b"grammar", "json_schema", b"json_schema", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "messages", b"messages", "owner", b"owner", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "stop", b"stop", "tools_json", b"tools_json", "top_logprobs", b"top_logprobs", "useful_seconds", b"useful_seconds", "want_tokens", b"want_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -160,17 +253,25 @@ class GenerateEvent(_message.Message):
 
         TEXT_FIELD_NUMBER: _builtins.int
         TOKENS_FIELD_NUMBER: _builtins.int
+        TOKEN_IDS_FIELD_NUMBER: _builtins.int
+        LOGPROBS_FIELD_NUMBER: _builtins.int
         text: _builtins.str
         tokens: _builtins.int
+        @_builtins.property
+        def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+        @_builtins.property
+        def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]: ...
         def __init__(
             self,
             *,
             text: _builtins.str = ...,
             tokens: _builtins.int = ...,
+            token_ids: _abc.Iterable[_builtins.int] | None = ...,
+            logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "tokens", b"tokens"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids", "tokens", b"tokens"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -225,6 +326,191 @@ class GenerateEvent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___GenerateEvent: _TypeAlias = GenerateEvent  # noqa: Y015
+
+@_typing.final
+class TokenLogprob(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    PIECE_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    token: _builtins.int
+    piece: _builtins.bytes
+    """its bytes: may be part of a character"""
+    logprob: _builtins.float
+    """nats, of the model's own distribution, before sampling changed it"""
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """the likeliest, best first"""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.int = ...,
+        piece: _builtins.bytes = ...,
+        logprob: _builtins.float = ...,
+        top: _abc.Iterable[Global___TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "piece", b"piece", "token", b"token", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    """One vector a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        owner: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class EmbedReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Vector(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        VALUES_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+            """of length 1 (Euclid)"""
+
+        def __init__(
+            self,
+            *,
+            values: _abc.Iterable[_builtins.float] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VECTORS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def vectors(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedReply.Vector]: ...
+    @_builtins.property
+    def usage(self) -> _common_pb2.Usage: ...
+    def __init__(
+        self,
+        *,
+        vectors: _abc.Iterable[Global___EmbedReply.Vector] | None = ...,
+        usage: _common_pb2.Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedReply: _TypeAlias = EmbedReply  # noqa: Y015
+
+@_typing.final
+class ExportKvRequest(_message.Message):
+    """What an engine holds of a prompt's beginning, to be taken in by another engine of the same model, build and KV type."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportKvRequest: _TypeAlias = ExportKvRequest  # noqa: Y015
+
+@_typing.final
+class ExportKvReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """so many of the prompt's first tokens; 0: nothing is held"""
+    state: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+        state: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportKvReply: _TypeAlias = ExportKvReply  # noqa: Y015
+
+@_typing.final
+class ImportKvRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    state: _builtins.bytes
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+        state: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportKvRequest: _TypeAlias = ImportKvRequest  # noqa: Y015
+
+@_typing.final
+class ImportKvReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportKvReply: _TypeAlias = ImportKvReply  # noqa: Y015
 
 @_typing.final
 class ScoreRequest(_message.Message):
@@ -341,6 +627,9 @@ class EngineCommand(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     CALIBRATE_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
+    EMBED_FIELD_NUMBER: _builtins.int
+    EXPORT_KV_FIELD_NUMBER: _builtins.int
+    IMPORT_KV_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def load(self) -> Global___LoadModel: ...
@@ -356,6 +645,12 @@ class EngineCommand(_message.Message):
     def calibrate(self) -> Global___CalibrateRequest: ...
     @_builtins.property
     def stats(self) -> Global___StatsRequest: ...
+    @_builtins.property
+    def embed(self) -> Global___EmbedRequest: ...
+    @_builtins.property
+    def export_kv(self) -> Global___ExportKvRequest: ...
+    @_builtins.property
+    def import_kv(self) -> Global___ImportKvRequest: ...
     def __init__(
         self,
         *,
@@ -367,12 +662,15 @@ class EngineCommand(_message.Message):
         cancel: Global___CancelRequest | None = ...,
         calibrate: Global___CalibrateRequest | None = ...,
         stats: Global___StatsRequest | None = ...,
+        embed: Global___EmbedRequest | None = ...,
+        export_kv: Global___ExportKvRequest | None = ...,
+        import_kv: Global___ImportKvRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calibrate", b"calibrate", "cancel", b"cancel", "command", b"command", "count_tokens", b"count_tokens", "generate", b"generate", "load", b"load", "score", b"score", "stats", b"stats"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibrate", b"calibrate", "cancel", b"cancel", "command", b"command", "count_tokens", b"count_tokens", "embed", b"embed", "export_kv", b"export_kv", "generate", b"generate", "import_kv", b"import_kv", "load", b"load", "score", b"score", "stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibrate", b"calibrate", "cancel", b"cancel", "command", b"command", "count_tokens", b"count_tokens", "generate", b"generate", "id", b"id", "load", b"load", "score", b"score", "stats", b"stats"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibrate", b"calibrate", "cancel", b"cancel", "command", b"command", "count_tokens", b"count_tokens", "embed", b"embed", "export_kv", b"export_kv", "generate", b"generate", "id", b"id", "import_kv", b"import_kv", "load", b"load", "score", b"score", "stats", b"stats"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["load", "generate", "score", "count_tokens", "cancel", "calibrate", "stats"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["load", "generate", "score", "count_tokens", "cancel", "calibrate", "stats", "embed", "export_kv", "import_kv"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -394,6 +692,8 @@ class LoadModel(_message.Message):
     ECHO_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     KEY_ENV_FIELD_NUMBER: _builtins.int
     PLAIN_KERNELS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    SPILL_BYTES_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     path: _builtins.str
     context_tokens: _builtins.int
@@ -413,6 +713,10 @@ class LoadModel(_message.Message):
     """openai back end: name of the environment variable that holds the key"""
     plain_kernels: _builtins.bool
     """llama: without the CPU's special matrix units; set after they crashed a first attempt"""
+    spill_bytes: _builtins.int
+    """memory for prefixes that fell out of the KV cache; 0: none are kept"""
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]: ...
     def __init__(
         self,
         *,
@@ -428,14 +732,42 @@ class LoadModel(_message.Message):
         echo_tokens_per_s: _builtins.float = ...,
         key_env: _builtins.str = ...,
         plain_kernels: _builtins.bool = ...,
+        adapters: _abc.Iterable[Global___Adapter] | None = ...,
+        spill_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "base_url", b"base_url", "context_tokens", b"context_tokens", "echo_tokens_per_s", b"echo_tokens_per_s", "gpu_layers", b"gpu_layers", "key_env", b"key_env", "memory_limit_bytes", b"memory_limit_bytes", "model_name", b"model_name", "path", b"path", "plain_kernels", b"plain_kernels", "slots", b"slots", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "backend", b"backend", "base_url", b"base_url", "context_tokens", b"context_tokens", "echo_tokens_per_s", b"echo_tokens_per_s", "gpu_layers", b"gpu_layers", "key_env", b"key_env", "memory_limit_bytes", b"memory_limit_bytes", "model_name", b"model_name", "path", b"path", "plain_kernels", b"plain_kernels", "slots", b"slots", "spill_bytes", b"spill_bytes", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadModel: _TypeAlias = LoadModel  # noqa: Y015
+
+@_typing.final
+class Adapter(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    path: _builtins.str
+    scale: _builtins.float
+    """0: 1"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        scale: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
 
 @_typing.final
 class CancelRequest(_message.Message):
@@ -488,9 +820,7 @@ Global___StatsRequest: _TypeAlias = StatsRequest  # noqa: Y015
 
 @_typing.final
 class EngineEvent(_message.Message):
-    """Engine process → daemon. The last event of a request is one of loaded, finished, problem, score, counts, calibrated,
-    stats.
-    """
+    """Engine process → daemon. The last event of a request is any but a `generate` that is not `finished`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -502,6 +832,9 @@ class EngineEvent(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     CALIBRATED_FIELD_NUMBER: _builtins.int
     STATS_FIELD_NUMBER: _builtins.int
+    EMBEDDED_FIELD_NUMBER: _builtins.int
+    EXPORTED_KV_FIELD_NUMBER: _builtins.int
+    IMPORTED_KV_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def loaded(self) -> Global___EngineLoaded: ...
@@ -517,6 +850,12 @@ class EngineEvent(_message.Message):
     def calibrated(self) -> Global___Calibrated: ...
     @_builtins.property
     def stats(self) -> Global___EngineStats: ...
+    @_builtins.property
+    def embedded(self) -> Global___EmbedReply: ...
+    @_builtins.property
+    def exported_kv(self) -> Global___ExportKvReply: ...
+    @_builtins.property
+    def imported_kv(self) -> Global___ImportKvReply: ...
     def __init__(
         self,
         *,
@@ -528,12 +867,15 @@ class EngineEvent(_message.Message):
         problem: _common_pb2.Problem | None = ...,
         calibrated: Global___Calibrated | None = ...,
         stats: Global___EngineStats | None = ...,
+        embedded: Global___EmbedReply | None = ...,
+        exported_kv: Global___ExportKvReply | None = ...,
+        imported_kv: Global___ImportKvReply | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calibrated", b"calibrated", "counts", b"counts", "event", b"event", "generate", b"generate", "loaded", b"loaded", "problem", b"problem", "score", b"score", "stats", b"stats"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibrated", b"calibrated", "counts", b"counts", "embedded", b"embedded", "event", b"event", "exported_kv", b"exported_kv", "generate", b"generate", "imported_kv", b"imported_kv", "loaded", b"loaded", "problem", b"problem", "score", b"score", "stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibrated", b"calibrated", "counts", b"counts", "event", b"event", "generate", b"generate", "id", b"id", "loaded", b"loaded", "problem", b"problem", "score", b"score", "stats", b"stats"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibrated", b"calibrated", "counts", b"counts", "embedded", b"embedded", "event", b"event", "exported_kv", b"exported_kv", "generate", b"generate", "id", b"id", "imported_kv", b"imported_kv", "loaded", b"loaded", "problem", b"problem", "score", b"score", "stats", b"stats"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["loaded", "generate", "score", "counts", "problem", "calibrated", "stats"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["loaded", "generate", "score", "counts", "problem", "calibrated", "stats", "embedded", "exported_kv", "imported_kv"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -558,6 +900,10 @@ class EngineLoaded(_message.Message):
     TRAINED_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     SYSTEM_INFO_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    VOCABULARY_SHA256_FIELD_NUMBER: _builtins.int
+    EMBEDDING_SIZE_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    KV_LAYOUT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     parameters: _builtins.int
     model_bytes: _builtins.int
@@ -573,8 +919,15 @@ class EngineLoaded(_message.Message):
     system_info: _builtins.str
     """CPU features the library was built with"""
     has_chat_template: _builtins.bool
+    vocabulary_sha256: _builtins.bytes
+    """of all pieces in order; empty where it is not known"""
+    embedding_size: _builtins.int
+    kv_layout: _builtins.str
+    """engines with the same one can exchange KV; empty: none"""
     @_builtins.property
     def abilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -593,10 +946,14 @@ class EngineLoaded(_message.Message):
         trained_context_tokens: _builtins.int = ...,
         system_info: _builtins.str = ...,
         has_chat_template: _builtins.bool = ...,
+        vocabulary_sha256: _builtins.bytes = ...,
+        embedding_size: _builtins.int = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
+        kv_layout: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "architecture", b"architecture", "context_tokens", b"context_tokens", "has_chat_template", b"has_chat_template", "licence", b"licence", "load_seconds", b"load_seconds", "model", b"model", "model_bytes", b"model_bytes", "parameters", b"parameters", "quantization", b"quantization", "slots", b"slots", "system_info", b"system_info", "threads", b"threads", "trained_context_tokens", b"trained_context_tokens", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "adapters", b"adapters", "architecture", b"architecture", "context_tokens", b"context_tokens", "embedding_size", b"embedding_size", "has_chat_template", b"has_chat_template", "kv_layout", b"kv_layout", "licence", b"licence", "load_seconds", b"load_seconds", "model", b"model", "model_bytes", b"model_bytes", "parameters", b"parameters", "quantization", b"quantization", "slots", b"slots", "system_info", b"system_info", "threads", b"threads", "trained_context_tokens", b"trained_context_tokens", "vocabulary_sha256", b"vocabulary_sha256", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -634,6 +991,7 @@ class EngineStats(_message.Message):
     PROMPT_TOKENS_PROCESSED_FIELD_NUMBER: _builtins.int
     BUSY_SECONDS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     slots_busy: _builtins.int
     queue_length: _builtins.int
     tokens_generated: _builtins.int
@@ -641,6 +999,8 @@ class EngineStats(_message.Message):
     busy_seconds: _builtins.float
     steps: _builtins.int
     """grows while the engine makes progress; a busy engine whose steps stand still is hung"""
+    cached_tokens: _builtins.int
+    """prompt tokens that a cached prefix saved"""
     def __init__(
         self,
         *,
@@ -650,10 +1010,11 @@ class EngineStats(_message.Message):
         prompt_tokens_processed: _builtins.int = ...,
         busy_seconds: _builtins.float = ...,
         steps: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "prompt_tokens_processed", b"prompt_tokens_processed", "queue_length", b"queue_length", "slots_busy", b"slots_busy", "steps", b"steps", "tokens_generated", b"tokens_generated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "cached_tokens", b"cached_tokens", "prompt_tokens_processed", b"prompt_tokens_processed", "queue_length", b"queue_length", "slots_busy", b"slots_busy", "steps", b"steps", "tokens_generated", b"tokens_generated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,8 +7,10 @@ Two nodes share one long-lived bidirectional stream, the link, for everything sm
 have streams of their own so that neither blocks a heartbeat.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from mesh.wire import engine_pb2 as _engine_pb2
 from mesh.wire import facts_pb2 as _facts_pb2
 from mesh.wire import membership_pb2 as _membership_pb2
@@ -189,6 +191,110 @@ class ScoreCall(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreCall: _TypeAlias = ScoreCall  # noqa: Y015
+
+@_typing.final
+class EmbedCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    HOP_COUNT_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    hop_count: _builtins.int
+    @_builtins.property
+    def request(self) -> _engine_pb2.EmbedRequest: ...
+    def __init__(
+        self,
+        *,
+        request: _engine_pb2.EmbedRequest | None = ...,
+        agent: _builtins.str = ...,
+        hop_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "hop_count", b"hop_count", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedCall: _TypeAlias = EmbedCall  # noqa: Y015
+
+@_typing.final
+class FetchModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    offset_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.bytes = ...,
+        offset_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset_bytes", b"offset_bytes", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchModelRequest: _TypeAlias = FetchModelRequest  # noqa: Y015
+
+@_typing.final
+class FetchKvRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    MODEL_SHA256_FIELD_NUMBER: _builtins.int
+    KV_LAYOUT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    model_sha256: _builtins.bytes
+    kv_layout: _builtins.str
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+        model_sha256: _builtins.bytes = ...,
+        kv_layout: _builtins.str = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "kv_layout", b"kv_layout", "model_sha256", b"model_sha256", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchKvRequest: _TypeAlias = FetchKvRequest  # noqa: Y015
+
+@_typing.final
+class KvChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    tokens: _builtins.int
+    """on the first chunk: how many of the asked ones the state holds"""
+    size_bytes: _builtins.int
+    """on the first chunk: of the whole state"""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        tokens: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "size_bytes", b"size_bytes", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvChunk: _TypeAlias = KvChunk  # noqa: Y015
 
 @_typing.final
 class FetchBlobRequest(_message.Message):

@@ -56,6 +56,21 @@ class MeshStub:
                 request_serializer=mesh_dot_wire_dot_engine__pb2.CountTokensRequest.SerializeToString,
                 response_deserializer=mesh_dot_wire_dot_engine__pb2.CountTokensReply.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/kith.mesh.v1.Mesh/Embed',
+                request_serializer=mesh_dot_wire_dot_mesh__pb2.EmbedCall.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_engine__pb2.EmbedReply.FromString,
+                _registered_method=True)
+        self.FetchModel = channel.unary_stream(
+                '/kith.mesh.v1.Mesh/FetchModel',
+                request_serializer=mesh_dot_wire_dot_mesh__pb2.FetchModelRequest.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_mesh__pb2.BlobChunk.FromString,
+                _registered_method=True)
+        self.FetchKv = channel.unary_stream(
+                '/kith.mesh.v1.Mesh/FetchKv',
+                request_serializer=mesh_dot_wire_dot_mesh__pb2.FetchKvRequest.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_mesh__pb2.KvChunk.FromString,
+                _registered_method=True)
         self.FetchBlob = channel.unary_stream(
                 '/kith.mesh.v1.Mesh/FetchBlob',
                 request_serializer=mesh_dot_wire_dot_mesh__pb2.FetchBlobRequest.SerializeToString,
@@ -103,6 +118,26 @@ class MeshServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchModel(self, request, context):
+        """The model file of an agent of the asked node; chunks as of FetchBlob. NOT_FOUND where it has no such file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchKv(self, request, context):
+        """What the asked node's engine holds of a prompt's beginning; chunks of at most 1 MiB, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FetchBlob(self, request, context):
         """Chunks of at most 1 MiB, in order from `offset`. NOT_FOUND where the node does not hold it.
         """
@@ -146,6 +181,21 @@ def add_MeshServicer_to_server(servicer, server):
                     servicer.CountTokens,
                     request_deserializer=mesh_dot_wire_dot_engine__pb2.CountTokensRequest.FromString,
                     response_serializer=mesh_dot_wire_dot_engine__pb2.CountTokensReply.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=mesh_dot_wire_dot_mesh__pb2.EmbedCall.FromString,
+                    response_serializer=mesh_dot_wire_dot_engine__pb2.EmbedReply.SerializeToString,
+            ),
+            'FetchModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchModel,
+                    request_deserializer=mesh_dot_wire_dot_mesh__pb2.FetchModelRequest.FromString,
+                    response_serializer=mesh_dot_wire_dot_mesh__pb2.BlobChunk.SerializeToString,
+            ),
+            'FetchKv': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchKv,
+                    request_deserializer=mesh_dot_wire_dot_mesh__pb2.FetchKvRequest.FromString,
+                    response_serializer=mesh_dot_wire_dot_mesh__pb2.KvChunk.SerializeToString,
             ),
             'FetchBlob': grpc.unary_stream_rpc_method_handler(
                     servicer.FetchBlob,
@@ -272,6 +322,87 @@ class Mesh:
             '/kith.mesh.v1.Mesh/CountTokens',
             mesh_dot_wire_dot_engine__pb2.CountTokensRequest.SerializeToString,
             mesh_dot_wire_dot_engine__pb2.CountTokensReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kith.mesh.v1.Mesh/Embed',
+            mesh_dot_wire_dot_mesh__pb2.EmbedCall.SerializeToString,
+            mesh_dot_wire_dot_engine__pb2.EmbedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kith.mesh.v1.Mesh/FetchModel',
+            mesh_dot_wire_dot_mesh__pb2.FetchModelRequest.SerializeToString,
+            mesh_dot_wire_dot_mesh__pb2.BlobChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchKv(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kith.mesh.v1.Mesh/FetchKv',
+            mesh_dot_wire_dot_mesh__pb2.FetchKvRequest.SerializeToString,
+            mesh_dot_wire_dot_mesh__pb2.KvChunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,11 @@ class MeshStub:
     """Runs on the asked node's own engine; the caller has already chosen. hop_count guards against loops."""
     Score: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.ScoreCall, _engine_pb2.ScoreReply]
     CountTokens: _grpc.UnaryUnaryMultiCallable[_engine_pb2.CountTokensRequest, _engine_pb2.CountTokensReply]
+    Embed: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.EmbedCall, _engine_pb2.EmbedReply]
+    FetchModel: _grpc.UnaryStreamMultiCallable[_mesh_pb2.FetchModelRequest, _mesh_pb2.BlobChunk]
+    """The model file of an agent of the asked node; chunks as of FetchBlob. NOT_FOUND where it has no such file."""
+    FetchKv: _grpc.UnaryStreamMultiCallable[_mesh_pb2.FetchKvRequest, _mesh_pb2.KvChunk]
+    """What the asked node's engine holds of a prompt's beginning; chunks of at most 1 MiB, in order."""
     FetchBlob: _grpc.UnaryStreamMultiCallable[_mesh_pb2.FetchBlobRequest, _mesh_pb2.BlobChunk]
     """Chunks of at most 1 MiB, in order from `offset`. NOT_FOUND where the node does not hold it."""
     Renew: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.RenewRequest, _mesh_pb2.RenewReply]
@@ -62,6 +67,11 @@ class MeshAsyncStub(MeshStub):
     """Runs on the asked node's own engine; the caller has already chosen. hop_count guards against loops."""
     Score: _aio.UnaryUnaryMultiCallable[_mesh_pb2.ScoreCall, _engine_pb2.ScoreReply]  # type: ignore[assignment]
     CountTokens: _aio.UnaryUnaryMultiCallable[_engine_pb2.CountTokensRequest, _engine_pb2.CountTokensReply]  # type: ignore[assignment]
+    Embed: _aio.UnaryUnaryMultiCallable[_mesh_pb2.EmbedCall, _engine_pb2.EmbedReply]  # type: ignore[assignment]
+    FetchModel: _aio.UnaryStreamMultiCallable[_mesh_pb2.FetchModelRequest, _mesh_pb2.BlobChunk]  # type: ignore[assignment]
+    """The model file of an agent of the asked node; chunks as of FetchBlob. NOT_FOUND where it has no such file."""
+    FetchKv: _aio.UnaryStreamMultiCallable[_mesh_pb2.FetchKvRequest, _mesh_pb2.KvChunk]  # type: ignore[assignment]
+    """What the asked node's engine holds of a prompt's beginning; chunks of at most 1 MiB, in order."""
     FetchBlob: _aio.UnaryStreamMultiCallable[_mesh_pb2.FetchBlobRequest, _mesh_pb2.BlobChunk]  # type: ignore[assignment]
     """Chunks of at most 1 MiB, in order from `offset`. NOT_FOUND where the node does not hold it."""
     Renew: _aio.UnaryUnaryMultiCallable[_mesh_pb2.RenewRequest, _mesh_pb2.RenewReply]  # type: ignore[assignment]
@@ -101,6 +111,29 @@ class MeshServicer(metaclass=_abc_1.ABCMeta):
         request: _engine_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_engine_pb2.CountTokensReply, _abc.Awaitable[_engine_pb2.CountTokensReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _mesh_pb2.EmbedCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_pb2.EmbedReply, _abc.Awaitable[_engine_pb2.EmbedReply]]: ...
+
+    @_abc_1.abstractmethod
+    def FetchModel(
+        self,
+        request: _mesh_pb2.FetchModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_mesh_pb2.BlobChunk], _abc.AsyncIterator[_mesh_pb2.BlobChunk]]:
+        """The model file of an agent of the asked node; chunks as of FetchBlob. NOT_FOUND where it has no such file."""
+
+    @_abc_1.abstractmethod
+    def FetchKv(
+        self,
+        request: _mesh_pb2.FetchKvRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_mesh_pb2.KvChunk], _abc.AsyncIterator[_mesh_pb2.KvChunk]]:
+        """What the asked node's engine holds of a prompt's beginning; chunks of at most 1 MiB, in order."""
 
     @_abc_1.abstractmethod
     def FetchBlob(

@@ -46,6 +46,14 @@ class Engine(Protocol):
 
     async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply: ...
 
+    async def embed(self, request: engine_pb2.EmbedRequest) -> engine_pb2.EmbedReply: ...
+
+    async def export_kv(self, request: engine_pb2.ExportKvRequest) -> engine_pb2.ExportKvReply:
+        """What is held of the tokens' beginning; 0 tokens where nothing is."""
+
+    async def import_kv(self, request: engine_pb2.ImportKvRequest) -> None:
+        """Take in what another engine of the same `kv_layout` and model exported. It becomes a cached prefix."""
+
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without special tokens."""
 

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 
 from mesh.wire import common_pb2, engine_pb2
-from node.engine.backend import Request
+from node.engine.backend import Request, unsupported
 from node.errors import KithError
 
 MODEL_NAME = "echo (no model)"
@@ -98,6 +98,8 @@ class EchoBackend:
         elif kind == "count_tokens":
             counts = [len(tokens_of(text)) for text in request.command.count_tokens.texts]
             request.answer(engine_pb2.EngineEvent(counts=engine_pb2.CountTokensReply(counts=counts)))
+        elif kind != "calibrate":
+            raise unsupported("echo", f"do {kind}")
         else:
             rates = engine_pb2.Calibrated(
                 prefill_tokens_per_s=PREFILL_FACTOR * self._pace, decode_tokens_per_s=self._pace

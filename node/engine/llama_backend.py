@@ -14,7 +14,7 @@ from pathlib import Path
 from mesh.wire import engine_pb2
 from node import gguf
 from node.engine import llama, sampling
-from node.engine.backend import Outbox, Request
+from node.engine.backend import Outbox, Request, unsupported
 from node.engine.llama_loop import BATCH_TOKENS, FatalDecodeError, LlamaLoop
 from node.engine.llama_work import CalibrateWork, GenerateWork, ScoreWork, Work
 from node.engine.template import ChatTemplate
@@ -83,8 +83,9 @@ class LlamaBackend:
             self._submit_score(request)
         elif kind == "calibrate":
             self._add(CalibrateWork(request, self._model, self._context_tokens))
+        elif kind != "count_tokens":
+            raise unsupported("llama", f"do {kind}")
         else:
-            assert kind == "count_tokens"
             counts = [len(self._model.tokenize(text, special=False)) for text in request.command.count_tokens.texts]
             request.answer(engine_pb2.EngineEvent(counts=engine_pb2.CountTokensReply(counts=counts)))
 

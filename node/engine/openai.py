@@ -88,8 +88,8 @@ class OpenaiBackend:
 
     def submit(self, request: Request) -> None:
         kind = request.command.WhichOneof("command")
-        if kind == "score":
-            raise unsupported("openai", "score continuations")
+        if kind not in ("generate", "count_tokens", "calibrate"):
+            raise unsupported("openai", f"do {kind}")
         if kind == "count_tokens":
             counts = [estimate_tokens(text) for text in request.command.count_tokens.texts]
             request.answer(engine_pb2.EngineEvent(counts=engine_pb2.CountTokensReply(counts=counts)))

@@ -158,6 +158,15 @@ class EngineProcess:
     async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
         return (await self._ready().ask(engine_pb2.EngineCommand(score=request))).score
 
+    async def embed(self, request: engine_pb2.EmbedRequest) -> engine_pb2.EmbedReply:
+        return (await self._ready().ask(engine_pb2.EngineCommand(embed=request))).embedded
+
+    async def export_kv(self, request: engine_pb2.ExportKvRequest) -> engine_pb2.ExportKvReply:
+        return (await self._ready().ask(engine_pb2.EngineCommand(export_kv=request))).exported_kv
+
+    async def import_kv(self, request: engine_pb2.ImportKvRequest) -> None:
+        await self._ready().ask(engine_pb2.EngineCommand(import_kv=request))
+
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         command = engine_pb2.EngineCommand(count_tokens=engine_pb2.CountTokensRequest(texts=texts))
         return list((await self._ready().ask(command)).counts.counts)
