@@ -49,13 +49,15 @@ class LlamaBackend:
         slots = command.slots or 1
         self._model = model = llama.Model(path, command.gpu_layers, command.plain_kernels)
         wanted = command.context_tokens or min(model.trained_context_tokens, gguf.CONTEXT_TOKENS_DEFAULT)
-        context = llama.Context(model, wanted, slots, threads, BATCH_TOKENS + slots)
-        self._context_tokens = min(context.context_tokens, wanted)
+        # On a CPU flash attention is slower than plain one, by far for several sequences; see docs/engine.md.
+        flash_attention = None if command.gpu_layers else False
+        context = llama.Context(model, wanted, slots, threads, BATCH_TOKENS + slots, flash_attention=flash_attention)
+        self._context_tokens = context.context_tokens
         bos, eos = model.token_text("bos"), model.token_text("eos")
         self._bos = bos if model.adds_bos() else ""
         self._template = ChatTemplate(header.chat_template, bos, eos)
         _warm_up(context, min(WARM_UP_TOKENS, self._context_tokens))
-        self._loop = LlamaLoop(context, slots, self._outbox.flush)
+        self._loop = LlamaLoop(context, slots, self._outbox.flush, command.spill_bytes)
         threading.Thread(target=self._run, name="llama", daemon=True).start()
         return engine_pb2.EngineLoaded(
             model=path.stem,
