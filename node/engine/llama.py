@@ -228,7 +228,7 @@ class Context:
         # batch.seq_id is an array of pointers; they are pointed at one array of ours, filled at one stroke.
         self._sequences = np.zeros(batch_tokens, dtype=np.int32)
         pointer = ctypes.POINTER(ctypes.c_int32)
-        self._library_sequences = [
+        self._library_sequences: list[Any] = [
             ctypes.cast(self._batch.seq_id[i], ctypes.c_void_p).value for i in range(batch_tokens)
         ]
         for i in range(batch_tokens):

@@ -15,6 +15,7 @@ from mesh.wire import engine_pb2
 from node import gguf
 from node.engine import llama, sampling
 from node.engine.backend import Outbox, Request, unsupported
+from node.engine.kv_exchange import KvExchange
 from node.engine.llama_loop import BATCH_TOKENS, FatalDecodeError, LlamaLoop
 from node.engine.llama_work import CalibrateWork, GenerateWork, ScoreWork, Work
 from node.engine.template import ChatTemplate
@@ -56,8 +57,9 @@ class LlamaBackend:
         bos, eos = model.token_text("bos"), model.token_text("eos")
         self._bos = bos if model.adds_bos() else ""
         self._template = ChatTemplate(header.chat_template, bos, eos)
-        _warm_up(context, min(WARM_UP_TOKENS, self._context_tokens))
+        state = _warm_up(context, min(WARM_UP_TOKENS, self._context_tokens))
         self._loop = LlamaLoop(context, slots, self._outbox.flush, command.spill_bytes)
+        self._kv = KvExchange(self._loop, context, path, state, command.spill_bytes)
         threading.Thread(target=self._run, name="llama", daemon=True).start()
         return engine_pb2.EngineLoaded(
             model=path.stem,
@@ -67,7 +69,8 @@ class LlamaBackend:
             context_tokens=self._context_tokens,
             slots=slots,
             threads=threads,
-            abilities=["generate", "chat", "score"],
+            abilities=["generate", "chat", "score", *(["kv"] if self._kv.name else [])],
+            kv_layout=self._kv.name,
             load_seconds=time.monotonic() - begun,
             licence=header.licence,
             architecture=header.architecture,
@@ -85,6 +88,10 @@ class LlamaBackend:
             self._submit_score(request)
         elif kind == "calibrate":
             self._add(CalibrateWork(request, self._model, self._context_tokens))
+        elif kind == "export_kv":
+            self._kv.send(request)
+        elif kind == "import_kv":
+            self._kv.receive(request)
         elif kind != "count_tokens":
             raise unsupported("llama", f"do {kind}")
         else:
@@ -171,15 +178,18 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _warm_up(context: llama.Context, tokens: int) -> None:
-    """Touch all weights once, so that the first request does not pay for it, and run the kernels for many rows, so
-    that a CPU whose special units do not work (AMX in some virtual machines) crashes now and not under a request."""
+def _warm_up(context: llama.Context, tokens: int) -> bytearray:
+    """A first batch; returns the state of its sequence. It touches all weights, so that the first request does not pay
+    for it, and runs the kernels for many rows, so that a CPU whose special units do not work (AMX in some virtual
+    machines) crashes now and not under a request."""
     context.clear_batch()
     context.add(0, 0, [0] * tokens, tokens - 1)
     if (code := context.decode()) != 0:
         message = f"the model loads and then fails on its first token (llama_decode returned {code})"
         raise KithError("bad-model", message, "Try another GGUF file.")
+    state = context.state(0)
     context.cut(0, 0)
+    return state
 
 
 def _warn(line: str) -> None:
