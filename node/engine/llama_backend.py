@@ -20,6 +20,8 @@ from node.engine.llama_loop import BATCH_TOKENS, FatalDecodeError, LlamaLoop
 from node.engine.llama_work import CalibrateWork, GenerateWork, ScoreWork, Work
 from node.engine.template import ChatTemplate
 from node.engine.text_stream import STOP_CHARACTERS_MAX, STOPS_MAX
+from node.engine.threads import choose as choose_threads
+from node.engine.threads import cores, other_engines
 from node.errors import KithError
 
 CONTINUATIONS_MAX = 256
@@ -46,13 +48,16 @@ class LlamaBackend:
         path = Path(command.path)
         header = gguf.read_header(path)
         llama.start(warn=_warn)
-        threads = command.threads or _cores()
+        threads, warning = choose_threads(command.threads, cores(), other_engines())
+        if warning:
+            _warn(warning)
         slots = command.slots or 1
         self._model = model = llama.Model(path, command.gpu_layers, command.plain_kernels)
         wanted = command.context_tokens or min(model.trained_context_tokens, gguf.CONTEXT_TOKENS_DEFAULT)
         # On a CPU flash attention is slower than plain one, by far for several sequences; see docs/engine.md.
         flash_attention = None if command.gpu_layers else False
-        context = llama.Context(model, wanted, slots, threads, BATCH_TOKENS + slots, flash_attention=flash_attention)
+        rows = -(-(BATCH_TOKENS + slots) // 4) * 4  # many kernels work on four rows at a time
+        context = llama.Context(model, wanted, slots, threads, rows, flash_attention=flash_attention)
         self._context_tokens = context.context_tokens
         bos, eos = model.token_text("bos"), model.token_text("eos")
         self._bos = bos if model.adds_bos() else ""
@@ -169,13 +174,6 @@ class LlamaBackend:
             _warn(f"the engine broke: {type(error).__name__}\n{frames}")
         sys.stderr.flush()
         os._exit(EXIT_BROKEN)
-
-
-def _cores() -> int:
-    """Cores that this process may use; a container or cpuset often allows fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _warm_up(context: llama.Context, tokens: int) -> bytearray:

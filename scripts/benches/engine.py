@@ -5,8 +5,8 @@ attention off, as ours is on a CPU), made in a throwaway environment; KITH_BENCH
 the engine's child process, as a node runs it. Both have 16 slots.
 
 Workloads: "shared", every prompt begins with the same 300 tokens and ends in 30 of its own; "unshared", 330 of its own;
-48 tokens written, greedy. Each with 1, 4, 8 and 16 requests at a time (KITH_BENCH_MOST: not beyond), twice as many
-requests in all, and fresh words in every round of KITH_BENCH_ROUNDS. Tokens a second are those written, by the clock
+48 tokens written, greedy. Each with 1, 4, 8 and 16 requests at a time (KITH_BENCH_LEAST and KITH_BENCH_MOST bound
+this), twice (KITH_BENCH_TURNS) as many in all, and fresh words in every round of KITH_BENCH_ROUNDS. Tokens a second are those written, by the clock
 from the first request to the last answer. A ratio is ours by theirs, the median over rounds; above 1 we are faster.
 `single_ratio` is unshared, one at a time.
 
@@ -136,7 +136,7 @@ async def _measure(model: Path, threads: int, folder: Path, theirs: Theirs) -> d
 
 
 async def _compare(ours: EngineProcess, theirs: Theirs) -> dict[str, float]:
-    levels = [level for level in LEVELS if level <= size("most", LEVELS[-1])]
+    levels = [level for level in LEVELS if size("least", 1) <= level <= size("most", LEVELS[-1])]
     cases = [(kind, level) for level in levels for kind in ("shared", "unshared")]
     results: dict[tuple[str, int], list[tuple[dict[str, Any], dict[str, Any]]]] = {case: [] for case in cases}
     draw = random.Random(size("seed", 1))
@@ -144,7 +144,7 @@ async def _compare(ours: EngineProcess, theirs: Theirs) -> dict[str, float]:
     await asyncio.to_thread(theirs.run, await _prompts(ours, draw, "unshared", 2), 1)
     for number in range(size("rounds", 5)):
         for kind, level in cases:
-            prompts = await _prompts(ours, draw, kind, 2 * level)
+            prompts = await _prompts(ours, draw, kind, size("turns", 2) * level)
             if number % 2:
                 mine = await _run_ours(ours, prompts, level)
                 other = await asyncio.to_thread(theirs.run, prompts, level)
