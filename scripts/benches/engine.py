@@ -6,9 +6,10 @@ the engine's child process, as a node runs it. Both have 16 slots.
 
 Workloads: "shared", every prompt begins with the same 300 tokens and ends in 30 of its own; "unshared", 330 of its own;
 48 tokens written, greedy. Each with 1, 4, 8 and 16 requests at a time (KITH_BENCH_LEAST and KITH_BENCH_MOST bound
-this), twice (KITH_BENCH_TURNS) as many in all, and fresh words in every round of KITH_BENCH_ROUNDS. Tokens a second are those written, by the clock
-from the first request to the last answer. A ratio is ours by theirs, the median over rounds; above 1 we are faster.
-`single_ratio` is unshared, one at a time.
+this), twice (KITH_BENCH_TURNS) as many in all, and fresh words in every round of KITH_BENCH_ROUNDS. Tokens a second are
+those written, by the clock from the first request to the last answer. A ratio is ours by theirs, the median over
+rounds; above 1 we are faster. `single_ratio` is unshared, one at a time. The `cpu_ratio`s compare tokens by CPU second
+of the two processes instead: with one thread they say the same, and other work on the machine disturbs them less.
 
 `python_share` is CPU time of a step at 8 slots outside the library, measured inside this process. `growth_mb` is how
 much memory the engine's process gained over the second half of KITH_BENCH_REQUESTS small requests.
@@ -93,6 +94,7 @@ class Theirs:
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        self.pid = self._process.pid
         print(f"llama-server: {self._line().removeprefix('ready').strip()}")
 
     def _line(self) -> str:
@@ -145,18 +147,28 @@ async def _compare(ours: EngineProcess, theirs: Theirs) -> dict[str, float]:
     for number in range(size("rounds", 5)):
         for kind, level in cases:
             prompts = await _prompts(ours, draw, kind, size("turns", 2) * level)
-            if number % 2:
-                mine = await _run_ours(ours, prompts, level)
-                other = await asyncio.to_thread(theirs.run, prompts, level)
-            else:
-                other = await asyncio.to_thread(theirs.run, prompts, level)
-                mine = await _run_ours(ours, prompts, level)
+            mine: dict[str, Any] = {}
+            other: dict[str, Any] = {}
+            for who in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
+                pid = ours.pid if who == "ours" else theirs.pid
+                assert pid is not None
+                before = _cpu_s(pid)
+                if who == "ours":
+                    mine = await _run_ours(ours, prompts, level)
+                    mine["cpu_s"] = _cpu_s(pid) - before
+                else:
+                    other = await asyncio.to_thread(theirs.run, prompts, level)
+                    other["cpu_s"] = _cpu_s(pid) - before
             results[kind, level].append((mine, other))
-            print(f"{kind} {level}: {_rate(mine):.1f} against {_rate(other):.1f} tokens/s", flush=True)
+            clock = f"{_rate(mine):.1f} against {_rate(other):.1f} tokens/s"
+            by_cpu = f"{_rate(mine, 'cpu_s'):.1f} against {_rate(other, 'cpu_s'):.1f} by CPU second"
+            print(f"{kind} {level}: {clock}; {by_cpu}", flush=True)
     found: dict[str, float] = {}
     for (kind, level), pairs in results.items():
         name = "single" if (kind, level) == ("unshared", 1) else f"{kind}{level}"
         found[f"{name}_ratio"] = round(statistics.median(_rate(mine) / _rate(other) for mine, other in pairs), 3)
+        cpu = [_rate(mine, "cpu_s") / _rate(other, "cpu_s") for mine, other in pairs]
+        found[f"{name}_cpu_ratio"] = round(statistics.median(cpu), 3)
         for who, side in (("ours", 0), ("theirs", 1)):
             firsts = [first for pair in pairs for first in pair[side]["firsts"]]
             found[f"{name}_{who}_tokens_per_s"] = round(statistics.median(_rate(pair[side]) for pair in pairs), 1)
@@ -165,8 +177,14 @@ async def _compare(ours: EngineProcess, theirs: Theirs) -> dict[str, float]:
     return found
 
 
-def _rate(run: dict[str, Any]) -> float:
-    return float(run["tokens"] / run["seconds"])
+def _rate(run: dict[str, Any], by: str = "seconds") -> float:
+    return float(run["tokens"] / run[by])
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _prompts(engine: EngineProcess, draw: random.Random, kind: str, count: int) -> list[str]:
