@@ -700,7 +700,7 @@ class LoadModel(_message.Message):
     """per slot; 0: the model's own, at most 4096"""
     slots: _builtins.int
     threads: _builtins.int
-    """0: all cores of the machine"""
+    """0: the cores, shared with the engines that run here already"""
     gpu_layers: _builtins.int
     base_url: _builtins.str
     """openai back end"""

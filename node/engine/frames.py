@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError, Message
 if TYPE_CHECKING:
     import asyncio  # the child does without it
 
-#: Largest message, in bytes: a prompt of a million tokens fits.
-FRAME_BYTES_MAX = 16 * 1024 * 1024
+#: Largest message, in bytes: the KV of a long prompt fits.
+FRAME_BYTES_MAX = 128 * 1024 * 1024
 
 _LENGTH = struct.Struct("!I")
 

@@ -168,18 +168,42 @@ class Model:
     def adds_bos(self) -> bool:
         return bool(lib.llama_vocab_get_add_bos(self._vocabulary))
 
+    def close(self) -> None:
+        """After all its contexts; nothing may be called afterwards."""
+        lib.llama_model_free(self.pointer)
+
 
 class Context:
-    """The KV cache of `slots` sequences, split by sequence, and the batch that is decoded into it."""
+    """The KV cache of `slots` sequences, and the batch that is decoded into it.
 
-    def __init__(self, model: Model, context_tokens: int, slots: int, threads: int, batch_tokens: int) -> None:
-        """Raises `KithError` (`engine-failed`): not enough memory for the cache."""
+    Split: each sequence has cells of its own, and attention reads only those. Unified: one pool of cells, which
+    sequences with a common beginning share; every row's attention then runs over all cells in use, masked.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        context_tokens: int,
+        slots: int,
+        threads: int,
+        batch_tokens: int,
+        unified: bool = False,
+        flash_attention: bool | None = None,
+    ) -> None:
+        """Raises `KithError` (`engine-failed`): not enough memory for the cache.
+
+        Args:
+            flash_attention: None: as the library likes.
+        """
         params = lib.llama_context_default_params()
         params.n_ctx = context_tokens * slots
         params.n_seq_max = slots
         params.n_batch = params.n_ubatch = batch_tokens
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = False
+        params.kv_unified = unified
+        params.swa_full = True  # without it a sliding-window cache forgets what a prefix cache wants
+        if flash_attention is not None:
+            params.flash_attn_type = int(flash_attention)
         params.no_perf = True
         self._model = model
         self.pointer = lib.llama_init_from_model(model.pointer, params)
@@ -187,8 +211,15 @@ class Context:
             message = f"there is no memory for {slots} slots of {context_tokens:,} tokens"
             raise KithError("engine-failed", message, "Use a smaller --ctx or fewer --slots.")
         self._memory = lib.llama_get_memory(self.pointer)
-        self.context_tokens: int = lib.llama_n_ctx_seq(self.pointer)
+        self.slots = slots
+        self.unified = unified
+        self.context_tokens: int = min(lib.llama_n_ctx_seq(self.pointer), context_tokens)
         self.batch_tokens = batch_tokens
+        self._window: int = lib.llama_model_n_swa(model.pointer)
+        recurrent = lib.llama_model_is_recurrent(model.pointer) or lib.llama_model_is_hybrid(model.pointer)
+        #: Whether a beginning of what a sequence holds can be used without the rest. Recurrent models keep the last
+        #: state only; of a sliding window the library may reuse the cells that fell out of it.
+        self.divisible = not recurrent and self._window <= 0
         self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
         self._tokens = np.ctypeslib.as_array(self._batch.token, (batch_tokens,))
         self._positions = np.ctypeslib.as_array(self._batch.pos, (batch_tokens,))
@@ -197,6 +228,9 @@ class Context:
         # batch.seq_id is an array of pointers; they are pointed at one array of ours, filled at one stroke.
         self._sequences = np.zeros(batch_tokens, dtype=np.int32)
         pointer = ctypes.POINTER(ctypes.c_int32)
+        self._library_sequences: list[Any] = [
+            ctypes.cast(self._batch.seq_id[i], ctypes.c_void_p).value for i in range(batch_tokens)
+        ]
         for i in range(batch_tokens):
             self._batch.seq_id[i] = ctypes.cast(self._sequences.ctypes.data + 4 * i, pointer)
         self._filled = 0
@@ -241,10 +275,42 @@ class Context:
     def cut(self, sequence: int, length: int) -> bool:
         """Forget what a sequence holds from position `length` on. False: this model's memory can not be cut there;
         the sequence is then empty."""
-        if lib.llama_memory_seq_rm(self._memory, sequence, length, -1):
+        done = lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
+        if done and length and self._window > 0:
+            done = lib.llama_memory_seq_pos_min(self._memory, sequence) <= max(0, length - self._window)
+        if not done:
+            lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return bool(done)
+
+    def share(self, source: int, sequence: int, length: int) -> None:
+        """The empty `sequence` gets the first `length` cells of `source` as well. Unified only; copies nothing."""
+        assert self.unified
+        lib.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
+
+    def state(self, sequence: int) -> bytearray:
+        """All that a sequence holds, in the library's own format; empty where it can not be had."""
+        size = lib.llama_state_seq_get_size(self.pointer, sequence)
+        state = bytearray(size)
+        got = lib.llama_state_seq_get_data(self.pointer, (ctypes.c_uint8 * size).from_buffer(state), size, sequence)
+        return state if got == size else bytearray()
+
+    def restore(self, sequence: int, state: bytearray) -> bool:
+        """Replace what a sequence holds. False: it did not work, and the sequence is empty.
+
+        The state must be one of this context, or checked by `kv_state`: the library trusts much of what it reads.
+        """
+        source = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        if lib.llama_state_seq_set_data(self.pointer, source, len(state), sequence) == len(state):
             return True
         lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         return False
+
+    def close(self) -> None:
+        """Give the memory back; nothing may be called afterwards."""
+        for i, address in enumerate(self._library_sequences):  # the library frees what it made
+            self._batch.seq_id[i] = ctypes.cast(address, ctypes.POINTER(ctypes.c_int32))
+        lib.llama_batch_free(self._batch)
+        lib.llama_free(self.pointer)
 
 
 class Chain:

@@ -15,10 +15,13 @@ from mesh.wire import engine_pb2
 from node import gguf
 from node.engine import llama, sampling
 from node.engine.backend import Outbox, Request, unsupported
+from node.engine.kv_exchange import KvExchange
 from node.engine.llama_loop import BATCH_TOKENS, FatalDecodeError, LlamaLoop
 from node.engine.llama_work import CalibrateWork, GenerateWork, ScoreWork, Work
 from node.engine.template import ChatTemplate
 from node.engine.text_stream import STOP_CHARACTERS_MAX, STOPS_MAX
+from node.engine.threads import choose as choose_threads
+from node.engine.threads import cores, other_engines
 from node.errors import KithError
 
 CONTINUATIONS_MAX = 256
@@ -45,17 +48,23 @@ class LlamaBackend:
         path = Path(command.path)
         header = gguf.read_header(path)
         llama.start(warn=_warn)
-        threads = command.threads or _cores()
+        threads, warning = choose_threads(command.threads, cores(), other_engines())
+        if warning:
+            _warn(warning)
         slots = command.slots or 1
         self._model = model = llama.Model(path, command.gpu_layers, command.plain_kernels)
         wanted = command.context_tokens or min(model.trained_context_tokens, gguf.CONTEXT_TOKENS_DEFAULT)
-        context = llama.Context(model, wanted, slots, threads, BATCH_TOKENS + slots)
-        self._context_tokens = min(context.context_tokens, wanted)
+        # On a CPU flash attention is slower than plain one, by far for several sequences; see docs/engine.md.
+        flash_attention = None if command.gpu_layers else False
+        rows = -(-(BATCH_TOKENS + slots) // 4) * 4  # many kernels work on four rows at a time
+        context = llama.Context(model, wanted, slots, threads, rows, flash_attention=flash_attention)
+        self._context_tokens = context.context_tokens
         bos, eos = model.token_text("bos"), model.token_text("eos")
         self._bos = bos if model.adds_bos() else ""
         self._template = ChatTemplate(header.chat_template, bos, eos)
-        _warm_up(context, min(WARM_UP_TOKENS, self._context_tokens))
-        self._loop = LlamaLoop(context, slots, self._outbox.flush)
+        state = _warm_up(context, min(WARM_UP_TOKENS, self._context_tokens))
+        self._loop = LlamaLoop(context, slots, self._outbox.flush, command.spill_bytes)
+        self._kv = KvExchange(self._loop, context, path, state, command.spill_bytes)
         threading.Thread(target=self._run, name="llama", daemon=True).start()
         return engine_pb2.EngineLoaded(
             model=path.stem,
@@ -65,7 +74,8 @@ class LlamaBackend:
             context_tokens=self._context_tokens,
             slots=slots,
             threads=threads,
-            abilities=["generate", "chat", "score"],
+            abilities=["generate", "chat", "score", *(["kv"] if self._kv.name else [])],
+            kv_layout=self._kv.name,
             load_seconds=time.monotonic() - begun,
             licence=header.licence,
             architecture=header.architecture,
@@ -83,6 +93,10 @@ class LlamaBackend:
             self._submit_score(request)
         elif kind == "calibrate":
             self._add(CalibrateWork(request, self._model, self._context_tokens))
+        elif kind == "export_kv":
+            self._kv.send(request)
+        elif kind == "import_kv":
+            self._kv.receive(request)
         elif kind != "count_tokens":
             raise unsupported("llama", f"do {kind}")
         else:
@@ -162,22 +176,18 @@ class LlamaBackend:
         os._exit(EXIT_BROKEN)
 
 
-def _cores() -> int:
-    """Cores that this process may use; a container or cpuset often allows fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _warm_up(context: llama.Context, tokens: int) -> None:
-    """Touch all weights once, so that the first request does not pay for it, and run the kernels for many rows, so
-    that a CPU whose special units do not work (AMX in some virtual machines) crashes now and not under a request."""
+def _warm_up(context: llama.Context, tokens: int) -> bytearray:
+    """A first batch; returns the state of its sequence. It touches all weights, so that the first request does not pay
+    for it, and runs the kernels for many rows, so that a CPU whose special units do not work (AMX in some virtual
+    machines) crashes now and not under a request."""
     context.clear_batch()
     context.add(0, 0, [0] * tokens, tokens - 1)
     if (code := context.decode()) != 0:
         message = f"the model loads and then fails on its first token (llama_decode returned {code})"
         raise KithError("bad-model", message, "Try another GGUF file.")
+    state = context.state(0)
     context.cut(0, 0)
+    return state
 
 
 def _warn(line: str) -> None:

@@ -4,6 +4,9 @@ A step: take in what waits, drop what was cancelled, then fill one batch: a row 
 and what is left of the batch for prompts, in order of admission. Decode, let each work look at its logits, send all
 events of the step in one write. Rows are sorted by sequence id, which the split KV cache needs to keep a batch whole.
 
+A request whose prompt begins like one that is being read waits for it, up to where the two differ, and then copies: of
+many requests with the same beginning that come at once, one reads it.
+
 Sources: Orca (iteration-level scheduling, OSDI 2022), Sarathi-Serve (chunked prefill, OSDI 2024), llama-server.
 
 Not guaranteed: bit-identical logits for the same request in different company; kernels for batches of different shape
@@ -17,8 +20,9 @@ from dataclasses import dataclass
 
 from mesh.wire import engine_pb2
 from node.engine import llama
+from node.engine.kv_cache import COPY_TOKENS_MIN, KvCache, Slot
 from node.engine.llama_work import Work
-from node.engine.slots import Slot, choose
+from node.engine.radix import common_prefix
 from node.errors import KithError
 
 #: Rows of a batch. Large enough for quick prefill, small enough that running generations do not stutter.
@@ -35,13 +39,15 @@ class FatalDecodeError(Exception):
     """The context can not be used any more; the process has to end."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Seat:
-    """A slot and the work in it. `count` and `outputs` describe its rows in the current batch."""
+    """A work that was admitted. `count` and `outputs` describe its rows in the current batch."""
 
-    slot: Slot
     work: Work
-    order: int
+    order: int  # of admission
+    slot: Slot | None = None  # None: it waits for what another one is reading
+    joins: "_Seat | None" = None  # that one
+    joins_at: int = 0  # tokens of the other's target that this one wants
     count: int = 0
     outputs: int = 0
 
@@ -49,13 +55,15 @@ class _Seat:
 class LlamaLoop:
     """`add`, `wake` and `stats` are called from other threads; `run` is the owner of the context."""
 
-    def __init__(self, context: llama.Context, slots: int, flush: Callable[[], None]) -> None:
+    def __init__(self, context: llama.Context, slots: int, flush: Callable[[], None], spill_bytes: int = 0) -> None:
         self._context = context
+        self._cache = KvCache(context, slots, spill_bytes)
         self._flush = flush
         self._changed = threading.Condition()
         self._waiting: list[Work] = []  # guarded by _changed
-        self._slots = [Slot(i) for i in range(slots)]
-        self._seats: dict[int, _Seat] = {}
+        self._calls: list[Callable[[KvCache], None]] = []  # guarded by _changed
+        self._slots = slots
+        self._seats: list[_Seat] = []  # in order of admission
         self._admissions = 0
         self._stats = engine_pb2.EngineStats()
         self._woken = False
@@ -73,6 +81,12 @@ class LlamaLoop:
             self._woken = True
             self._changed.notify()
 
+    def call(self, what: Callable[[KvCache], None]) -> None:
+        """Have the owner of the cache do something between two steps, soon."""
+        with self._changed:
+            self._calls.append(what)
+            self._changed.notify()
+
     def stats(self) -> engine_pb2.EngineStats:
         """A copy of the figures; they may be one step old."""
         stats = engine_pb2.EngineStats()
@@ -85,7 +99,7 @@ class LlamaLoop:
         """For ever. Raises `FatalDecodeError`."""
         while True:
             with self._changed:
-                while not (self._waiting or self._seats or self._woken):
+                while not (self._waiting or self._seats or self._calls or self._woken):
                     self._changed.wait()
                 self._woken = False
             self.step()
@@ -94,8 +108,10 @@ class LlamaLoop:
         """One round; public for measuring."""
         begun = time.monotonic()
         self._drop_cancelled()
+        self._answer_calls()
         self._admit()
         if self._seats:
+            self._begin_joined()
             self._fill_batch()
             self._decode()
         self._flush()
@@ -109,56 +125,83 @@ class LlamaLoop:
         for work in cancelled:
             work.cancel()
             work.close()
-        for seat in [seat for seat in self._seats.values() if seat.work.request.cancelled]:
+        for seat in [seat for seat in self._seats if seat.work.request.cancelled]:
             seat.work.cancel()
             self._leave(seat)
 
+    def _answer_calls(self) -> None:
+        with self._changed:
+            calls, self._calls = self._calls, []
+        for call in calls:
+            call(self._cache)
+
     def _admit(self) -> None:
-        while len(self._seats) < len(self._slots):
+        while len(self._seats) < self._slots:
             with self._changed:
                 if not self._waiting:
                     return
                 # Highest priority first; among equals `max` keeps the order of arrival.
                 work = max(self._waiting, key=lambda work: work.request.command.generate.priority)
                 self._waiting.remove(work)
-            free = [slot for slot in self._slots if slot.id not in self._seats]
-            slot, common = choose(free, work.target)
-            common = self._cut(slot, min(common, work.reuse_max))
             self._admissions += 1
-            slot.last_used = self._admissions
-            self._seats[slot.id] = _Seat(slot, work, self._admissions)
-            work.began(common)
+            seat = _Seat(work, self._admissions)
+            self._join(seat)
+            self._seats.append(seat)
+            if seat.joins is None:
+                self._begin(seat)
 
-    def _cut(self, slot: Slot, length: int) -> int:
-        """Shorten what a slot holds; returns what it holds then, 0 where its memory can not be cut."""
-        if length < len(slot.held):
-            kept = self._context.cut(slot.id, length)
-            slot.held = slot.held[:length] if kept else []
-        return len(slot.held)
+    def _join(self, seat: _Seat) -> None:
+        """Wait for another one, where it is about to read more of this prompt than can be had now."""
+        if not self._context.divisible or not self._seats:
+            return
+        prompt = seat.work.target[: seat.work.reuse_max]
+        length, _, other = max((common_prefix(one.work.target, prompt), -one.order, one) for one in self._seats)
+        if length >= self._cache.reach(prompt) + COPY_TOKENS_MIN:
+            seat.joins, seat.joins_at = other, length
+
+    def _begin(self, seat: _Seat) -> None:
+        work = seat.work
+        seat.joins = None
+        seat.slot, common = self._cache.open(work.target[: work.reuse_max])
+        self._stats.cached_tokens += common
+        work.began(common)
+
+    def _begin_joined(self) -> None:
+        """Those whose wait is over: the other has read what they want, or is gone."""
+        for seat in self._seats:
+            other = seat.joins
+            if other is not None:
+                gone = other.work.done or other not in self._seats
+                if gone or (other.slot is not None and len(other.slot.held) >= seat.joins_at):
+                    self._begin(seat)
 
     def _leave(self, seat: _Seat) -> None:
         seat.work.close()
-        del self._seats[seat.slot.id]
+        self._seats.remove(seat)
+        if seat.slot is not None:
+            self._cache.close(seat.slot)
 
     def _fill_batch(self) -> None:
         """Decide each seat's rows, then lay them down in the order of sequence ids."""
         room = self._context.batch_tokens
-        for seat in sorted(self._seats.values(), key=lambda seat: (not seat.work.decoding, seat.order)):
-            seat.count = min(len(seat.work.target) - len(seat.slot.held), room)
+        for seat in sorted(self._seats, key=lambda seat: (not seat.work.decoding, seat.order)):
+            seat.count = 0 if seat.slot is None else min(len(seat.work.target) - len(seat.slot.held), room)
             room -= seat.count
         self._context.clear_batch()
-        for seat in self._seated():
-            begin = len(seat.slot.held)
+        for slot, seat in self._seated():
+            begin = len(slot.held)
             outputs_from = max(0, seat.work.outputs_from - begin)
             seat.outputs = max(0, seat.count - outputs_from)
             rows = seat.work.target[begin : begin + seat.count]
-            self._context.add(seat.slot.id, begin, rows, outputs_from)
+            self._context.add(slot.id, begin, rows, outputs_from)
 
-    def _seated(self) -> list[_Seat]:
+    def _seated(self) -> list[tuple[Slot, _Seat]]:
         """Seats with rows in the batch, in the batch's order."""
-        return [seat for _, seat in sorted(self._seats.items()) if seat.count]
+        seated = [(seat.slot, seat) for seat in self._seats if seat.slot is not None and seat.count]
+        return sorted(seated, key=lambda pair: pair[0].id)
 
     def _decode(self) -> None:
+        self._cache.forget_copy()
         begun = time.monotonic()
         code = self._context.decode()
         if code == _NO_ROOM:
@@ -169,33 +212,34 @@ class LlamaLoop:
         seconds = time.monotonic() - begun
         logits = self._context.logits()
         row = output = 0
-        for seat in self._seated():
-            work, begin = seat.work, len(seat.slot.held)
-            seat.slot.held.extend(work.target[begin : begin + seat.count])
+        seated = self._seated()
+        for slot, seat in seated:
+            work, begin = seat.work, len(slot.held)
+            slot.held.extend(work.target[begin : begin + seat.count])
             if work.decoding:
                 self._stats.tokens_generated += seat.count
             else:
                 self._stats.prompt_tokens_processed += seat.count
+                if seat.count > 1 and len(seated) == 1:
+                    self._cache.measured_reading(seat.count, seconds)
             work.fed(seat.count, seconds)
             row += seat.count
             if seat.outputs:
                 work.take(logits[output : output + seat.outputs], self._context, row - 1)
                 output += seat.outputs
             if work.rewind is not None:
-                self._cut(seat.slot, work.rewind)
+                self._cache.cut(slot, work.rewind)
                 work.rewind = None
             if work.done:
                 self._leave(seat)
 
     def _make_room(self) -> None:
         """The batch found no cells, and nothing was decoded: give up cached prefixes, else the newest work."""
-        idle = [slot for slot in self._slots if slot.held and slot.id not in self._seats]
-        if idle:
-            for slot in idle:
-                self._cut(slot, 0)
+        if self._cache.drop_idle():
             return
-        newest = max(self._seats.values(), key=lambda seat: seat.order)
+        newest = max((seat for seat in self._seats if seat.slot is not None), key=lambda seat: seat.order)
         error = KithError("engine-failed", "the KV cache has no room for this request", "Use fewer --slots.")
         newest.work.request.put(engine_pb2.EngineEvent(problem=error.to_wire()), last=True)
+        assert newest.slot is not None
+        self._cache.cut(newest.slot, 0)
         self._leave(newest)
-        self._cut(newest.slot, 0)

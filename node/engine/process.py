@@ -32,6 +32,9 @@ BACKOFF_LAST = 10.0
 #: Tokens of the longest step of any back end (llama_loop.BATCH_TOKENS), for the watchdog.
 STEP_TOKENS = 128
 
+#: Memory of an engine for prefixes that fell out of the KV cache, and for those that other nodes send.
+SPILL_BYTES = 256 << 20
+
 #: More restarts than this within the window, and the engine is given up.
 RESTARTS_MAX = 6
 RESTARTS_WINDOW_S = 120.0
@@ -199,7 +202,8 @@ class EngineProcess:
         if self._config.gpu_layers == 0:
             config = self._config
             gguf.check_memory(header, config.ctx, config.slots)
-            self._model_limit_bytes = gguf.memory_limit_bytes(header, config.ctx, config.slots, os.cpu_count() or 1)
+            limit = gguf.memory_limit_bytes(header, config.ctx, config.slots, os.cpu_count() or 1)
+            self._model_limit_bytes = limit + SPILL_BYTES if limit else 0
 
     async def _bring_up(self) -> None:
         """A child that is ready, on the second attempt where the CPU's special units crash the first."""
@@ -254,6 +258,7 @@ class EngineProcess:
             echo_tokens_per_s=config.echo_tokens_per_s,
             key_env=config.engine_key_env,
             plain_kernels=self._plain_kernels,
+            spill_bytes=SPILL_BYTES,
         )
 
     async def _supervise(self) -> None:
