@@ -10,15 +10,20 @@ Not guaranteed: bit-identical logits for the same request in different company; 
 round differently, so a near-tie between two tokens may fall either way.
 """
 
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from mesh.wire import engine_pb2
 from node.engine import llama
+from node.engine.adapters import Adapters
+from node.engine.embedding import EmbedWork
 from node.engine.llama_work import Work
 from node.engine.slots import Slot, choose
+from node.engine.waiting import Entry, Waiting
 from node.errors import KithError
 
 #: Rows of a batch. Large enough for quick prefill, small enough that running generations do not stutter.
@@ -49,11 +54,13 @@ class _Seat:
 class LlamaLoop:
     """`add`, `wake` and `stats` are called from other threads; `run` is the owner of the context."""
 
-    def __init__(self, context: llama.Context, slots: int, flush: Callable[[], None]) -> None:
+    def __init__(self, context: llama.Context, slots: int, flush: Callable[[], None], adapters: Adapters) -> None:
         self._context = context
+        self._adapters = adapters
         self._flush = flush
         self._changed = threading.Condition()
-        self._waiting: list[Work] = []  # guarded by _changed
+        self._waiting: Waiting[Work] = Waiting()  # guarded by _changed
+        self._embeds: deque[EmbedWork] = deque()  # guarded by _changed; taken in turn, a batch a step
         self._slots = [Slot(i) for i in range(slots)]
         self._seats: dict[int, _Seat] = {}
         self._admissions = 0
@@ -63,10 +70,23 @@ class LlamaLoop:
     def add(self, work: Work) -> None:
         """Raises `KithError` (`busy`)."""
         with self._changed:
-            if len(self._waiting) >= QUEUE_MAX:
-                raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
-            self._waiting.append(work)
+            self._check_room()
+            command = work.request.command.generate  # of other kinds of work all its fields are 0
+            useful = command.useful_seconds
+            begin_by = work.queued_at + useful if useful > 0 else math.inf
+            self._waiting.add(Entry(work, command.priority, command.owner, len(work.target), begin_by))
             self._changed.notify()
+
+    def add_embed(self, work: EmbedWork) -> None:
+        """Raises `KithError` (`busy`)."""
+        with self._changed:
+            self._check_room()
+            self._embeds.append(work)
+            self._changed.notify()
+
+    def _check_room(self) -> None:
+        if len(self._waiting) + len(self._embeds) >= QUEUE_MAX:
+            raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
 
     def wake(self) -> None:
         with self._changed:
@@ -78,14 +98,14 @@ class LlamaLoop:
         stats = engine_pb2.EngineStats()
         stats.CopyFrom(self._stats)
         stats.slots_busy = len(self._seats)
-        stats.queue_length = len(self._waiting)
+        stats.queue_length = len(self._waiting) + len(self._embeds)
         return stats
 
     def run(self) -> None:
         """For ever. Raises `FatalDecodeError`."""
         while True:
             with self._changed:
-                while not (self._waiting or self._seats or self._woken):
+                while not (self._waiting or self._embeds or self._seats or self._woken):
                     self._changed.wait()
                 self._woken = False
             self.step()
@@ -98,16 +118,20 @@ class LlamaLoop:
         if self._seats:
             self._fill_batch()
             self._decode()
+        self._embed()
         self._flush()
         self._stats.steps += 1
         self._stats.busy_seconds += time.monotonic() - begun
 
     def _drop_cancelled(self) -> None:
         with self._changed:
-            cancelled = [work for work in self._waiting if work.request.cancelled]
-            self._waiting = [work for work in self._waiting if not work.request.cancelled]
+            cancelled = self._waiting.drop(lambda work: work.request.cancelled)
+            late = self._waiting.too_late(time.monotonic())
         for work in cancelled:
             work.cancel()
+            work.close()
+        for work in late:
+            work.fail(KithError("too-late", "the request waited longer than it was useful", "Ask with more time."))
             work.close()
         for seat in [seat for seat in self._seats.values() if seat.work.request.cancelled]:
             seat.work.cancel()
@@ -116,13 +140,12 @@ class LlamaLoop:
     def _admit(self) -> None:
         while len(self._seats) < len(self._slots):
             with self._changed:
-                if not self._waiting:
-                    return
-                # Highest priority first; among equals `max` keeps the order of arrival.
-                work = max(self._waiting, key=lambda work: work.request.command.generate.priority)
-                self._waiting.remove(work)
+                work = self._waiting.take()
+            if work is None:
+                return
             free = [slot for slot in self._slots if slot.id not in self._seats]
-            slot, common = choose(free, work.target)
+            slot, common = choose(free, work.target, work.adapter)
+            slot.adapter = work.adapter
             common = self._cut(slot, min(common, work.reuse_max))
             self._admissions += 1
             slot.last_used = self._admissions
@@ -140,10 +163,28 @@ class LlamaLoop:
         seat.work.close()
         del self._seats[seat.slot.id]
 
+    def _embed(self) -> None:
+        """One batch of the first request for embeddings; the next request is next."""
+        with self._changed:
+            work = self._embeds.popleft() if self._embeds else None
+        if work is None:
+            return
+        if work.request.cancelled:
+            work.cancel()
+        else:
+            self._stats.prompt_tokens_processed += work.step()
+        if not work.done:
+            with self._changed:
+                self._embeds.append(work)
+
     def _fill_batch(self) -> None:
         """Decide each seat's rows, then lay them down in the order of sequence ids."""
         room = self._context.batch_tokens
+        adapter = self._adapters.turn(self._context, {seat.work.adapter for seat in self._seats.values()})
         for seat in sorted(self._seats.values(), key=lambda seat: (not seat.work.decoding, seat.order)):
+            if seat.work.adapter != adapter:
+                seat.count = 0
+                continue
             seat.count = min(len(seat.work.target) - len(seat.slot.held), room)
             room -= seat.count
         self._context.clear_batch()

@@ -20,6 +20,7 @@ class Slot:
     id: int
     held: list[int] = field(default_factory=list)
     last_used: int = 0  # number of the admission that took it last
+    adapter: str = ""  # under which `held` was computed
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
@@ -30,11 +31,15 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
-def choose(free: Sequence[Slot], prompt: Sequence[int]) -> tuple[Slot, int]:
-    """The slot to use and the tokens of the prompt that it holds. `free` is not empty."""
-    best = max(free, key=lambda slot: common_prefix(slot.held, prompt))
-    length = common_prefix(best.held, prompt)
+def choose(free: Sequence[Slot], prompt: Sequence[int], adapter: str = "") -> tuple[Slot, int]:
+    """The slot to use and the tokens of the prompt that it holds, computed under this adapter. `free` is not empty."""
+
+    def held(slot: Slot) -> int:
+        return common_prefix(slot.held, prompt) if slot.adapter == adapter else 0
+
+    best = max(free, key=held)
+    length = held(best)
     if length >= PREFIX_SHARE_MIN * len(prompt):
         return best, length
     oldest = min(free, key=lambda slot: (slot.last_used, slot.id))
-    return oldest, common_prefix(oldest.held, prompt)
+    return oldest, held(oldest)
