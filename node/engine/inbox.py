@@ -39,7 +39,8 @@ class Inbox:
             last.delta.tokens += event.generate.delta.tokens
             last.delta.token_ids.extend(event.generate.delta.token_ids)
             last.delta.logprobs.extend(event.generate.delta.logprobs)
-            if len(last.delta.text) > TEXT_BYTES_MAX or len(last.delta.token_ids) > TOKENS_MAX:
+            tokens = max(len(last.delta.token_ids), len(last.delta.logprobs))
+            if len(last.delta.text) > TEXT_BYTES_MAX or tokens > TOKENS_MAX:
                 self.overflowed = True
                 self.fail(KithError("engine-failed", "the answer grew beyond all bounds", "Set max_tokens."))
         else:

@@ -254,6 +254,7 @@ class EngineProcess:
             echo_tokens_per_s=config.echo_tokens_per_s,
             key_env=config.engine_key_env,
             plain_kernels=self._plain_kernels,
+            adapters=[_adapter(text) for text in config.adapters] if config.engine == "llama" else [],
         )
 
     async def _supervise(self) -> None:
@@ -306,3 +307,8 @@ class EngineProcess:
             return False
         self._restarts.append(now)
         return True
+
+
+def _adapter(text: str) -> engine_pb2.Adapter:
+    name, _, path = text.partition("=")
+    return engine_pb2.Adapter(name=name, path=str(Path(path).expanduser()))

@@ -6,17 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.engine.gbnf import ELEMENTS_MAX, GRAMMAR_CHARACTERS_MAX, LAST_CODE_POINT, Characters, read
-from node.engine.grammar import Grammar, State
+from node.engine.gbnf import ELEMENTS_MAX, LAST_CODE_POINT, Characters, read
+from node.engine.grammar import Grammar
 from node.errors import KithError
+from node.limits import GRAMMAR_CHARACTERS_MAX
 
 
 def accepts(grammar: Grammar, text: str) -> bool:
-    state: State | None = grammar.start
+    state = grammar.start
     for character in text:
-        state = grammar.move(state, character)
-        if state is None:
+        after = grammar.move(state, character)
+        if after is None:
             return False
+        state = after
     return state.accepting
 
 

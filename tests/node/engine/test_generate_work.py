@@ -5,6 +5,7 @@ import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -46,13 +47,12 @@ async def whole(engine: EngineProcess, request: engine_pb2.GenerateRequest) -> A
     return found
 
 
-def request(max_tokens: int = 16, prompt: str = PLAIN, **fields: object) -> engine_pb2.GenerateRequest:
-    made = engine_pb2.GenerateRequest(prompt=prompt, max_tokens=max_tokens, want_tokens=True)
-    sampling = {
-        name: fields.pop(name) for name in list(fields) if name in engine_pb2.Sampling.DESCRIPTOR.fields_by_name
-    }
-    made.MergeFrom(engine_pb2.GenerateRequest(sampling=engine_pb2.Sampling(**sampling), **fields))  # type: ignore[arg-type]
-    return made
+def request(max_tokens: int = 16, prompt: str = PLAIN, **fields: Any) -> engine_pb2.GenerateRequest:
+    of_sampling = engine_pb2.Sampling.DESCRIPTOR.fields_by_name
+    sampling = engine_pb2.Sampling(**{name: fields.pop(name) for name in list(fields) if name in of_sampling})
+    return engine_pb2.GenerateRequest(
+        prompt=prompt, max_tokens=max_tokens, want_tokens=True, sampling=sampling, **fields
+    )
 
 
 async def test_it_says_what_it_can_do(watched: Watched) -> None:
@@ -104,7 +104,7 @@ async def test_logprobs_do_not_depend_on_sampling(watched: Watched) -> None:
         {"repeat_penalty": 1.3},
     ],
 )
-async def test_an_answer_that_is_cut_goes_on_as_if_it_were_not(watched: Watched, sampling: dict[str, float]) -> None:
+async def test_an_answer_that_is_cut_goes_on_as_if_it_were_not(watched: Watched, sampling: dict[str, Any]) -> None:
     full = await whole(watched.engine, request(24, **sampling))
     assert len(full.tokens) >= 20
     for cut in (1, 7, 16):
@@ -191,7 +191,7 @@ SCHEMA = {
 @pytest.mark.parametrize(
     "sampling", [{}, {"temperature": 1.5, "seed": 11}, {"temperature": 1.0, "seed": 2, "top_p": 0.8}]
 )
-async def test_json_schema_is_followed(watched: Watched, sampling: dict[str, float]) -> None:
+async def test_json_schema_is_followed(watched: Watched, sampling: dict[str, Any]) -> None:
     found = await whole(
         watched.engine, request(120, "Describe a pet as JSON.\n", json_schema=json.dumps(SCHEMA), **sampling)
     )
@@ -246,7 +246,7 @@ async def test_grammar_that_turns_out_too_ambiguous_ends_only_its_own_request(wa
         ({"tools_json": "[]"}, "bad-request", "tools need messages"),
     ],
 )
-async def test_bad_wishes_are_refused(watched: Watched, fields: dict[str, object], code: str, reason: str) -> None:
+async def test_bad_wishes_are_refused(watched: Watched, fields: dict[str, Any], code: str, reason: str) -> None:
     with pytest.raises(KithError, match=reason) as caught:
         await whole(watched.engine, request(4, **fields))
     assert caught.value.code == code
