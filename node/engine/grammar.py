@@ -3,7 +3,7 @@
 A pushdown automaton over characters that keeps every way in which the text so far can be read. A state is the set of
 these ways; what a character does to a state is computed once and remembered, so in the usual case a token costs some
 look-ups in dictionaries. The sampled token is checked first; the tokens that a state allows are only computed where
-samples keep being refused, and then remembered too.
+samples are refused and few tokens fit or many samples were refused, and then remembered too.
 
 llama.cpp's own grammar sampler does the same without bounds: `root ::= "a" root "b" | "a" root "c" | "a" root "d" |
 "a"` costs it six seconds for the eighth character and ten times more for each that follows, and left recursion behind
@@ -14,7 +14,7 @@ Thread-safe between `Grammar`'s making and use, not in use: one thread owns all 
 
 import codecs
 import hashlib
-from collections import defaultdict
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,10 @@ STEPS_MAX = 8192
 MAKING_STEPS_MAX = 500_000
 #: Places on all stacks that were ever seen. Threat: memory, where the nesting has no end.
 PLACES_MAX = 200_000
-#: States that are kept with what each character does to them, and masks over the vocabulary.
-STATES_MAX, MASKS_MAX = 20_000, 128
+#: States that are kept with what each character does to them, and tokens in the lists that are kept with states.
+STATES_MAX, LISTED_MAX = 20_000, 4_000_000
+#: Characters that may come next, and steps through the vocabulary, so few that working all tokens out is cheap.
+FEW_CHARACTERS, FEW_STEPS = 64, 1000
 
 _END = 0  # the place where the text is complete
 
@@ -52,14 +54,18 @@ class Vocabulary:
         self.pieces = pieces
         self.ends = frozenset(ends)
         self.texts = [None if token in self.ends else _decode(piece) for token, piece in enumerate(pieces)]
-        self.by_first: dict[str, list[int]] = defaultdict(list)  # first whole character
         self.cut: list[int] = []  # tokens that are only a beginning of a character
         self.continuing: list[int] = []  # tokens that go on with a character that another began
         for token, text in enumerate(self.texts):
-            if text is not None:
-                (self.by_first[text[0][0]] if text[0] else self.cut).append(token)
-            elif pieces[token] and token not in self.ends and pieces[token][0] & 0xC0 == 0x80:
+            if text is not None and not text[0]:
+                self.cut.append(token)
+            elif text is None and pieces[token] and token not in self.ends and pieces[token][0] & 0xC0 == 0x80:
                 self.continuing.append(token)
+
+        ordered = sorted((text[0], token) for token, text in enumerate(self.texts) if text is not None and text[0])
+        self.ordered = [text for text, _ in ordered]
+        self.ordered_tokens = [token for _, token in ordered]
+        self.firsts = sorted({text[0] for text in self.ordered})
 
     def sha256(self) -> bytes:
         """Of all pieces in order, each with its length, and of the ends."""
@@ -86,13 +92,14 @@ def _decode(data: bytes) -> tuple[str, bytes] | None:
 class State:
     """All ways in which the text so far can go on. `places`: of `Grammar`."""
 
-    __slots__ = ("accepting", "mask", "moves", "places")
+    __slots__ = ("accepting", "allowed", "moves", "places", "wide")
 
     def __init__(self, places: tuple[int, ...]) -> None:
         self.places = places
         self.accepting = _END in places
         self.moves: dict[str, State | None] = {}
-        self.mask: NDArray[np.bool_] | None = None
+        self.allowed: NDArray[np.int32] | None = None  # tokens that may come next; None: not worked out
+        self.wide = False  # to work them out is known to take long
 
 
 class Grammar:
@@ -108,7 +115,7 @@ class Grammar:
         self._places: list[tuple[int, int]] = [(0, 0)]
         self._numbers: dict[tuple[int, int], int] = {(0, 0): _END}
         self._states: dict[tuple[int, ...], State] = {}
-        self._masks = 0
+        self._listed = 0
         self._steps = 0
         for rule in range(len(rules)):
             self._settle([self._place(first, _END) for first in self._rules[rule]])
@@ -144,10 +151,22 @@ class Grammar:
                 return True
         return False
 
-    def keep(self, state: State, mask: "NDArray[np.bool_]") -> None:
-        if self._masks < MASKS_MAX:
-            self._masks += 1
-            state.mask = mask
+    def few(self, state: State) -> list[str] | None:
+        """The characters that may come next; None: they are many."""
+        found: set[int] = set()
+        for place in state.places:
+            element = self._elements[self._places[place][0]]
+            if isinstance(element, Characters):
+                for low, high in element.ranges:
+                    if high - low >= FEW_CHARACTERS:
+                        return None
+                    found.update(range(low, high + 1))
+        return [chr(code_point) for code_point in found] if len(found) <= FEW_CHARACTERS else None
+
+    def keep(self, state: State, allowed: "NDArray[np.int32]") -> None:
+        if self._listed + len(allowed) <= LISTED_MAX:
+            self._listed += len(allowed)
+            state.allowed = allowed
 
     def _chain(self, alternative: gbnf.Alternative) -> int:
         """The first of the alternative's nodes; 0 where it is empty."""
@@ -241,23 +260,65 @@ class Matcher:
         self._state = state
         return True
 
-    def mask(self) -> "NDArray[np.bool_]":
-        """By token: may it come next?"""
-        known = self._state.mask
-        if known is not None and not self._pending:
-            return known
-        vocabulary = self._vocabulary
-        mask = np.zeros(len(vocabulary.pieces), dtype=np.bool_)
+    def allowed(self, patient: bool = True) -> "NDArray[np.int32] | None":
+        """All tokens that may come next, in ascending order. Raises `KithError` (`bad-grammar`).
+
+        Args:
+            patient: False: None where it would take long.
+        """
+        state = self._state
+        if state.allowed is not None and not self._pending:
+            return state.allowed
+        if state.wide and not patient and not self._pending:
+            return None
         if self._pending:
-            candidates: Iterable[int] = vocabulary.continuing
+            found = [token for token in self._vocabulary.continuing if self._after(token) is not None]
         else:
-            fitting = (same for first, same in vocabulary.by_first.items() if self._walk(self._state, first))
-            candidates = [*vocabulary.cut, *(token for same in fitting for token in same)]
-        mask[[token for token in candidates if self._after(token) is not None]] = True
-        mask[list(vocabulary.ends)] = self.complete
+            searched = self._search(patient)
+            if searched is None:
+                state.wide = True
+                return None
+            found = searched
+        if self.complete:
+            found += self._vocabulary.ends
+        tokens = np.array(sorted(found), dtype=np.int32)
         if not self._pending:
-            self._grammar.keep(self._state, mask)
-        return mask
+            self._grammar.keep(state, tokens)
+        return tokens
+
+    def _search(self, patient: bool) -> list[int] | None:
+        """Through the texts in their order; where one does not fit, all with the same beginning are passed over."""
+        vocabulary = self._vocabulary
+        few = self._grammar.few(self._state)
+        if few is None and not patient:
+            return None
+        texts = vocabulary.ordered
+        found = [token for token in vocabulary.cut if self._after(token) is not None]
+        steps = 0
+        for first in vocabulary.firsts if few is None else few:
+            at, end = bisect_left(texts, first), bisect_left(texts, _following(first))
+            while at < end:
+                steps += 1
+                if steps > FEW_STEPS and not patient:
+                    return None
+                fitting = self._fitting(texts[at])
+                if fitting == len(texts[at]):
+                    if self._after(vocabulary.ordered_tokens[at]) is not None:
+                        found.append(vocabulary.ordered_tokens[at])
+                    at += 1
+                else:
+                    at = bisect_left(texts, _following(texts[at][: fitting + 1]), at + 1, end)
+        return found
+
+    def _fitting(self, text: str) -> int:
+        """Characters of its beginning that may come next."""
+        state = self._state
+        for length, character in enumerate(text):
+            after = self._walk(state, character)
+            if after is None:
+                return length
+            state = after
+        return len(text)
 
     def _after(self, token: int) -> tuple[State, bytes] | None:
         if self._pending:
@@ -283,6 +344,11 @@ class Matcher:
                 return None
             state = after
         return state
+
+
+def _following(text: str) -> str:
+    """The first text in order that does not begin with this one; what ends in the last code point is its own."""
+    return text[:-1] + chr(min(ord(text[-1]) + 1, gbnf.LAST_CODE_POINT))
 
 
 def _possible(beginning: bytes) -> tuple[int, int]:

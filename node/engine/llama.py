@@ -183,7 +183,8 @@ class Model:
         """All tokens with these logits, as samplers take them. One array for all calls: for one thread."""
         if self._candidates is None:
             self._candidates = np.zeros(self.vocabulary_size, dtype=_CANDIDATE)
-        self._candidates["id"] = np.arange(self.vocabulary_size, dtype=np.int32)
+            self._ids = np.arange(self.vocabulary_size, dtype=np.int32)
+        self._candidates["id"] = self._ids
         self._candidates["logit"] = logits
         return self._candidates
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 #: Tokens of the answer that penalties look back on.
 PENALTY_TOKENS = 256
 
-#: Choices that a grammar may refuse before all that it allows is worked out.
-TRIES = 4
+#: Choices that a grammar may refuse before all that it allows is worked out, where that is much.
+TRIES = 12
 
 #: llama.cpp reads this seed as "take a random one".
 _RANDOM_SEED = 0xFFFFFFFF
@@ -129,17 +129,25 @@ class Sampler:
         return self._chain.sample(logits, None if self._seed is None else seed_of(self._seed, self._number, attempt))
 
     def _choose_allowed(self, logits: "NDArray[np.float32]", refused: int, matcher: Matcher) -> int:
-        for attempt in range(1, TRIES):
-            logits[refused] = -np.inf
-            refused = self._choose(logits, attempt)
-            if matcher.allows(refused):
-                return refused
-        allowed = matcher.mask()
-        if not allowed.any():
+        allowed = matcher.allowed(patient=False)
+        if allowed is None:
+            row = logits.copy()
+            for attempt in range(1, TRIES):
+                row[refused] = -np.inf
+                refused = self._choose(row, attempt)
+                if matcher.allows(refused):
+                    return refused
+            allowed = matcher.allowed()
+        assert allowed is not None
+        if not len(allowed):
             raise bad_grammar("no token of the model can follow what was said")
-        logits[~allowed] = -np.inf
-        token = self._choose(logits, TRIES)
-        return token if allowed[token] else int(logits.argmax())
+        likeliest = int(allowed[logits[allowed].argmax()])
+        if self._chain is None:
+            return likeliest
+        row = np.full_like(logits, -np.inf)
+        row[allowed] = logits[allowed]
+        token = self._choose(row, TRIES)
+        return token if np.isfinite(row[token]) else likeliest
 
     def _keep(self, token: int) -> None:
         self._number += 1
