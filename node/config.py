@@ -24,6 +24,7 @@ class NodeConfig:
     slots: int = 1
     ctx: int = 0  # tokens per slot; 0: the model's own, at most 4096
     threads: int = 0  # 0: the cores of this machine
+    adapters: tuple[str, ...] = ()  # NAME=PATH of LoRA adapters in GGUF, loaded with the model
     gpu_layers: int = 0
     http: str = ""  # HOST:PORT of the HTTP door; empty: none
     http_cert: str = ""  # PEM file, with the chain; empty: none on loopback, else the node's own certificate

@@ -335,6 +335,10 @@ class Daemon:
                 load_seconds=loaded.load_seconds,
                 abilities=loaded.abilities,
                 licence=loaded.licence,
+                vocabulary_sha256=loaded.vocabulary_sha256,
+                embedding_size=loaded.embedding_size,
+                adapters=loaded.adapters,
+                kv_layout=loaded.kv_layout,
             )
         if profile != self._profile:
             self._profile = profile

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Hashable, Sequence
 
 from mesh.wire import engine_pb2
 from node.engine.api import Engine
-from node.limits import bounded, check_prompt, check_texts
+from node.limits import NAME_CHARACTERS_MAX, bounded, check_prompt, check_texts
 from node.turns import Turns
 
 
@@ -28,6 +28,7 @@ class EngineDoor:
     ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
         """As `Engine.generate`, when it is `who`'s turn."""
         request = bounded(request, self._context_tokens())
+        request.owner = f"{who}"[:NAME_CHARACTERS_MAX]  # what a caller says of itself would buy it another share
         async with self.turns.of(who), contextlib.aclosing(self._engine.generate(request)) as events:
             async for event in events:
                 yield event

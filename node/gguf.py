@@ -86,6 +86,8 @@ class GgufHeader:
     tensors: int
     vocabulary_size: int
     kv_bytes_per_token: int  # at 16 bits a value; 0: unknown
+    kind: str = ""  # "model", "adapter", …
+    adapter: str = ""  # "lora"
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -237,6 +239,8 @@ class _Reader:
             tensors=count,
             vocabulary_size=_length(values, "tokenizer.ggml.tokens"),
             kv_bytes_per_token=_kv_bytes_per_token(values, architecture),
+            kind=_text(values, "general.type"),
+            adapter=_text(values, "adapter.type"),
         )
 
     def _tensor(self) -> tuple[int, int, str, int]:

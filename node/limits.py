@@ -67,7 +67,17 @@ PROMPT_BYTES_PER_TOKEN_MAX = 32
 PRIORITY_MAX = 1
 #: Messages in one dialogue: each is an object in the template's sandbox.
 MESSAGES_MAX = 1024
-#: Texts of one CountTokens.
+#: Alternatives a token with log-probabilities: each is sorted out of the whole vocabulary, and sent.
+TOP_LOGPROBS_MAX = 20
+#: Tokens with a bias, as OpenAI has it: each is looked up at every step.
+LOGIT_BIAS_MAX = 1024
+#: Characters of a grammar, of a JSON schema: reading one takes time in the engine's process.
+GRAMMAR_CHARACTERS_MAX = 64 << 10
+#: Characters of the descriptions of tools: they become part of the prompt, through the template's sandbox.
+TOOLS_CHARACTERS_MAX = 256 << 10
+#: Characters of the name of an owner or an adapter: the queue keeps names.
+NAME_CHARACTERS_MAX = 128
+#: Texts of one CountTokens or Embed.
 TEXTS_MAX = 16_384
 
 # The HTTP door
@@ -94,11 +104,33 @@ def too_many(what: str, retry_after_s: float) -> KithError:
 def bounded(request: engine_pb2.GenerateRequest, context_tokens: int) -> engine_pb2.GenerateRequest:
     """The request as the engine may get it, a copy. Raises `KithError` (`prompt-too-long`, `bad-request`)."""
     check_prompt(request, context_tokens)
+    _check_wishes(request, context_tokens)
     capped = engine_pb2.GenerateRequest()
     capped.CopyFrom(request)
     capped.max_tokens = min(request.max_tokens or OUTPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX)
     capped.priority = min(request.priority, PRIORITY_MAX)
+    capped.top_logprobs = min(request.top_logprobs, TOP_LOGPROBS_MAX) if request.logprobs else 0
+    capped.useful_seconds = request.useful_seconds if 0 < request.useful_seconds < ANSWER_WITHIN_S else 0.0
     return capped
+
+
+def _check_wishes(request: engine_pb2.GenerateRequest, context_tokens: int) -> None:
+    """Raises `KithError` for what an engine would spend its time on and then refuse."""
+    # What was said has to fit in the context, with the prompt. Threat: megabytes of tokens that are fed nowhere.
+    tokens_most = context_tokens or OUTPUT_TOKENS_MAX
+    sizes = {
+        "tokens to go on from": (len(request.continue_tokens), tokens_most),
+        "tokens with a bias": (len(request.sampling.logit_bias), LOGIT_BIAS_MAX),
+        "characters of grammar": (len(request.grammar), GRAMMAR_CHARACTERS_MAX),
+        "characters of JSON schema": (len(request.json_schema), GRAMMAR_CHARACTERS_MAX),
+        "characters of tools": (len(request.tools_json), TOOLS_CHARACTERS_MAX),
+        "characters in the owner's name": (len(request.owner), NAME_CHARACTERS_MAX),
+        "characters in the adapter's name": (len(request.adapter), NAME_CHARACTERS_MAX),
+    }
+    for what, (size, most) in sizes.items():
+        if size > most:
+            message = f"{size:,} {what} are more than {most:,}"
+            raise KithError("bad-request", message, "Send fewer.", ExitCode.BAD_INPUT)
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -106,6 +106,14 @@ def _sha256(value: str) -> str:
     return "" if re.fullmatch(r"([0-9a-fA-F]{64})?", value) else "must be 64 hex digits"
 
 
+def _adapters(values: tuple[str, ...]) -> str:
+    for value in values:
+        name, _, path = value.partition("=")
+        if not 0 < len(name) <= 64 or not path:
+            return f"must be texts of the form NAME=PATH; {value!r} is not"
+    return ""
+
+
 def _url(value: str) -> str:
     if value and not value.startswith(("http://", "https://")):
         return "must start with http:// or https://"
@@ -128,6 +136,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("slots", int, _between(1, 256), "--slots"),
     Setting("ctx", int, _between(256, 1_048_576, or_zero=True), "--ctx"),
     Setting("threads", int, _between(0, 1024), "--threads"),
+    Setting("adapters", tuple, _adapters),
     Setting("gpu_layers", int, _between(-1, 9999), "--gpu-layers"),
     Setting("http", str, _http, "--http"),
     Setting("http_cert", str, _any),

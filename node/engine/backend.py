@@ -76,7 +76,9 @@ class Request:
         self.put(engine_pb2.EngineEvent(generate=engine_pb2.GenerateEvent(started=started)))
 
     def delta(self, text: str, tokens: int) -> None:
-        delta = engine_pb2.GenerateEvent.Delta(text=text, tokens=tokens)
+        self.put_delta(engine_pb2.GenerateEvent.Delta(text=text, tokens=tokens))
+
+    def put_delta(self, delta: engine_pb2.GenerateEvent.Delta) -> None:
         self.put(engine_pb2.EngineEvent(generate=engine_pb2.GenerateEvent(delta=delta)))
 
     def finished(self, reason: str, usage: common_pb2.Usage) -> None:

@@ -1,24 +1,33 @@
 """The `echo` back end: no model at all, for tests and for showing what the mesh does. It says so in its model's name.
 
 It answers with the first sentences of the longest paragraph of what it was asked, verbatim, at a steady pace, so that
-a summary made with it is made of real sentences of the document. Scores come from a hash. Everything is a function of
-the request: the same on every node. Tokens are words, and single characters of Chinese and Japanese.
+a summary made with it is made of real sentences of the document. Scores come from a hash, vectors from the hashes of
+words: texts with the same words are close. Everything is a function of the request: the same on every node, so any of
+them goes on where another was cut off. Tokens are words, and single characters of Chinese and Japanese.
 """
 
 import hashlib
+import math
 import re
 import threading
 import time
+import zlib
 from dataclasses import dataclass, field
 
 from mesh.wire import common_pb2, engine_pb2
 from node.engine.backend import Request, unsupported
-from node.errors import KithError
+from node.engine.waiting import Entry, Waiting
+from node.errors import ExitCode, KithError
 
 MODEL_NAME = "echo (no model)"
 CONTEXT_TOKENS = 4096
 SENTENCES = 2
 QUEUE_MAX = 128
+EMBEDDING_SIZE = 64
+ABILITIES = ("generate", "chat", "score", "embed", "continue")
+
+#: All echoes cut text the same way.
+VOCABULARY_SHA256 = hashlib.sha256(b"echo: a token is the CRC-32 of a word").digest()
 
 #: A prompt is "read" this many times faster than an answer is written.
 PREFILL_FACTOR = 10
@@ -47,6 +56,21 @@ def score_of(prompt: str, continuation: str) -> float:
     return -(1.0 + 4.0 * int.from_bytes(digest[:4]) / 2**32) * max(1, len(tokens_of(continuation)))
 
 
+def id_of(token: str) -> int:
+    return zlib.crc32(token.strip().encode("utf-8", "replace"))
+
+
+def vector_of(text: str) -> list[float]:
+    """Each word moves one coordinate up or down; of length 1."""
+    values = [0.0] * EMBEDDING_SIZE
+    values[0] = 0.5  # a text without words has a direction too
+    for token in tokens_of(text.lower()):
+        number = id_of(token)
+        values[number % EMBEDDING_SIZE] += 1.0 if number & 0x8000_0000 else -1.0
+    length = math.sqrt(sum(value * value for value in values)) or 1.0
+    return [value / length for value in values]
+
+
 @dataclass
 class _Running:
     request: Request
@@ -64,7 +88,7 @@ class EchoBackend:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: list[_Running] = []
+        self._waiting: Waiting[_Running] = Waiting()
         self._running: list[_Running] = []
         self._stats = engine_pb2.EngineStats()
         self._pace = 0.0
@@ -83,7 +107,9 @@ class EchoBackend:
             context_tokens=self._context_tokens,
             slots=self._slots,
             threads=1,
-            abilities=["generate", "chat", "score"],
+            abilities=ABILITIES,
+            vocabulary_sha256=VOCABULARY_SHA256,
+            embedding_size=EMBEDDING_SIZE,
             trained_context_tokens=self._context_tokens,
             architecture="echo",
             system_info="answers with sentences of its prompt; for tests and demonstrations of the mesh",
@@ -95,6 +121,8 @@ class EchoBackend:
             self._enqueue(request)
         elif kind == "score":
             self._score(request)
+        elif kind == "embed":
+            self._embed(request)
         elif kind == "count_tokens":
             counts = [len(tokens_of(text)) for text in request.command.count_tokens.texts]
             request.answer(engine_pb2.EngineEvent(counts=engine_pb2.CountTokensReply(counts=counts)))
@@ -123,17 +151,42 @@ class EchoBackend:
         prompt = _prompt(command)
         count = len(tokens_of(prompt))
         self._check_length(count)
-        asked = command.messages[-1].content if command.messages else command.prompt
-        whole = answer_to(asked)
-        rest = whole.removeprefix(command.continue_from) if command.continue_from else whole
-        tokens = tokens_of(rest)
+        for what in ("grammar", "json_schema", "logprobs", "tools_json", "adapter"):
+            if getattr(command, what):
+                raise unsupported("echo", f"follow {what}")
+        tokens = self._rest(command)
         limit = command.max_tokens or len(tokens)
         reason = "stop" if len(tokens) <= limit else "length"
+        item = _Running(request, count, tokens[:limit], reason, 0.0, 0.0)
+        begin_by = item.queued + command.useful_seconds if command.useful_seconds > 0 else math.inf
         with self._changed:
             if len(self._waiting) >= QUEUE_MAX:
                 raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
-            self._waiting.append(_Running(request, count, tokens[:limit], reason, 0.0, 0.0))
+            self._waiting.add(Entry(item, command.priority, command.owner, max(1, count), begin_by))
             self._changed.notify()
+
+    def _rest(self, command: engine_pb2.GenerateRequest) -> list[str]:
+        """The tokens of the answer, without those that were said already."""
+        whole = answer_to(command.messages[-1].content if command.messages else command.prompt)
+        if not command.continue_tokens:
+            return tokens_of(whole.removeprefix(command.continue_from))
+        tokens, said = tokens_of(whole), list(command.continue_tokens)
+        if [id_of(token) for token in tokens[: len(said)]] != said:
+            message = "the answer so far is not what this engine says"
+            raise KithError("bad-request", message, "Go on with the model that began.", ExitCode.BAD_INPUT)
+        return tokens[len(said) :]
+
+    def _embed(self, request: Request) -> None:
+        texts = request.command.embed.texts
+        if not texts or not all(texts):
+            raise KithError("bad-request", "there is nothing to embed", "Send texts.", ExitCode.BAD_INPUT)
+        counts = [len(tokens_of(text)) for text in texts]
+        self._check_length(max(counts))
+        reply = engine_pb2.EmbedReply(
+            vectors=[engine_pb2.EmbedReply.Vector(values=vector_of(text)) for text in texts],
+            usage=common_pb2.Usage(prompt_tokens=sum(counts)),
+        )
+        request.answer(engine_pb2.EngineEvent(embedded=reply))
 
     def _score(self, request: Request) -> None:
         command = request.command.score
@@ -166,9 +219,10 @@ class EchoBackend:
             self._step()
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._slots:
-            item = max(self._waiting, key=lambda item: item.request.command.generate.priority)
-            self._waiting.remove(item)
+        for late in self._waiting.too_late(time.monotonic()):
+            error = KithError("too-late", "the request waited longer than it was useful", "Ask with more time.")
+            late.request.fail(error)
+        while len(self._running) < self._slots and (item := self._waiting.take()) is not None:
             item.began = time.monotonic()
             item.due = item.began + item.prompt_tokens / (PREFILL_FACTOR * self._pace)
             item.request.started(item.prompt_tokens, 0)
@@ -182,7 +236,9 @@ class EchoBackend:
                 self._finish(item, "cancelled")
                 continue
             while item.due <= now and item.sent < len(item.tokens):
-                item.request.delta(item.tokens[item.sent], 1)
+                token = item.tokens[item.sent]
+                ids = [id_of(token)] if item.request.command.generate.want_tokens else []
+                item.request.put_delta(engine_pb2.GenerateEvent.Delta(text=token, tokens=1, token_ids=ids))
                 item.sent += 1
                 item.due += 1 / self._pace
                 self._stats.tokens_generated += 1

@@ -12,6 +12,7 @@ from node.errors import KithError
 
 #: Unread text of one request. Threat: an engine (or a server behind it) that never stops talking.
 TEXT_BYTES_MAX = 8 * 1024 * 1024
+TOKENS_MAX = 1_000_000
 
 
 class Inbox:
@@ -36,7 +37,10 @@ class Inbox:
         if generate == "delta" and last is not None and last.WhichOneof("event") == "delta":
             last.delta.text += event.generate.delta.text
             last.delta.tokens += event.generate.delta.tokens
-            if len(last.delta.text) > TEXT_BYTES_MAX:
+            last.delta.token_ids.extend(event.generate.delta.token_ids)
+            last.delta.logprobs.extend(event.generate.delta.logprobs)
+            tokens = max(len(last.delta.token_ids), len(last.delta.logprobs))
+            if len(last.delta.text) > TEXT_BYTES_MAX or tokens > TOKENS_MAX:
                 self.overflowed = True
                 self.fail(KithError("engine-failed", "the answer grew beyond all bounds", "Set max_tokens."))
         else:

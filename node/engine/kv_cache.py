@@ -7,12 +7,16 @@ spilled one in ordinary memory. An idle slot that has to give way is spilled fir
 A model whose memory can not be cut (recurrent, sliding window) uses a held sequence only as a whole: its state is that
 of its last token, and the state of a beginning is not in it.
 
+What was read under a LoRA adapter differs from what was read without: each adapter has a cache of its own, and only
+what was read without one is spilled or given to others.
+
 Does not: touch what a running request holds beyond `cut`, which its owner asks for.
 
 Source: SGLang's RadixAttention and vLLM's automatic prefix caching share by blocks; here a sequence is the unit.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -45,6 +49,7 @@ class Slot:
 
     id: int
     held: list[int] = field(default_factory=list)
+    adapter: str = ""  # under which `held` was read
     last_used: int = 0  # number of the admission or release that touched it last
     busy: bool = False
 
@@ -56,7 +61,7 @@ class KvCache:
         self._memory = memory
         self.slots = [Slot(i) for i in range(slots)]
         self.spill = Spill(spill_bytes, memory.divisible)
-        self._idle: RadixTrie[int] = RadixTrie()  # what idle slots hold, by slot
+        self._idle: defaultdict[str, RadixTrie[int]] = defaultdict(RadixTrie)  # by adapter: what idle slots hold
         self._uses = 0
         self._copied: tuple[int, int, bytearray] | None = None  # slot, length held, state: of the last copy's source
         self.restored_tokens = 0
@@ -71,15 +76,15 @@ class KvCache:
     def measured_reading(self, tokens: int, seconds: float) -> None:
         self.read_s_per_token += _NEWEST * (seconds / tokens - self.read_s_per_token)
 
-    def reach(self, tokens: Sequence[int]) -> int:
+    def reach(self, tokens: Sequence[int], adapter: str = "") -> int:
         """Tokens of this beginning of a prompt that could be had now."""
-        return max(self._held(tokens)[0], self.spill.longest(tokens)[0])
+        return max(self._held(tokens, adapter)[0], self._spilled(tokens, adapter)[0])
 
-    def open(self, prompt: Sequence[int]) -> tuple[Slot, int]:
+    def open(self, prompt: Sequence[int], adapter: str = "") -> tuple[Slot, int]:
         """A slot for a request, and how much of `prompt` (what may be reused of its tokens) it holds. One is free."""
         prompt = list(prompt)
-        length, source = self._held(prompt)
-        spilled, key = self.spill.longest(prompt)
+        length, source = self._held(prompt, adapter)
+        spilled, key = self._spilled(prompt, adapter)
         kept = None if key is None or spilled - length < COPY_TOKENS_MIN else self.spill.get(key)
         if kept is not None and not self._worth_restoring(kept, spilled - length):
             kept = None
@@ -102,6 +107,7 @@ class KvCache:
             self.cut(slot, 0)
             if source is not None and length >= COPY_TOKENS_MIN:
                 self._copy(source, slot, length)
+        slot.adapter = adapter
         return slot, len(slot.held)
 
     def close(self, slot: Slot) -> None:
@@ -111,7 +117,7 @@ class KvCache:
         self._uses += 1
         slot.last_used = self._uses if slot.held else 0
         if slot.held:
-            self._idle.insert(slot.id, slot.held)
+            self._idle[slot.adapter].insert(slot.id, slot.held)
         self._copied = None
 
     def cut(self, slot: Slot, length: int) -> None:
@@ -124,14 +130,14 @@ class KvCache:
         """Give up all that idle slots hold. False: there was nothing."""
         idle = [slot for slot in self.slots if not slot.busy and slot.held]
         for slot in idle:
-            self._idle.remove(slot.id)
+            self._idle[slot.adapter].remove(slot.id)
             self.cut(slot, 0)
             slot.last_used = 0
         return bool(idle)
 
     def state_of(self, prompt: Sequence[int]) -> tuple[list[int], bytearray] | None:
         """The tokens and state of the sequence that holds the longest beginning of `prompt`, which may hold more."""
-        length, source = self._held(prompt)
+        length, source = self._held(prompt, "")
         spilled, key = self.spill.longest(prompt)
         if key is not None and spilled > length:
             kept = self.spill.get(key)
@@ -145,19 +151,22 @@ class KvCache:
         slot.busy = True
         self._uses += 1
         slot.last_used = self._uses
-        if slot.id in self._idle:
-            self._idle.remove(slot.id)
+        if slot.id in self._idle[slot.adapter]:
+            self._idle[slot.adapter].remove(slot.id)
 
-    def _held(self, prompt: Sequence[int]) -> tuple[int, Slot | None]:
+    def _spilled(self, prompt: Sequence[int], adapter: str) -> tuple[int, int | None]:
+        return (0, None) if adapter else self.spill.longest(prompt)
+
+    def _held(self, prompt: Sequence[int], adapter: str) -> tuple[int, Slot | None]:
         """The longest beginning of `prompt` that the KV cache holds, and where; idle slots before busy ones."""
         if self._memory.divisible:
-            best, key = self._idle.longest(prompt)
+            best, key = self._idle[adapter].longest(prompt)
         else:
-            whole = self._idle.within(prompt)
+            whole = self._idle[adapter].within(prompt)
             best, key = whole[-1] if whole else (0, None)
         source = None if key is None else self.slots[key]
         for slot in self.slots:
-            if slot.busy and slot.held:
+            if slot.busy and slot.held and slot.adapter == adapter:
                 length = common_prefix(slot.held, prompt)
                 if length > best and (self._memory.divisible or length == len(slot.held)):
                     best, source = length, slot
@@ -194,5 +203,5 @@ class KvCache:
         self._copied = None
 
     def _save(self, slot: Slot) -> None:
-        if self.spill.wants(slot.held):
+        if not slot.adapter and self.spill.wants(slot.held):
             self.spill.put(slot.held, self._memory.state(slot.id))

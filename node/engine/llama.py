@@ -1,4 +1,4 @@
-"""The one module that touches llama-cpp-python: its low-level ctypes binding, with a self-test at start.
+"""The one module that loads llama-cpp-python: its low-level ctypes binding, with a self-test at start.
 
 llama-cpp-python's structs follow llama.cpp's headers without any check, so a mismatched build reads garbage. The
 self-test compares what must hold (version, the size of a struct, defaults that are known) before a model is loaded.
@@ -14,7 +14,7 @@ Not thread-safe: one thread owns a `Context`. `Model.tokenize` may run in any th
 import ctypes
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,9 @@ def _load_binding() -> Any:
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise KithError("engine-failed", f"llama-cpp-python can not be loaded: {error}", _REMEDY) from error
 
+
+#: llama_token_data: a token as samplers see it.
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 lib: Any = None
 _log_callback: Any = None  # must live as long as the library
@@ -83,6 +86,7 @@ def _self_test(binding: Any) -> None:
     holds = {
         f"version {VERSION}": found == VERSION,
         "a batch of 56 bytes": ctypes.sizeof(binding.llama_batch) == 56,
+        "a candidate of 12 bytes": ctypes.sizeof(binding.llama_token_data) == _CANDIDATE.itemsize,
         "defaults of the model": model.use_extra_bufts and not model.vocab_only and not model.no_alloc,
         "defaults of the context": context.n_ctx == 512 and context.n_batch == 2048 and context.n_seq_max == 1,
         "the end of the context's defaults": context.n_samplers == 0 and not context.samplers and context.offload_kqv,
@@ -123,16 +127,20 @@ class Model:
         self.trained_context_tokens: int = lib.llama_model_n_ctx_train(self.pointer)
         self.parameters: int = lib.llama_model_n_params(self.pointer)
         self.tensor_bytes: int = lib.llama_model_size(self.pointer)
+        self.embedding_size: int = lib.llama_model_n_embd_out(self.pointer)
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
+        self._candidates: NDArray[np.void] | None = None
 
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        """`special`: with the model's begin token, and control tokens in the text are read as such."""
+    def tokenize(self, text: str, special: bool, control: bool | None = None) -> list[int]:
+        """`special`: with the model's begin token. `control`: control tokens in the text are read as such; by default
+        where `special` is set."""
+        control = special if control is None else control
         data = text.encode("utf-8", "surrogatepass") if text.isascii() else text.encode("utf-8", "replace")
         room = len(data) + 8
         while True:
             tokens = (ctypes.c_int32 * room)()
-            count = lib.llama_tokenize(self._vocabulary, data, len(data), tokens, room, special, special)
+            count = lib.llama_tokenize(self._vocabulary, data, len(data), tokens, room, special, control)
             if count >= 0:
                 return list(tokens[:count])
             assert -count > room
@@ -164,6 +172,21 @@ class Model:
             return ""
         text: bytes = lib.llama_vocab_get_text(self._vocabulary, token)
         return text.decode("utf-8", "replace")
+
+    def meta(self, key: str) -> str:
+        """A value of the file's header as text; empty where it has none. At most 255 bytes of it."""
+        buffer = ctypes.create_string_buffer(256)
+        count = lib.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count >= 0 else ""
+
+    def candidates(self, logits: "NDArray[np.float32]") -> "NDArray[np.void]":
+        """All tokens with these logits, as samplers take them. One array for all calls: for one thread."""
+        if self._candidates is None:
+            self._candidates = np.zeros(self.vocabulary_size, dtype=_CANDIDATE)
+            self._ids = np.arange(self.vocabulary_size, dtype=np.int32)
+        self._candidates["id"] = self._ids
+        self._candidates["logit"] = logits
+        return self._candidates
 
     def adds_bos(self) -> bool:
         return bool(lib.llama_vocab_get_add_bos(self._vocabulary))
@@ -316,7 +339,8 @@ class Context:
 class Chain:
     """A chain of llama.cpp's samplers; it owns what is added."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Model) -> None:
+        self._model = model
         self._pointer = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         assert self._pointer
 
@@ -324,8 +348,13 @@ class Chain:
         assert sampler
         lib.llama_sampler_chain_add(self._pointer, sampler)
 
-    def add_penalties(self, vocabulary_size: int, last_tokens: int, repeat: float) -> None:
-        self._add(lib.llama_sampler_init_penalties(vocabulary_size, last_tokens, repeat, 0.0, 0.0))
+    def add_logit_bias(self, bias: Mapping[int, float]) -> None:
+        entries = (lib.llama_logit_bias * len(bias))(*(lib.llama_logit_bias(*entry) for entry in bias.items()))
+        self._add(lib.llama_sampler_init_logit_bias(self._model.vocabulary_size, len(bias), entries))
+
+    def add_penalties(self, last_tokens: int, repeat: float, frequency: float, presence: float) -> None:
+        size = self._model.vocabulary_size
+        self._add(lib.llama_sampler_init_penalties(size, last_tokens, repeat, frequency, presence))
 
     def add_greedy(self) -> None:
         self._add(lib.llama_sampler_init_greedy())
@@ -342,13 +371,25 @@ class Chain:
     def add_temperature(self, temperature: float) -> None:
         self._add(lib.llama_sampler_init_temp(temperature))
 
-    def add_draw(self, seed: int) -> None:
-        self._add(lib.llama_sampler_init_dist(seed))
+    def sample(self, logits: "NDArray[np.float32]", seed: int | None) -> int:
+        """A token by these logits of all tokens. `accept` makes the chain remember it.
 
-    def sample(self, context: Context, batch_row: int) -> int:
-        """Draw from the logits of a row of the batch and remember the token."""
-        token: int = lib.llama_sampler_sample(self._pointer, context.pointer, batch_row)
-        return token
+        Args:
+            seed: of this one draw, 32 bits; None where the chain ends in a greedy choice.
+        """
+        rows = self._model.candidates(logits)
+        data = ctypes.cast(rows.ctypes.data, ctypes.POINTER(lib.llama_token_data))
+        array = lib.llama_token_data_array(data=data, size=len(rows), selected=-1, sorted=False)
+        lib.llama_sampler_apply(self._pointer, ctypes.byref(array))
+        if seed is not None:
+            draw = lib.llama_sampler_init_dist(seed)
+            lib.llama_sampler_apply(draw, ctypes.byref(array))
+            lib.llama_sampler_free(draw)
+        assert 0 <= array.selected < array.size
+        return int(array.data[array.selected].id)
+
+    def accept(self, token: int) -> None:
+        lib.llama_sampler_accept(self._pointer, token)
 
     def close(self) -> None:
         if self._pointer:

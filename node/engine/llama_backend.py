@@ -1,7 +1,7 @@
 """The `llama` back end: GGUF models by llama.cpp, from loading to answers.
 
-The worker thread renders, tokenizes and checks a request; the loop thread (`llama_loop.py`) does the rest. An error
-that the library calls fatal ends the process: the daemon starts a new one.
+The worker thread renders, tokenizes and checks a request (`llama_requests.py`); the loop thread (`llama_loop.py`) does
+the rest. An error that the library calls fatal ends the process: the daemon starts a new one.
 """
 
 import os
@@ -13,18 +13,21 @@ from pathlib import Path
 
 from mesh.wire import engine_pb2
 from node import gguf
-from node.engine import llama, sampling
+from node.engine import llama
+from node.engine.adapters import Adapters
 from node.engine.backend import Outbox, Request, unsupported
+from node.engine.calibrate_work import CalibrateWork
+from node.engine.embedding import Embedder
 from node.engine.kv_exchange import KvExchange
 from node.engine.llama_loop import BATCH_TOKENS, FatalDecodeError, LlamaLoop
-from node.engine.llama_work import CalibrateWork, GenerateWork, ScoreWork, Work
+from node.engine.llama_requests import LlamaRequests
+from node.engine.llama_work import Work
 from node.engine.template import ChatTemplate
-from node.engine.text_stream import STOP_CHARACTERS_MAX, STOPS_MAX
 from node.engine.threads import choose as choose_threads
 from node.engine.threads import cores, other_engines
 from node.errors import KithError
 
-CONTINUATIONS_MAX = 256
+ABILITIES = ("generate", "chat", "score", "embed", "grammar", "logprobs", "continue")
 
 #: Rows of the first batch: enough for the kernels that work on many rows.
 WARM_UP_TOKENS = 16
@@ -39,7 +42,7 @@ class LlamaBackend:
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self._model: llama.Model
-        self._template: ChatTemplate
+        self._requests: LlamaRequests
         self._loop: LlamaLoop | None = None
         self._context_tokens = 0
 
@@ -59,11 +62,12 @@ class LlamaBackend:
         rows = -(-(BATCH_TOKENS + slots) // 4) * 4  # many kernels work on four rows at a time
         context = llama.Context(model, wanted, slots, threads, rows, flash_attention=flash_attention)
         self._context_tokens = context.context_tokens
-        bos, eos = model.token_text("bos"), model.token_text("eos")
-        self._bos = bos if model.adds_bos() else ""
-        self._template = ChatTemplate(header.chat_template, bos, eos)
+        template = ChatTemplate(header.chat_template, model.token_text("bos"), model.token_text("eos"))
+        adapters = Adapters(model, command.adapters)
+        embedder = Embedder(model, self._context_tokens, threads)
+        self._requests = LlamaRequests(model, template, adapters, embedder, self._context_tokens)
         state = _warm_up(context, min(WARM_UP_TOKENS, self._context_tokens))
-        self._loop = LlamaLoop(context, slots, self._outbox.flush, command.spill_bytes)
+        self._loop = LlamaLoop(context, slots, self._outbox.flush, adapters, command.spill_bytes)
         self._kv = KvExchange(self._loop, context, path, state, command.spill_bytes)
         threading.Thread(target=self._run, name="llama", daemon=True).start()
         return engine_pb2.EngineLoaded(
@@ -74,7 +78,11 @@ class LlamaBackend:
             context_tokens=self._context_tokens,
             slots=slots,
             threads=threads,
-            abilities=["generate", "chat", "score", *(["kv"] if self._kv.name else [])],
+            abilities=[
+                *ABILITIES,
+                *(["tools"] if template.knows_tools else []),
+                *(["kv"] if self._kv.name else []),
+            ],
             kv_layout=self._kv.name,
             load_seconds=time.monotonic() - begun,
             licence=header.licence,
@@ -82,15 +90,21 @@ class LlamaBackend:
             vocabulary_size=model.vocabulary_size,
             trained_context_tokens=model.trained_context_tokens,
             system_info=llama.system_info(),
-            has_chat_template=self._template.given,
+            has_chat_template=template.given,
+            vocabulary_sha256=self._requests.vocabulary.sha256(),
+            embedding_size=model.embedding_size,
+            adapters=adapters.names,
         )
 
     def submit(self, request: Request) -> None:
         kind = request.command.WhichOneof("command")
         if kind == "generate":
-            self._submit_generate(request)
+            self._generate(request)
         elif kind == "score":
-            self._submit_score(request)
+            self._add(self._requests.score(request))
+        elif kind == "embed":
+            assert self._loop is not None
+            self._loop.add_embed(self._requests.embed(request))
         elif kind == "calibrate":
             self._add(CalibrateWork(request, self._model, self._context_tokens))
         elif kind == "export_kv":
@@ -110,50 +124,15 @@ class LlamaBackend:
     def stats(self) -> engine_pb2.EngineStats:
         return engine_pb2.EngineStats() if self._loop is None else self._loop.stats()
 
-    def _submit_generate(self, request: Request) -> None:
-        command = request.command.generate
-        sampling.check(command.sampling)
-        if len(command.stop) > STOPS_MAX or any(not 0 < len(stop) <= STOP_CHARACTERS_MAX for stop in command.stop):
-            message = f"at most {STOPS_MAX} stop strings of 1 to {STOP_CHARACTERS_MAX} characters are possible"
-            raise KithError("bad-request", message, "Send fewer or shorter stop strings.")
-        prompt = self._prompt(command) + command.continue_from
-        tokens = self._checked(self._model.tokenize(prompt, special=True), 0)
-        self._add(GenerateWork(request, tokens, self._model, self._context_tokens))
-
-    def _submit_score(self, request: Request) -> None:
-        command = request.command.score
-        if not 0 < len(command.continuations) <= CONTINUATIONS_MAX or not all(command.continuations):
-            message = f"between 1 and {CONTINUATIONS_MAX} continuations that are not empty can be scored at once"
-            raise KithError("bad-request", message, "Send other continuations.")
-        prompt = self._prompt(command)
-        tokens = self._model.tokenize(prompt, special=True)
-        continuations = [self._continuation(prompt, tokens, text) for text in command.continuations]
-        self._checked(tokens, max(map(len, continuations)))
-        self._add(ScoreWork(request, tokens, continuations))
-
-    def _continuation(self, prompt: str, prompt_tokens: list[int], text: str) -> list[int]:
-        """Tokens of `text` as it reads after the prompt; on its own where the two would melt at the seam."""
-        joined = self._model.tokenize(prompt + text, special=True)
-        if len(joined) > len(prompt_tokens) and joined[: len(prompt_tokens)] == prompt_tokens:
-            return joined[len(prompt_tokens) :]
-        return self._model.tokenize(text, special=False)
-
-    def _prompt(self, command: engine_pb2.GenerateRequest | engine_pb2.ScoreRequest) -> str:
-        if bool(command.messages) == bool(command.prompt):
-            message = "a request holds either messages or a prompt"
-            raise KithError("bad-request", message, "Send exactly one of the two.")
-        prompt = self._template.render(command.messages) if command.messages else command.prompt
-        # The tokenizer adds the begin token; many templates write it as well.
-        return prompt.removeprefix(self._bos)
-
-    def _checked(self, tokens: list[int], more: int) -> list[int]:
-        """Raises `KithError` (`prompt-too-long`) unless one more token than `more` has room after `tokens`."""
-        if len(tokens) + more >= self._context_tokens:
-            message = f"the prompt has {len(tokens) + more:,} tokens; the context holds {self._context_tokens:,}"
-            raise KithError("prompt-too-long", message, "Send less text, or start the node with a larger --ctx.")
-        if not tokens:
-            raise KithError("bad-request", "the prompt is empty", "Send some text.")
-        return tokens
+    def _generate(self, request: Request) -> None:
+        work = self._requests.generate(request)
+        if work.over_before_begun:
+            work.began(0)
+            work.finish("stop")
+            work.close()
+            request.flush()
+        else:
+            self._add(work)
 
     def _add(self, work: Work) -> None:
         assert self._loop is not None

@@ -13,16 +13,21 @@ Not guaranteed: bit-identical logits for the same request in different company; 
 round differently, so a near-tie between two tokens may fall either way.
 """
 
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from mesh.wire import engine_pb2
 from node.engine import llama
+from node.engine.adapters import Adapters
+from node.engine.embedding import EmbedWork
 from node.engine.kv_cache import COPY_TOKENS_MIN, KvCache, Slot
 from node.engine.llama_work import Work
 from node.engine.radix import common_prefix
+from node.engine.waiting import Entry, Waiting
 from node.errors import KithError
 
 #: Rows of a batch. Large enough for quick prefill, small enough that running generations do not stutter.
@@ -55,12 +60,21 @@ class _Seat:
 class LlamaLoop:
     """`add`, `wake` and `stats` are called from other threads; `run` is the owner of the context."""
 
-    def __init__(self, context: llama.Context, slots: int, flush: Callable[[], None], spill_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        context: llama.Context,
+        slots: int,
+        flush: Callable[[], None],
+        adapters: Adapters,
+        spill_bytes: int = 0,
+    ) -> None:
         self._context = context
+        self._adapters = adapters
         self._cache = KvCache(context, slots, spill_bytes)
         self._flush = flush
         self._changed = threading.Condition()
-        self._waiting: list[Work] = []  # guarded by _changed
+        self._waiting: Waiting[Work] = Waiting()  # guarded by _changed
+        self._embeds: deque[EmbedWork] = deque()  # guarded by _changed; taken in turn, a batch a step
         self._calls: list[Callable[[KvCache], None]] = []  # guarded by _changed
         self._slots = slots
         self._seats: list[_Seat] = []  # in order of admission
@@ -71,10 +85,23 @@ class LlamaLoop:
     def add(self, work: Work) -> None:
         """Raises `KithError` (`busy`)."""
         with self._changed:
-            if len(self._waiting) >= QUEUE_MAX:
-                raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
-            self._waiting.append(work)
+            self._check_room()
+            command = work.request.command.generate  # of other kinds of work all its fields are 0
+            useful = command.useful_seconds
+            begin_by = work.queued_at + useful if useful > 0 else math.inf
+            self._waiting.add(Entry(work, command.priority, command.owner, len(work.target), begin_by))
             self._changed.notify()
+
+    def add_embed(self, work: EmbedWork) -> None:
+        """Raises `KithError` (`busy`)."""
+        with self._changed:
+            self._check_room()
+            self._embeds.append(work)
+            self._changed.notify()
+
+    def _check_room(self) -> None:
+        if len(self._waiting) + len(self._embeds) >= QUEUE_MAX:
+            raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
 
     def wake(self) -> None:
         with self._changed:
@@ -92,14 +119,14 @@ class LlamaLoop:
         stats = engine_pb2.EngineStats()
         stats.CopyFrom(self._stats)
         stats.slots_busy = len(self._seats)
-        stats.queue_length = len(self._waiting)
+        stats.queue_length = len(self._waiting) + len(self._embeds)
         return stats
 
     def run(self) -> None:
         """For ever. Raises `FatalDecodeError`."""
         while True:
             with self._changed:
-                while not (self._waiting or self._seats or self._calls or self._woken):
+                while not (self._waiting or self._embeds or self._seats or self._calls or self._woken):
                     self._changed.wait()
                 self._woken = False
             self.step()
@@ -114,16 +141,20 @@ class LlamaLoop:
             self._begin_joined()
             self._fill_batch()
             self._decode()
+        self._embed()
         self._flush()
         self._stats.steps += 1
         self._stats.busy_seconds += time.monotonic() - begun
 
     def _drop_cancelled(self) -> None:
         with self._changed:
-            cancelled = [work for work in self._waiting if work.request.cancelled]
-            self._waiting = [work for work in self._waiting if not work.request.cancelled]
+            cancelled = self._waiting.drop(lambda work: work.request.cancelled)
+            late = self._waiting.too_late(time.monotonic())
         for work in cancelled:
             work.cancel()
+            work.close()
+        for work in late:
+            work.fail(KithError("too-late", "the request waited longer than it was useful", "Ask with more time."))
             work.close()
         for seat in [seat for seat in self._seats if seat.work.request.cancelled]:
             seat.work.cancel()
@@ -138,11 +169,9 @@ class LlamaLoop:
     def _admit(self) -> None:
         while len(self._seats) < self._slots:
             with self._changed:
-                if not self._waiting:
-                    return
-                # Highest priority first; among equals `max` keeps the order of arrival.
-                work = max(self._waiting, key=lambda work: work.request.command.generate.priority)
-                self._waiting.remove(work)
+                work = self._waiting.take()
+            if work is None:
+                return
             self._admissions += 1
             seat = _Seat(work, self._admissions)
             self._join(seat)
@@ -154,15 +183,20 @@ class LlamaLoop:
         """Wait for another one, where it is about to read more of this prompt than can be had now."""
         if not self._context.divisible or not self._seats:
             return
-        prompt = seat.work.target[: seat.work.reuse_max]
-        length, _, other = max((common_prefix(one.work.target, prompt), -one.order, one) for one in self._seats)
-        if length >= self._cache.reach(prompt) + COPY_TOKENS_MIN:
+        adapter, prompt = seat.work.adapter, seat.work.target[: seat.work.reuse_max]
+        alike = [one for one in self._seats if one.work.adapter == adapter]
+        length, other = max(
+            ((common_prefix(one.work.target, prompt), one) for one in alike),
+            key=lambda pair: (pair[0], -pair[1].order),
+            default=(0, None),
+        )
+        if other is not None and length >= self._cache.reach(prompt, adapter) + COPY_TOKENS_MIN:
             seat.joins, seat.joins_at = other, length
 
     def _begin(self, seat: _Seat) -> None:
         work = seat.work
         seat.joins = None
-        seat.slot, common = self._cache.open(work.target[: work.reuse_max])
+        seat.slot, common = self._cache.open(work.target[: work.reuse_max], work.adapter)
         self._stats.cached_tokens += common
         work.began(common)
 
@@ -181,11 +215,29 @@ class LlamaLoop:
         if seat.slot is not None:
             self._cache.close(seat.slot)
 
+    def _embed(self) -> None:
+        """One batch of the first request for embeddings; the next request is next."""
+        with self._changed:
+            work = self._embeds.popleft() if self._embeds else None
+        if work is None:
+            return
+        if work.request.cancelled:
+            work.cancel()
+        else:
+            self._stats.prompt_tokens_processed += work.step()
+        if not work.done:
+            with self._changed:
+                self._embeds.append(work)
+
     def _fill_batch(self) -> None:
         """Decide each seat's rows, then lay them down in the order of sequence ids."""
         room = self._context.batch_tokens
+        adapter = self._adapters.turn(self._context, {seat.work.adapter for seat in self._seats})
         for seat in sorted(self._seats, key=lambda seat: (not seat.work.decoding, seat.order)):
-            seat.count = 0 if seat.slot is None else min(len(seat.work.target) - len(seat.slot.held), room)
+            if seat.slot is None or seat.work.adapter != adapter:
+                seat.count = 0
+                continue
+            seat.count = min(len(seat.work.target) - len(seat.slot.held), room)
             room -= seat.count
         self._context.clear_batch()
         for slot, seat in self._seated():

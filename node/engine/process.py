@@ -259,6 +259,7 @@ class EngineProcess:
             key_env=config.engine_key_env,
             plain_kernels=self._plain_kernels,
             spill_bytes=SPILL_BYTES,
+            adapters=[_adapter(text) for text in config.adapters] if config.engine == "llama" else [],
         )
 
     async def _supervise(self) -> None:
@@ -311,3 +312,8 @@ class EngineProcess:
             return False
         self._restarts.append(now)
         return True
+
+
+def _adapter(text: str) -> engine_pb2.Adapter:
+    name, _, path = text.partition("=")
+    return engine_pb2.Adapter(name=name, path=str(Path(path).expanduser()))

@@ -11,6 +11,7 @@ Source of the conventions (trim_blocks, raise_exception, strftime_now, loop cont
 `apply_chat_template`.
 """
 
+import contextlib
 import datetime
 import json
 import sys
@@ -20,11 +21,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.meta
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mesh.wire import engine_pb2
-from node.errors import KithError
+from node.errors import ExitCode, KithError
 
 RENDERED_CHARACTERS_MAX = 4_000_000
 RENDER_SECONDS_MAX = 2.0
@@ -83,15 +85,26 @@ class ChatTemplate:
         if len(source) > TEMPLATE_CHARACTERS_MAX:
             raise KithError("bad-model", f"the model's chat template has {len(source):,} characters", _REMEDY)
         try:
+            names = jinja2.meta.find_undeclared_variables(environment.parse(source or PLAIN_TEMPLATE))
             self._template = environment.from_string(source or PLAIN_TEMPLATE)
         except jinja2.TemplateSyntaxError as error:
             message = f"the model's chat template is broken in line {error.lineno}: {error.message}"
             raise KithError("bad-model", message, _REMEDY) from error
+        self.knows_tools = "tools" in names
 
-    def render(self, messages: Sequence[engine_pb2.ChatMessage]) -> str:
-        """The prompt up to where the assistant's answer begins. Raises `KithError` (`bad-request`, `bad-model`)."""
+    def render(self, messages: Sequence[engine_pb2.ChatMessage], tools_json: str = "") -> str:
+        """The prompt up to where the assistant's answer begins. Raises `KithError` (`bad-request`, `bad-model`).
+
+        Args:
+            tools_json: OpenAI's `tools`; empty: none.
+        """
+        tools = _list_of(tools_json, "tools") if tools_json else []
+        if tools and not self.knows_tools:
+            message = "the model's chat template knows no tools"
+            raise KithError("bad-request", message, "Use a model that does.", ExitCode.BAD_INPUT)
         values = {
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "messages": [_values_of(message) for message in messages],
+            "tools": tools or None,
             "bos_token": self._bos,
             "eos_token": self._eos,
             "add_generation_prompt": True,
@@ -123,6 +136,34 @@ class ChatTemplate:
                 raise KithError("prompt-too-long", message, "Send less text.")
             parts.append(part)
         return "".join(parts)
+
+
+def _values_of(message: engine_pb2.ChatMessage) -> dict[str, Any]:
+    """A message as templates expect it: the arguments of tools as objects, not as JSON text in JSON."""
+    values: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name:
+        values["name"] = message.name
+    if message.tool_call_id:
+        values["tool_call_id"] = message.tool_call_id
+    if message.tool_calls_json:
+        values["tool_calls"] = calls = _list_of(message.tool_calls_json, "tool_calls")
+        for call in calls:
+            function = call.get("function")
+            if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+                with contextlib.suppress(ValueError, RecursionError):
+                    function["arguments"] = json.loads(function["arguments"])
+    return values
+
+
+def _list_of(text: str, what: str) -> list[dict[str, Any]]:
+    """A JSON array of objects. Raises `KithError` (`bad-request`)."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise KithError("bad-request", f"{what} is not a JSON array of objects", "Send one.", ExitCode.BAD_INPUT)
+    return found
 
 
 def _deadline_trace(deadline: float) -> Trace:

@@ -22,7 +22,13 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = tuple(stops)
         self._held = ""
+        self._shown = 0  # characters at the beginning of `_held` that the reader already has
         self.stopped = False
+
+    def resume(self, text: str) -> None:
+        """Go on after a text that was shown in full."""
+        self.feed(text.encode("utf-8", "replace"))
+        self._shown = len(self._held)
 
     def feed(self, piece: bytes) -> str:
         """The text that this piece makes showable; sets `stopped` when a stop string is complete."""
@@ -35,14 +41,16 @@ class TextStream:
         if ends:
             self.stopped = True
             self._held = ""
-            return text[: min(ends)]
+            return text[self._shown : min(ends)]
         keep = max(_overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        showable = len(text) - keep
+        shown, self._shown = self._shown, max(0, self._shown - showable)
+        self._held = text[showable:]
+        return text[shown:showable]
 
     def finish(self) -> str:
         """What was held back for a stop string that did not come. Half a character at the end is dropped."""
-        held, self._held = self._held, ""
+        held, self._held = self._held[self._shown :], ""
         return "" if self.stopped else held
 
 

@@ -31,10 +31,12 @@ from typing import Any
 from mesh.wire import engine_pb2
 from node.config import NodeConfig
 from node.engine import llama
+from node.engine.adapters import Adapters
 from node.engine.backend import Outbox, Request
+from node.engine.generate_work import GenerateWork, Said
 from node.engine.llama_loop import LlamaLoop
-from node.engine.llama_work import GenerateWork
 from node.engine.process import EngineProcess
+from node.engine.sampling import Sampler
 from node.errors import ExitCode, KithError
 from node.models import ensure_default_model
 from scripts.benches import percentile, size
@@ -256,7 +258,7 @@ def python_share(path: Path, slots: int = 8, steps: int = 60) -> float:
     model = llama.Model(path, 0)
     context = llama.Context(model, CONTEXT_TOKENS, slots, 1, 128 + slots, flash_attention=False)
     outbox = Outbox(lambda _: None)
-    loop = LlamaLoop(context, slots, outbox.flush)
+    loop = LlamaLoop(context, slots, outbox.flush, Adapters(model, ()))
     inside = 0.0
     decode = context.decode
 
@@ -273,7 +275,7 @@ def python_share(path: Path, slots: int = 8, steps: int = 60) -> float:
         generate = engine_pb2.GenerateRequest(prompt="-", max_tokens=2 * steps)
         request = Request(engine_pb2.EngineCommand(generate=generate), outbox, lambda _: None)
         prompt = [100 + number, *range(1000, 1030)]
-        works.append(GenerateWork(request, prompt, model, CONTEXT_TOKENS))
+        works.append(GenerateWork(request, prompt, model, CONTEXT_TOKENS, Sampler(generate.sampling, model), Said()))
         loop.add(works[-1])
     while not all(work.decoding for work in works):
         loop.step()

@@ -4,7 +4,15 @@ import pytest
 
 from mesh.wire import engine_pb2
 from node.errors import NO_ROOM, KithError, grpc_status
-from node.limits import MESSAGES_MAX, OUTPUT_TOKENS_MAX, PRIORITY_MAX, bounded, too_many
+from node.limits import (
+    GRAMMAR_CHARACTERS_MAX,
+    MESSAGES_MAX,
+    OUTPUT_TOKENS_MAX,
+    PRIORITY_MAX,
+    TOP_LOGPROBS_MAX,
+    bounded,
+    too_many,
+)
 
 
 def test_no_room_is_said_with_a_time_on_both_sides_of_the_wire() -> None:
@@ -38,3 +46,30 @@ def test_a_prompt_that_can_not_fit_is_refused_before_it_is_read() -> None:
     messages = [engine_pb2.ChatMessage(role="user", content="x")] * (MESSAGES_MAX + 1)
     with pytest.raises(KithError, match="messages are more"):
         bounded(engine_pb2.GenerateRequest(messages=messages), 1 << 20)
+
+
+def test_wishes_are_clamped() -> None:
+    request = engine_pb2.GenerateRequest(prompt="x", logprobs=True, top_logprobs=4_000_000_000, useful_seconds=-1.0)
+    capped = bounded(request, 4096)
+    assert (capped.top_logprobs, capped.useful_seconds) == (TOP_LOGPROBS_MAX, 0.0)
+    assert bounded(engine_pb2.GenerateRequest(prompt="x", top_logprobs=5), 4096).top_logprobs == 0
+    assert bounded(engine_pb2.GenerateRequest(prompt="x", useful_seconds=2.5), 4096).useful_seconds == 2.5
+    for odd in (float("nan"), float("inf"), 1e9):
+        assert bounded(engine_pb2.GenerateRequest(prompt="x", useful_seconds=odd), 4096).useful_seconds == 0.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"continue_tokens": [1] * 4097}, "tokens to go on from"),
+        ({"grammar": "x" * (GRAMMAR_CHARACTERS_MAX + 1)}, "characters of grammar"),
+        ({"json_schema": "x" * (GRAMMAR_CHARACTERS_MAX + 1)}, "characters of JSON schema"),
+        ({"owner": "x" * 200}, "owner's name"),
+        ({"adapter": "x" * 200}, "adapter's name"),
+        ({"sampling": engine_pb2.Sampling(logit_bias=dict.fromkeys(range(1025), 1.0))}, "tokens with a bias"),
+    ],
+)
+def test_wishes_without_measure_are_refused(fields: dict[str, object], reason: str) -> None:
+    with pytest.raises(KithError, match=reason) as caught:
+        bounded(engine_pb2.GenerateRequest(prompt="x", **fields), 4096)  # type: ignore[arg-type]
+    assert caught.value.code == "bad-request"

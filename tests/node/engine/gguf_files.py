@@ -28,6 +28,10 @@ class GgufFile:
         self.keys.append((key, U32, struct.pack("<I", value)))
         return self
 
+    def f32(self, key: str, value: float) -> "GgufFile":
+        self.keys.append((key, F32, struct.pack("<f", value)))
+        return self
+
     def texts(self, key: str, values: list[str]) -> "GgufFile":
         body = struct.pack("<IQ", STRING, len(values)) + b"".join(map(string, values))
         self.keys.append((key, ARRAY, body))
@@ -57,4 +61,20 @@ def sample() -> GgufFile:
     file.text("tokenizer.chat_template", "{{ messages[0].content }}")
     file.texts("tokenizer.ggml.tokens", ["a", "b", "語"])
     file.tensors = [("one", (64,), 0, 0), ("two", (32, 2), 2, 256)]
+    return file
+
+
+def lora(seed: int, strength: float = 0.3, rows: int = 576, columns: int = 1536, layers: int = 30) -> GgufFile:
+    """A LoRA adapter of rank 2 on `ffn_down` of each layer, drawn at random; the default sizes are the test model's."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    file = GgufFile()
+    file.text("general.architecture", "llama").text("general.type", "adapter").text("adapter.type", "lora")
+    file.f32("adapter.lora.alpha", 2.0)
+    for layer in range(layers):
+        for part, shape in (("lora_a", (columns, 2)), ("lora_b", (2, rows))):
+            values = rng.normal(0, strength / shape[0] ** 0.5, shape[0] * shape[1]).astype("<f4").tobytes()
+            file.tensors.append((f"blk.{layer}.ffn_down.weight.{part}", shape, 0, len(file.data)))
+            file.data += values + b"\0" * (-len(values) % 32)
     return file

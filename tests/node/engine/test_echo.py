@@ -1,12 +1,17 @@
 """What the echo back end answers is a function of its prompt; its pace is kept by the clock, so it is not tested to
 the millisecond."""
 
+import asyncio
+import math
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.engine.echo import answer_to, score_of, tokens_of
+from mesh.wire import engine_pb2
+from node.engine.echo import EMBEDDING_SIZE, answer_to, id_of, score_of, tokens_of, vector_of
+from node.errors import KithError
 from tests.node.engine.engines import answer, ask, running
 
 
@@ -50,3 +55,67 @@ async def test_continued_answer_is_the_rest() -> None:
         request = ask("First sentence here. Second one. Third.")
         request.continue_from = "First sentence"
         assert (await answer(watched.engine, request))[0] == " here. Second one."
+
+
+async def test_continued_tokens_are_followed_by_exactly_the_rest() -> None:
+    async with running() as watched:
+        request = ask("First sentence here. Second one. Third.")
+        request.want_tokens = True
+        text = ""
+        ids: list[int] = []
+        async for event in watched.engine.generate(request):
+            text += event.delta.text
+            ids += event.delta.token_ids
+        assert ids == [id_of(token) for token in tokens_of(text)]
+        for cut in range(1, len(ids)):
+            request.continue_tokens[:] = ids[:cut]
+            rest, reason, _ = await answer(watched.engine, request)
+            assert (rest, reason) == ("".join(tokens_of(text)[cut:]), "stop")
+        request.continue_tokens[:] = [1, 2]
+        with pytest.raises(KithError, match="not what this engine says"):
+            await answer(watched.engine, request)
+
+
+@given(st.text(max_size=50))
+def test_vectors_have_length_one(text: str) -> None:
+    vector = vector_of(text)
+    assert len(vector) == EMBEDDING_SIZE
+    assert math.isclose(sum(value * value for value in vector), 1.0, rel_tol=1e-9)
+    assert vector == vector_of(text)
+
+
+async def test_embedding_orders_texts_by_their_words() -> None:
+    async with running() as watched:
+        texts = ["the cat sat on the mat", "on the mat sat a cat", "income tax is due in april"]
+        reply = await watched.engine.embed(engine_pb2.EmbedRequest(texts=texts))
+        one, same, other = [list(vector.values) for vector in reply.vectors]
+        assert watched.engine.loaded is not None
+        assert watched.engine.loaded.embedding_size == len(one)
+        assert sum(a * b for a, b in zip(one, same, strict=True)) > sum(a * b for a, b in zip(one, other, strict=True))
+        assert reply.usage.prompt_tokens == 18
+        with pytest.raises(KithError, match="nothing to embed"):
+            await watched.engine.embed(engine_pb2.EmbedRequest())
+
+
+async def test_what_it_can_not_follow_is_refused() -> None:
+    async with running() as watched:
+        assert watched.engine.loaded is not None
+        assert not {"grammar", "logprobs", "tools"} & set(watched.engine.loaded.abilities)
+        for fields in ({"grammar": 'root ::= "a"'}, {"json_schema": "{}"}, {"logprobs": True}, {"tools_json": "[]"}):
+            request = ask("Hello there.")
+            request.MergeFrom(engine_pb2.GenerateRequest(**fields))
+            with pytest.raises(KithError, match="can not follow"):
+                await answer(watched.engine, request)
+
+
+async def test_a_request_that_comes_too_late_is_not_begun() -> None:
+    async with running(echo_tokens_per_s=20.0, slots=1) as watched:
+        long = asyncio.ensure_future(answer(watched.engine, ask("a b c d e f g h i j k l m n o p q r", 18)))
+        await watched.until_slots_busy()
+        late = ask("Hello there.")
+        late.useful_seconds = 0.05
+        with pytest.raises(KithError) as caught:
+            await answer(watched.engine, late)
+        assert caught.value.code == "too-late"
+        await long
+        assert (await answer(watched.engine, late))[0] == "Hello there."

@@ -58,3 +58,17 @@ async def test_endless_text_ends_the_request(monkeypatch: pytest.MonkeyPatch) ->
     assert inbox.overflowed
     with pytest.raises(KithError, match="beyond all bounds"):
         await inbox.get()
+
+
+async def test_tokens_and_logprobs_are_joined_with_their_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox = Inbox()
+    for token in range(5):
+        logprobs = [engine_pb2.TokenLogprob(token=token, logprob=-1.0)]
+        part = Event.Delta(text="x", tokens=1, token_ids=[token], logprobs=logprobs)
+        inbox.put(engine_pb2.EngineEvent(generate=Event(delta=part)))
+    joined = (await inbox.get()).generate.delta
+    assert list(joined.token_ids) == [one.token for one in joined.logprobs] == list(range(5))
+    monkeypatch.setattr(inbox_module, "TOKENS_MAX", 3)
+    for _ in range(5):
+        inbox.put(engine_pb2.EngineEvent(generate=Event(delta=Event.Delta(tokens=1, token_ids=[1]))))
+    assert inbox.overflowed

@@ -9,6 +9,7 @@ import pytest
 
 from mesh.wire import engine_pb2
 from node.engine import llama
+from node.engine.adapters import Adapters
 from node.engine.backend import Outbox, Request
 from node.engine.llama_loop import LlamaLoop
 from node.engine.llama_work import Work
@@ -59,7 +60,7 @@ def model(model_path: Path) -> Iterator[llama.Model]:
 class Engine:
     def __init__(self, model: llama.Model, slots: int, unified: bool = False, spill_bytes: int = 0) -> None:
         self.context = llama.Context(model, CONTEXT_TOKENS, slots, 1, 128, unified, flash_attention=False)
-        self.loop = LlamaLoop(self.context, slots, lambda: None, spill_bytes)
+        self.loop = LlamaLoop(self.context, slots, lambda: None, Adapters(model, ()), spill_bytes)
 
     def run(self, *works: Work) -> None:
         for work in works:

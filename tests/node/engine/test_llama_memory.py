@@ -9,6 +9,7 @@ import pytest
 
 from mesh.wire import engine_pb2
 from node.engine import kv_state, llama
+from node.engine.adapters import Adapters
 from node.engine.backend import Outbox, Request
 from node.engine.llama_loop import LlamaLoop
 from node.engine.llama_work import Work
@@ -83,7 +84,7 @@ class Fresh:
 def test_logits_are_those_of_a_fresh_reading(model: llama.Model, unified: bool, spill_bytes: int) -> None:
     draw = np.random.default_rng(11)
     context = llama.Context(model, 128, 3, 1, 32, unified, flash_attention=False)
-    loop = LlamaLoop(context, 3, lambda: None, spill_bytes)
+    loop = LlamaLoop(context, 3, lambda: None, Adapters(model, ()), spill_bytes)
     fresh = Fresh(model)
     base = draw.integers(0, 64, 60).tolist()
     readers: list[Reader] = []

@@ -96,3 +96,48 @@ def test_endless_output_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     source = "{% for a in range(99999) %}0123456789{% endfor %}"
     with pytest.raises(KithError, match="more than 1,000 characters"):
         ChatTemplate(source).render(HELLO)
+
+
+#: The parts of Qwen 2.5's template that tools need.
+TOOLS = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>|{% endif %}"
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}"
+    "{% for call in message.tool_calls %}<call>{{ call.function.name }} {{ call.function.arguments | tojson }}</call>"
+    "{% endfor %}{% if message.tool_call_id %}<{{ message.tool_call_id }}>{% endif %}|{% endfor %}"
+)
+
+
+def test_tools_and_their_calls_reach_the_template() -> None:
+    knowing = ChatTemplate(TOOLS)
+    assert knowing.knows_tools
+    dialogue = [
+        *messages(("user", "Rain?")),
+        engine_pb2.ChatMessage(
+            role="assistant",
+            tool_calls_json='[{"id": "c1", "function": {"name": "rain", "arguments": "{\\"a\\": 1}"}}]',
+        ),
+        engine_pb2.ChatMessage(role="tool", content="yes", tool_call_id="c1", name="rain"),
+    ]
+    prompt = knowing.render(dialogue, '[{"type": "function", "function": {"name": "rain"}}]')
+    assert prompt == (
+        '<tools>{"type": "function", "function": {"name": "rain"}}</tools>|'
+        'user: Rain?|assistant: <call>rain {"a": 1}</call>|tool: yes<c1>|'
+    )
+    assert knowing.render(messages(("user", "Hi"))) == "user: Hi|"
+
+
+def test_tools_are_refused_where_they_would_be_lost() -> None:
+    assert not ChatTemplate(CHATML).knows_tools
+    with pytest.raises(KithError, match="knows no tools"):
+        ChatTemplate(CHATML).render(HELLO, '[{"type": "function"}]')
+    assert ChatTemplate(CHATML).render(HELLO, "[]")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", "[" * 100_000, "null"])
+def test_tools_that_are_no_list_of_objects_are_refused(text: str) -> None:
+    with pytest.raises(KithError, match="JSON array of objects") as caught:
+        ChatTemplate(TOOLS).render(HELLO, text)
+    assert caught.value.code == "bad-request"
+    call = engine_pb2.ChatMessage(role="assistant", tool_calls_json=text)
+    with pytest.raises(KithError, match="tool_calls is not"):
+        ChatTemplate(TOOLS).render([call])

@@ -56,3 +56,18 @@ def test_held_text_is_released_when_no_stop_comes() -> None:
     assert stream.feed(b"try>") == "<entry>"
     assert stream.feed(b" <") == " "
     assert stream.finish() == "<"
+
+
+@given(st.text(alphabet="abc", max_size=30), st.data(), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
+def test_a_text_that_was_shown_is_not_shown_again(text: str, data: st.DataObject, stops: list[str]) -> None:
+    cut = data.draw(st.integers(0, len(text)))
+    whole = TextStream(stops)
+    expected = whole.feed(text.encode()) + whole.finish()
+    rest = TextStream(stops)
+    rest.resume(text[:cut])
+    said = ""
+    for character in text[cut:]:
+        said += rest.feed(character.encode())
+    said += rest.finish()
+    assert said == expected[cut:]
+    assert rest.stopped == whole.stopped

@@ -1,0 +1,363 @@
+"""Holds an answer to a grammar: which tokens may come next, whatever is sampled.
+
+A pushdown automaton over characters that keeps every way in which the text so far can be read. A state is the set of
+these ways; what a character does to a state is computed once and remembered, so in the usual case a token costs some
+look-ups in dictionaries. The sampled token is checked first; the tokens that a state allows are only computed where
+samples are refused and few tokens fit or many samples were refused, and then remembered too.
+
+llama.cpp's own grammar sampler does the same without bounds: `root ::= "a" root "b" | "a" root "c" | "a" root "d" |
+"a"` costs it six seconds for the eighth character and ten times more for each that follows, and left recursion behind
+a rule that may be empty never ends. Here both are refused: at once, or when the text gets there.
+
+Thread-safe between `Grammar`'s making and use, not in use: one thread owns all matchers of a grammar.
+"""
+
+import codecs
+import hashlib
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from node.engine import gbnf
+from node.engine.gbnf import Characters, bad_grammar
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Ways to read the same text. Threat: a small grammar whose ways triple with each character.
+WAYS_MAX = 1024
+#: Steps from one state to the terminals that may follow. Threat: left recursion, which has no end.
+STEPS_MAX = 8192
+#: The same, over all rules, when a grammar is made.
+MAKING_STEPS_MAX = 500_000
+#: Places on all stacks that were ever seen. Threat: memory, where the nesting has no end.
+PLACES_MAX = 200_000
+#: States that are kept with what each character does to them, and tokens in the lists that are kept with states.
+STATES_MAX, LISTED_MAX = 20_000, 4_000_000
+#: Characters that may come next, and steps through the vocabulary, so few that working all tokens out is cheap.
+FEW_CHARACTERS, FEW_STEPS = 64, 1000
+
+_END = 0  # the place where the text is complete
+
+
+class Vocabulary:
+    """The tokens of a model as text.
+
+    Args:
+        pieces: the bytes of each token; empty for those that print nothing.
+        ends: tokens that end a generation.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], ends: Iterable[int]) -> None:
+        self.pieces = pieces
+        self.ends = frozenset(ends)
+        self.texts = [None if token in self.ends else _decode(piece) for token, piece in enumerate(pieces)]
+        self.cut: list[int] = []  # tokens that are only a beginning of a character
+        self.continuing: list[int] = []  # tokens that go on with a character that another began
+        for token, text in enumerate(self.texts):
+            if text is not None and not text[0]:
+                self.cut.append(token)
+            elif text is None and pieces[token] and token not in self.ends and pieces[token][0] & 0xC0 == 0x80:
+                self.continuing.append(token)
+
+        ordered = sorted((text[0], token) for token, text in enumerate(self.texts) if text is not None and text[0])
+        self.ordered = [text for text, _ in ordered]
+        self.ordered_tokens = [token for _, token in ordered]
+        self.firsts = sorted({text[0] for text in self.ordered})
+
+    def sha256(self) -> bytes:
+        """Of all pieces in order, each with its length, and of the ends."""
+        digest = hashlib.sha256()
+        for piece in self.pieces:
+            digest.update(len(piece).to_bytes(4))
+            digest.update(piece)
+        for token in sorted(self.ends):
+            digest.update(token.to_bytes(4))
+        return digest.digest()
+
+
+def _decode(data: bytes) -> tuple[str, bytes] | None:
+    """Whole characters, and the beginning of one more. None: nothing, or no beginning of UTF-8."""
+    if not data:
+        return None
+    try:
+        text, length = codecs.utf_8_decode(data, "strict", False)
+    except UnicodeDecodeError:
+        return None
+    return text, data[length:]
+
+
+class State:
+    """All ways in which the text so far can go on. `places`: of `Grammar`."""
+
+    __slots__ = ("accepting", "allowed", "moves", "places", "wide")
+
+    def __init__(self, places: tuple[int, ...]) -> None:
+        self.places = places
+        self.accepting = _END in places
+        self.moves: dict[str, State | None] = {}
+        self.allowed: NDArray[np.int32] | None = None  # tokens that may come next; None: not worked out
+        self.wide = False  # to work them out is known to take long
+
+
+class Grammar:
+    """A grammar ready for use. Raises `KithError` (`bad-grammar`) where it can not be used."""
+
+    def __init__(self, text: str) -> None:
+        rules, root = gbnf.read(text)
+        # A node is an element of an alternative, with the node after it; 0 is none.
+        self._elements: list[gbnf.Element] = [0]
+        self._after: list[int] = [0]
+        self._rules = [[self._chain(alternative) for alternative in rule] for rule in rules]
+        # A place is a node on top of a stack of places: what comes here, and where it goes on after that.
+        self._places: list[tuple[int, int]] = [(0, 0)]
+        self._numbers: dict[tuple[int, int], int] = {(0, 0): _END}
+        self._states: dict[tuple[int, ...], State] = {}
+        self._listed = 0
+        self._steps = 0
+        for rule in range(len(rules)):
+            self._settle([self._place(first, _END) for first in self._rules[rule]])
+            if self._steps > MAKING_STEPS_MAX:
+                raise bad_grammar("its rules refer to each other in too many ways")
+        self.start = self._state([self._place(first, _END) for first in self._rules[root]])
+        if not self.start.places:
+            raise bad_grammar("there is no text that follows it")
+
+    @property
+    def full(self) -> bool:
+        """So much was remembered that a new one should take its place."""
+        return len(self._places) > PLACES_MAX // 2 or len(self._states) > STATES_MAX
+
+    def move(self, state: State, character: str) -> State | None:
+        """After one more character; None: it does not fit. Raises `KithError` (`bad-grammar`)."""
+        code_point = ord(character)
+        nexts = []
+        for place in state.places:
+            node, rest = self._places[place]
+            element = self._elements[node]
+            if place != _END and isinstance(element, Characters) and element.has(code_point):
+                nexts.append(self._place(self._after[node], rest))
+        found = self._state(nexts) if nexts else None
+        state.moves[character] = found
+        return found
+
+    def meets(self, state: State, low: int, high: int) -> bool:
+        """May a character between these code points come next?"""
+        for place in state.places:
+            element = self._elements[self._places[place][0]]
+            if isinstance(element, Characters) and element.meets(low, high):
+                return True
+        return False
+
+    def few(self, state: State) -> list[str] | None:
+        """The characters that may come next; None: they are many."""
+        found: set[int] = set()
+        for place in state.places:
+            element = self._elements[self._places[place][0]]
+            if isinstance(element, Characters):
+                for low, high in element.ranges:
+                    if high - low >= FEW_CHARACTERS:
+                        return None
+                    found.update(range(low, high + 1))
+        return [chr(code_point) for code_point in found] if len(found) <= FEW_CHARACTERS else None
+
+    def keep(self, state: State, allowed: "NDArray[np.int32]") -> None:
+        if self._listed + len(allowed) <= LISTED_MAX:
+            self._listed += len(allowed)
+            state.allowed = allowed
+
+    def _chain(self, alternative: gbnf.Alternative) -> int:
+        """The first of the alternative's nodes; 0 where it is empty."""
+        after = 0
+        for element in reversed(alternative):
+            self._elements.append(element)
+            self._after.append(after)
+            after = len(self._elements) - 1
+        return after
+
+    def _place(self, node: int, rest: int) -> int:
+        if node == 0:
+            return rest
+        number = self._numbers.get((node, rest))
+        if number is None:
+            if len(self._places) >= PLACES_MAX:
+                raise bad_grammar("the text nests too deep in it, or in too many ways")
+            number = self._numbers[node, rest] = len(self._places)
+            self._places.append((node, rest))
+        return number
+
+    def _state(self, places: list[int]) -> State:
+        settled = self._settle(places)
+        state = self._states.get(settled)
+        if state is None:
+            state = State(settled)
+            if len(self._states) <= STATES_MAX:
+                self._states[settled] = state
+        return state
+
+    def _settle(self, places: list[int]) -> tuple[int, ...]:
+        """Replace rules by what they begin with, until only characters are left."""
+        seen: set[int] = set()
+        found = set()
+        while places:
+            place = places.pop()
+            if place in seen:
+                continue
+            seen.add(place)
+            if len(seen) > STEPS_MAX:
+                raise bad_grammar("it goes round without an end (left recursion), or has too many alternatives")
+            node, rest = self._places[place]
+            element = self._elements[node]
+            if place == _END or isinstance(element, Characters):
+                found.add(place)
+            else:
+                back = self._place(self._after[node], rest)
+                places.extend(self._place(first, back) for first in self._rules[element])
+        self._steps += len(seen)
+        if len(found) > WAYS_MAX:
+            raise bad_grammar("it is too ambiguous: the same text can be read in too many ways")
+        return tuple(sorted(found))
+
+
+class Matcher:
+    """One answer's way through a grammar."""
+
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
+        self._grammar = grammar
+        self._vocabulary = vocabulary
+        self._state = grammar.start
+        self._pending = b""  # the beginning of a character
+
+    @property
+    def complete(self) -> bool:
+        """The text so far is one of the grammar."""
+        return self._state.accepting and not self._pending
+
+    @property
+    def over(self) -> bool:
+        """It is, and nothing can follow."""
+        return self._state.places == (_END,) and not self._pending
+
+    def allows(self, token: int) -> bool:
+        """May it come next? Raises `KithError` (`bad-grammar`) where the grammar turns out too ambiguous."""
+        if token in self._vocabulary.ends:
+            return self.complete
+        return self._after(token) is not None
+
+    def accept(self, token: int) -> None:
+        """Go on with a token that is allowed and no end."""
+        after = self._after(token)
+        assert after is not None
+        self._state, self._pending = after
+
+    def accept_text(self, text: str) -> bool:
+        """Go on with what was said before; False where it does not fit."""
+        state = self._walk(self._state, text)
+        if state is None:
+            return False
+        self._state = state
+        return True
+
+    def allowed(self, patient: bool = True) -> "NDArray[np.int32] | None":
+        """All tokens that may come next, in ascending order. Raises `KithError` (`bad-grammar`).
+
+        Args:
+            patient: False: None where it would take long.
+        """
+        state = self._state
+        if state.allowed is not None and not self._pending:
+            return state.allowed
+        if state.wide and not patient and not self._pending:
+            return None
+        if self._pending:
+            found = [token for token in self._vocabulary.continuing if self._after(token) is not None]
+        else:
+            searched = self._search(patient)
+            if searched is None:
+                state.wide = True
+                return None
+            found = searched
+        if self.complete:
+            found += self._vocabulary.ends
+        tokens = np.array(sorted(found), dtype=np.int32)
+        if not self._pending:
+            self._grammar.keep(state, tokens)
+        return tokens
+
+    def _search(self, patient: bool) -> list[int] | None:
+        """Through the texts in their order; where one does not fit, all with the same beginning are passed over."""
+        vocabulary = self._vocabulary
+        few = self._grammar.few(self._state)
+        if few is None and not patient:
+            return None
+        texts = vocabulary.ordered
+        found = [token for token in vocabulary.cut if self._after(token) is not None]
+        steps = 0
+        for first in vocabulary.firsts if few is None else few:
+            at, end = bisect_left(texts, first), bisect_left(texts, _following(first))
+            while at < end:
+                steps += 1
+                if steps > FEW_STEPS and not patient:
+                    return None
+                fitting = self._fitting(texts[at])
+                if fitting == len(texts[at]):
+                    if self._after(vocabulary.ordered_tokens[at]) is not None:
+                        found.append(vocabulary.ordered_tokens[at])
+                    at += 1
+                else:
+                    at = bisect_left(texts, _following(texts[at][: fitting + 1]), at + 1, end)
+        return found
+
+    def _fitting(self, text: str) -> int:
+        """Characters of its beginning that may come next."""
+        state = self._state
+        for length, character in enumerate(text):
+            after = self._walk(state, character)
+            if after is None:
+                return length
+            state = after
+        return len(text)
+
+    def _after(self, token: int) -> tuple[State, bytes] | None:
+        if self._pending:
+            piece = self._vocabulary.pieces[token]
+            decoded = _decode(self._pending + piece) if piece else None
+        else:
+            decoded = self._vocabulary.texts[token]
+        if decoded is None:
+            return None
+        text, pending = decoded
+        state = self._walk(self._state, text)
+        if state is None or (pending and not self._grammar.meets(state, *_possible(pending))):
+            return None
+        return state, pending
+
+    def _walk(self, state: State, text: str) -> State | None:
+        for character in text:
+            try:
+                after = state.moves[character]
+            except KeyError:
+                after = self._grammar.move(state, character)
+            if after is None:
+                return None
+            state = after
+        return state
+
+
+def _following(text: str) -> str:
+    """The first text in order that does not begin with this one; what ends in the last code point is its own."""
+    return text[:-1] + chr(min(ord(text[-1]) + 1, gbnf.LAST_CODE_POINT))
+
+
+def _possible(beginning: bytes) -> tuple[int, int]:
+    """The first and last code point that begin with these bytes, a cut UTF-8 sequence."""
+    lead = beginning[0]
+    length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+    value = lead & (0xFF >> (length + 1))
+    for byte in beginning[1:]:
+        value = value << 6 | byte & 0x3F
+    bits = 6 * (length - len(beginning))
+    least = {2: 0x80, 3: 0x800, 4: 0x10000}[length]
+    return max(value << bits, least), min((value << bits) | ((1 << bits) - 1), gbnf.LAST_CODE_POINT)
