@@ -293,7 +293,9 @@ class Matcher:
         if few is None and not patient:
             return None
         texts = vocabulary.ordered
-        found = [token for token in vocabulary.cut if self._after(token) is not None]
+        found = []
+        if few is None or not all(character.isascii() for character in few):
+            found = [token for token in vocabulary.cut if self._after(token) is not None]
         steps = 0
         for first in vocabulary.firsts if few is None else few:
             at, end = bisect_left(texts, first), bisect_left(texts, _following(first))

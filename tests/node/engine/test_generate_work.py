@@ -1,5 +1,6 @@
 """What one request can ask of the real model: every field, through the real child process."""
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
@@ -257,3 +258,30 @@ async def test_tools_are_refused_by_a_template_that_knows_none(watched: Watched)
     asked.tools_json = '[{"type": "function", "function": {"name": "weather"}}]'
     with pytest.raises(KithError, match="knows no tools"):
         await answer(watched.engine, asked)
+
+
+async def test_a_request_that_comes_too_late_is_refused_and_not_begun(watched: Watched) -> None:
+    long = [asyncio.ensure_future(whole(watched.engine, request(200, seed=n))) for n in range(2)]
+    while (await watched.engine.stats()).slots_busy < 2:
+        pass
+    with pytest.raises(KithError) as caught:
+        await whole(watched.engine, request(4, useful_seconds=0.01))
+    assert caught.value.code == "too-late"
+    assert not any(one.done() for one in long)
+    assert len((await whole(watched.engine, request(4, useful_seconds=300.0))).tokens) == 4
+    await asyncio.gather(*long)
+
+
+async def test_an_owner_with_one_request_goes_before_the_queue_of_another(watched: Watched) -> None:
+    order: list[str] = []
+
+    async def one(owner: str) -> None:
+        await whole(watched.engine, request(6, owner=owner))
+        order.append(owner)
+
+    many = [asyncio.ensure_future(one("many")) for _ in range(8)]
+    while (await watched.engine.stats()).queue_length < 6:
+        pass
+    few = asyncio.ensure_future(one("few"))
+    await asyncio.gather(*many, few)
+    assert order.index("few") <= 4
