@@ -38,7 +38,7 @@ from mesh.wire import (
     mesh_pb2,
     mesh_pb2_grpc,
 )
-from node import __version__, clock, enrolment, logs
+from node import __version__, clock, enrolment, gguf, logs
 from node.authors import Authors
 from node.away import set_aside
 from node.background import Background
@@ -53,6 +53,7 @@ from node.errors import KithError
 from node.grpc_options import PORT_OPTIONS
 from node.interfaces import choose
 from node.keys import load_or_make_key
+from node.kv_moves import KvMoves
 from node.leader import Leader
 from node.limits import CALLS_MAX
 from node.links import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
@@ -103,6 +104,7 @@ class Daemon:
         self._changed = asyncio.Event()
         self._background = Background()
         self._profile = facts_pb2.NodeProfile()
+        self._model_sha256 = b""
 
     # Life
 
@@ -170,7 +172,8 @@ class Daemon:
             self.shell.post, self._counter, self.blobs, self.plans, self.solver, self.snapshots.name_of
         )
         self.engine_door = EngineDoor(self.engine)
-        self.router = Router(self.replica, self.engine_door, links)
+        self.kv = KvMoves(self.engine_door, links.stub, lambda: self._profile, self.replica.profiles.of)
+        self.router = Router(self.replica, self.engine_door, links, self.kv)
         self.submissions = Submissions(self.shell.post, self.replica, self.blobs, self._agents_live)
 
         if config.engine == "llama" and config.model:
@@ -183,7 +186,7 @@ class Daemon:
                 options=PORT_OPTIONS, interceptors=[self.shell.callers], maximum_concurrent_rpcs=CALLS_MAX
             )
             mesh_pb2_grpc.add_MeshServicer_to_server(
-                MeshService(links, self.engine_door, self.store, lambda: trust_of(self)), server
+                MeshService(links, self.engine_door, self.store, lambda: trust_of(self), self.kv), server
             )
             self.addresses = bind(server, self.credentials.server(), config.listen, config.interfaces, self.paths)
             doors.append(server)
@@ -270,9 +273,16 @@ class Daemon:
             if self.config.engine == "llama" and self.model_path is None:
                 await asyncio.to_thread(self._find_model)
             await self.engine.start()
+            await self._name_model()
         except KithError as error:
             self.engine.give_up(error.message)
             logs.log("error", f"{error.message}. {error.remedy}")
+
+    async def _name_model(self) -> None:
+        """Tell the mesh which file is served, where others can exchange KV with it. Reads the whole file."""
+        if self.model_path is not None and self.engine.loaded is not None and self.engine.loaded.kv_layout:
+            self._model_sha256 = await asyncio.to_thread(gguf.sha256_of, self.model_path)
+            await self._publish_profile()
 
     def _find_model(self) -> None:
         """Tell the engine the model's file; the default one is fetched at first use. Runs in a thread."""
@@ -335,6 +345,11 @@ class Daemon:
                 load_seconds=loaded.load_seconds,
                 abilities=loaded.abilities,
                 licence=loaded.licence,
+                model_sha256=self._model_sha256 if loaded.kv_layout else b"",
+                vocabulary_sha256=loaded.vocabulary_sha256,
+                embedding_size=loaded.embedding_size,
+                adapters=loaded.adapters,
+                kv_layout=loaded.kv_layout,
             )
         if profile != self._profile:
             self._profile = profile

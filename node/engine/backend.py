@@ -7,7 +7,7 @@ Threads: the reader makes requests and sets `cancelled`; one worker calls `submi
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mesh.wire import common_pb2, engine_pb2
@@ -75,8 +75,8 @@ class Request:
         started = engine_pb2.GenerateEvent.Started(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens)
         self.put(engine_pb2.EngineEvent(generate=engine_pb2.GenerateEvent(started=started)))
 
-    def delta(self, text: str, tokens: int) -> None:
-        delta = engine_pb2.GenerateEvent.Delta(text=text, tokens=tokens)
+    def delta(self, text: str, tokens: int, token_ids: Sequence[int] = ()) -> None:
+        delta = engine_pb2.GenerateEvent.Delta(text=text, tokens=tokens, token_ids=token_ids)
         self.put(engine_pb2.EngineEvent(generate=engine_pb2.GenerateEvent(delta=delta)))
 
     def finished(self, reason: str, usage: common_pb2.Usage) -> None:

@@ -2,13 +2,15 @@
 
 It answers with the first sentences of the longest paragraph of what it was asked, verbatim, at a steady pace, so that
 a summary made with it is made of real sentences of the document. Scores come from a hash. Everything is a function of
-the request: the same on every node. Tokens are words, and single characters of Chinese and Japanese.
+the request: the same on every node. Tokens are words, and single characters of Chinese and Japanese; their ids are
+checksums, good for going on from an answer that was begun elsewhere.
 """
 
 import hashlib
 import re
 import threading
 import time
+import zlib
 from dataclasses import dataclass, field
 
 from mesh.wire import common_pb2, engine_pb2
@@ -18,6 +20,7 @@ from node.errors import KithError
 MODEL_NAME = "echo (no model)"
 CONTEXT_TOKENS = 4096
 SENTENCES = 2
+VOCABULARY = hashlib.sha256(b"kith echo: words").digest()
 QUEUE_MAX = 128
 
 #: A prompt is "read" this many times faster than an answer is written.
@@ -39,6 +42,20 @@ def answer_to(text: str) -> str:
     longest = max(paragraphs, key=len)
     sentences = [match.group() for match in _SENTENCE.finditer(longest)]
     return "".join(sentences[:SENTENCES]).strip() or "(nothing)"
+
+
+def token_id(token: str) -> int:
+    return zlib.crc32(token.encode("utf-8", "replace"))
+
+
+def rest_of(whole: list[str], begun: engine_pb2.GenerateRequest) -> list[str]:
+    """The tokens of an answer after those that `begun` says were given already; all where it says something else."""
+    if begun.continue_tokens:
+        said = len(begun.continue_tokens)
+        same = [token_id(token) for token in whole[:said]] == list(begun.continue_tokens)
+        return whole[said:] if same else whole
+    text = "".join(whole)
+    return tokens_of(text.removeprefix(begun.continue_from)) if begun.continue_from else whole
 
 
 def score_of(prompt: str, continuation: str) -> float:
@@ -83,9 +100,10 @@ class EchoBackend:
             context_tokens=self._context_tokens,
             slots=self._slots,
             threads=1,
-            abilities=["generate", "chat", "score"],
+            abilities=["generate", "chat", "score", "continue"],
             trained_context_tokens=self._context_tokens,
             architecture="echo",
+            vocabulary_sha256=VOCABULARY,
             system_info="answers with sentences of its prompt; for tests and demonstrations of the mesh",
         )
 
@@ -124,9 +142,7 @@ class EchoBackend:
         count = len(tokens_of(prompt))
         self._check_length(count)
         asked = command.messages[-1].content if command.messages else command.prompt
-        whole = answer_to(asked)
-        rest = whole.removeprefix(command.continue_from) if command.continue_from else whole
-        tokens = tokens_of(rest)
+        tokens = rest_of(tokens_of(answer_to(asked)), command)
         limit = command.max_tokens or len(tokens)
         reason = "stop" if len(tokens) <= limit else "length"
         with self._changed:
@@ -182,7 +198,8 @@ class EchoBackend:
                 self._finish(item, "cancelled")
                 continue
             while item.due <= now and item.sent < len(item.tokens):
-                item.request.delta(item.tokens[item.sent], 1)
+                token = item.tokens[item.sent]
+                item.request.delta(token, 1, [token_id(token)] if item.request.command.generate.want_tokens else ())
                 item.sent += 1
                 item.due += 1 / self._pace
                 self._stats.tokens_generated += 1

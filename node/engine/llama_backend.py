@@ -4,6 +4,7 @@ The worker thread renders, tokenizes and checks a request; the loop thread (`lla
 that the library calls fatal ends the process: the daemon starts a new one.
 """
 
+import hashlib
 import os
 import sys
 import threading
@@ -65,7 +66,8 @@ class LlamaBackend:
             context_tokens=self._context_tokens,
             slots=slots,
             threads=threads,
-            abilities=["generate", "chat", "score"],
+            abilities=["generate", "chat", "score", "continue"],
+            vocabulary_sha256=self._vocabulary_sha256(),
             load_seconds=time.monotonic() - begun,
             licence=header.licence,
             architecture=header.architecture,
@@ -86,8 +88,19 @@ class LlamaBackend:
         elif kind != "count_tokens":
             raise unsupported("llama", f"do {kind}")
         else:
-            counts = [len(self._model.tokenize(text, special=False)) for text in request.command.count_tokens.texts]
-            request.answer(engine_pb2.EngineEvent(counts=engine_pb2.CountTokensReply(counts=counts)))
+            count = request.command.count_tokens
+            counts = [len(self._model.tokenize(text, special=False)) for text in count.texts]
+            tokens = self._prompt_tokens(count.prompt_of) if count.HasField("prompt_of") else ()
+            reply = engine_pb2.CountTokensReply(counts=counts, prompt_tokens=tokens)
+            request.answer(engine_pb2.EngineEvent(counts=reply))
+
+    def _vocabulary_sha256(self) -> bytes:
+        """Of all pieces in order, each with its length."""
+        digest = hashlib.sha256()
+        for token in range(self._model.vocabulary_size):
+            piece = self._model.piece(token)
+            digest.update(len(piece).to_bytes(4) + piece)
+        return digest.digest()
 
     def wake(self) -> None:
         if self._loop is not None:
@@ -102,9 +115,16 @@ class LlamaBackend:
         if len(command.stop) > STOPS_MAX or any(not 0 < len(stop) <= STOP_CHARACTERS_MAX for stop in command.stop):
             message = f"at most {STOPS_MAX} stop strings of 1 to {STOP_CHARACTERS_MAX} characters are possible"
             raise KithError("bad-request", message, "Send fewer or shorter stop strings.")
-        prompt = self._prompt(command) + command.continue_from
-        tokens = self._checked(self._model.tokenize(prompt, special=True), 0)
+        tokens = self._checked(self._prompt_tokens(command), 0)
         self._add(GenerateWork(request, tokens, self._model, self._context_tokens))
+
+    def _prompt_tokens(self, command: engine_pb2.GenerateRequest) -> list[int]:
+        """Prompt and what of the answer is given. Raises `KithError` (`bad-request`)."""
+        if not command.continue_tokens:
+            return self._model.tokenize(self._prompt(command) + command.continue_from, special=True)
+        if max(command.continue_tokens) >= self._model.vocabulary_size:
+            raise KithError("bad-request", "a token to continue from is not in the vocabulary", "Send the text.")
+        return [*self._model.tokenize(self._prompt(command), special=True), *command.continue_tokens]
 
     def _submit_score(self, request: Request) -> None:
         command = request.command.score

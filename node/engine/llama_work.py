@@ -88,7 +88,9 @@ class GenerateWork(Work):
         self._tokens_max = min(command.max_tokens or room, room)
         self._stream = TextStream(command.stop)
         self._chain = chain_of(command.sampling, model)
-        self._silent_tokens = 0  # since the last delta
+        self._silent: list[int] = []  # tokens since the last delta
+        for token in command.continue_tokens:  # what they showed was shown; what they hold back comes now
+            self._stream.feed(model.piece(token))
 
     def began(self, cached_tokens: int) -> None:
         super().began(cached_tokens)
@@ -106,7 +108,7 @@ class GenerateWork(Work):
         if self._model.is_end(token):
             self._finish("stop")
             return
-        self._say(self._stream.feed(self._model.piece(token)))
+        self._say(token, self._stream.feed(self._model.piece(token)))
         if self._stream.stopped:
             self._finish("stop")
         elif self.completion_tokens >= self._tokens_max:
@@ -115,11 +117,12 @@ class GenerateWork(Work):
             self.outputs_from = len(self.target)
             self.target.append(token)
 
-    def _say(self, text: str) -> None:
-        self._silent_tokens += 1
+    def _say(self, token: int, text: str) -> None:
+        self._silent.append(token)
         if text:
-            self.request.delta(text, self._silent_tokens)
-            self._silent_tokens = 0
+            ids = self._silent if self.request.command.generate.want_tokens else ()
+            self.request.delta(text, len(self._silent), ids)
+            self._silent = []
 
     def _finish(self, reason: str) -> None:
         if rest := self._stream.finish():
