@@ -38,7 +38,7 @@ from mesh.wire import (
     mesh_pb2,
     mesh_pb2_grpc,
 )
-from node import __version__, clock, enrolment, gguf, logs
+from node import __version__, clock, enrolment, logs
 from node.authors import Authors
 from node.away import set_aside
 from node.background import Background
@@ -104,7 +104,6 @@ class Daemon:
         self._changed = asyncio.Event()
         self._background = Background()
         self._profile = facts_pb2.NodeProfile()
-        self._model_sha256 = b""
 
     # Life
 
@@ -186,7 +185,7 @@ class Daemon:
                 options=PORT_OPTIONS, interceptors=[self.shell.callers], maximum_concurrent_rpcs=CALLS_MAX
             )
             mesh_pb2_grpc.add_MeshServicer_to_server(
-                MeshService(links, self.engine_door, self.store, lambda: trust_of(self), self.kv), server
+                MeshService(links, self.engine_door, self.store, lambda: trust_of(self), kv=self.kv), server
             )
             self.addresses = bind(server, self.credentials.server(), config.listen, config.interfaces, self.paths)
             doors.append(server)
@@ -273,16 +272,9 @@ class Daemon:
             if self.config.engine == "llama" and self.model_path is None:
                 await asyncio.to_thread(self._find_model)
             await self.engine.start()
-            await self._name_model()
         except KithError as error:
             self.engine.give_up(error.message)
             logs.log("error", f"{error.message}. {error.remedy}")
-
-    async def _name_model(self) -> None:
-        """Tell the mesh which file is served, where others can exchange KV with it. Reads the whole file."""
-        if self.model_path is not None and self.engine.loaded is not None and self.engine.loaded.kv_layout:
-            self._model_sha256 = await asyncio.to_thread(gguf.sha256_of, self.model_path)
-            await self._publish_profile()
 
     def _find_model(self) -> None:
         """Tell the engine the model's file; the default one is fetched at first use. Runs in a thread."""
@@ -345,7 +337,6 @@ class Daemon:
                 load_seconds=loaded.load_seconds,
                 abilities=loaded.abilities,
                 licence=loaded.licence,
-                model_sha256=self._model_sha256 if loaded.kv_layout else b"",
                 vocabulary_sha256=loaded.vocabulary_sha256,
                 embedding_size=loaded.embedding_size,
                 adapters=loaded.adapters,

@@ -101,18 +101,13 @@ def read_header(path: Path) -> GgufHeader:
         raise _bad(path, f"can not be read: {error.strerror}") from error
 
 
-def sha256_of(path: Path) -> bytes:
-    """Read the whole file. Raises `KithError` (`bad-model`) where it can not be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise _bad(path, f"can not be read: {error.strerror}") from error
-
-
 def check_sha256(path: Path, expected: str) -> None:
     """Read the whole file. Raises `KithError` (`bad-model`) where it is not the one that was pinned (hex digits)."""
-    found = sha256_of(path).hex()
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _bad(path, f"can not be read: {error.strerror}") from error
     if found != expected.lower():
         raise _bad(path, f"has the SHA-256 {found}, not the one of the setting model_sha256")
 

@@ -23,7 +23,9 @@ from node.trust import Trust
 
 
 class MeshService(mesh_pb2_grpc.MeshServicer):
-    def __init__(self, links: Links, engine: EngineDoor, store: Store, trust: Callable[[], Trust], kv: KvMoves) -> None:
+    def __init__(
+        self, links: Links, engine: EngineDoor, store: Store, trust: Callable[[], Trust], kv: KvMoves | None = None
+    ) -> None:
         self._kv = kv
         self._links = links
         self._engine = engine
@@ -43,7 +45,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         await self._check_hops(request.hop_count, context)
         try:
             who = caller_of(context).node_id
-            if request.kv_holder:
+            if request.kv_holder and self._kv is not None:
                 await self._kv.bring(NodeId(request.kv_holder), request.request, request.kv_tokens)
             async with contextlib.aclosing(self._engine.generate(who, request.request)) as events:
                 async for event in events:
@@ -89,8 +91,9 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         self, request: mesh_pb2.FetchKvRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[mesh_pb2.KvChunk]:
         try:
-            chunks = self._kv.chunks(request)
-            async with contextlib.aclosing(chunks):
+            if self._kv is None:
+                raise KithError("kv-missing", "this node exchanges no KV", "Read it.", ExitCode.NOT_FOUND)
+            async with contextlib.aclosing(self._kv.chunks(request)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except KithError as error:

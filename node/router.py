@@ -14,7 +14,7 @@ Does not: plan for others. Two routers that send to the same node learn of each 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Collection, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import grpc.aio
@@ -26,7 +26,7 @@ from mesh.prefixes import Block, Prefixes, blocks_of
 from mesh.rate import Rate
 from mesh.replica import Replica
 from mesh.wire import common_pb2, engine_pb2, facts_pb2, mesh_pb2
-from node.abilities import needed
+from node.abilities import needed, offered
 from node.answering import Answering
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
@@ -244,7 +244,7 @@ class Router:
         # Of what others sent there, only the number is known.
         others = max(0, told.slots_busy - len(own))
         own_output = sum(one.output_tokens for one in own)
-        return load_of(
+        load = load_of(
             AgentState(
                 agent=common_pb2.AgentRef(node_id=node_id, agent=agent.agent),
                 profile=agent,
@@ -256,6 +256,7 @@ class Router:
                 draining=told.draining,
             )
         )
+        return replace(load, abilities=offered(load.abilities))
 
     def _open_at(self, agent: str) -> int:
         return sum(one.agent == agent for one in self._under_way.values())
@@ -333,17 +334,9 @@ class Router:
     async def _there(
         self, route: Route, request: engine_pb2.GenerateRequest, within_s: float
     ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
-        def unreachable() -> KithError:
-            return KithError(
-                "node-unreachable",
-                f"{route.node_name} went away while it answered",
-                "Ask again: another node answers then.",
-                ExitCode.UNAVAILABLE,
-            )
-
         stub = self._links.stub(NodeId(route.agent.node_id))
         if stub is None:
-            raise unreachable()
+            raise _went_away(route)
         call = stub.Generate(
             mesh_pb2.GenerateCall(
                 request=request,
@@ -358,7 +351,7 @@ class Router:
             async for event in call:
                 yield event
         except grpc.aio.AioRpcError as error:
-            raise to_kith_error(error, unreachable) from error
+            raise to_kith_error(error, lambda: _went_away(route)) from error
         finally:
             call.cancel()
 
@@ -397,6 +390,15 @@ def _parts(request: engine_pb2.GenerateRequest, answer: bool = True) -> list[str
     if answer and request.continue_from:
         parts.append(f"assistant\0{request.continue_from}")
     return parts
+
+
+def _went_away(route: Route) -> KithError:
+    return KithError(
+        "node-unreachable",
+        f"{route.node_name} went away while it answered",
+        "Ask again: another node answers then.",
+        ExitCode.UNAVAILABLE,
+    )
 
 
 def _is(node_id: str, name: str, wanted: str) -> bool:

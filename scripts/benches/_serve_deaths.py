@@ -39,7 +39,8 @@ class Heard:
 def request_of(number: int) -> engine_pb2.GenerateRequest:
     """About 64 tokens with the default model's template, different for each number from the first words on."""
     first, second = WORDS[number % len(WORDS)], WORDS[(number // len(WORDS) + 1 + number) % len(WORDS)]
-    text = f"{number}: Write a long story about a {first} and a {second}, in the order in which things happened there."
+    text = f"{number}: Write a long story about a {first} and a {second}, "
+    text += "in the order in which things happened there, with many names and places."
     message = engine_pb2.ChatMessage(role="user", content=text)
     sampling = engine_pb2.Sampling(temperature=0.0)
     return engine_pb2.GenerateRequest(

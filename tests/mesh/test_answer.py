@@ -67,9 +67,7 @@ class World:
     def __post_init__(self) -> None:
         self.answer = Answer(self.request, self.pick, self.may_hedge, self.deadline)
 
-    def pick(
-        self, request: engine_pb2.GenerateRequest, without: frozenset[str], like: Choice | None
-    ) -> Choice | None:
+    def pick(self, request: engine_pb2.GenerateRequest, without: frozenset[str], like: Choice | None) -> Choice | None:
         del request
         able = [choice for choice in self.choices if choice.agent not in without]
         return min(able, key=lambda choice: like is not None and choice.model != like.model, default=None)
