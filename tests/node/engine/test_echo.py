@@ -6,6 +6,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.wire import engine_pb2
 from node.engine.echo import answer_to, score_of, tokens_of
 from tests.node.engine.engines import answer, ask, running
 
@@ -50,3 +51,22 @@ async def test_continued_answer_is_the_rest() -> None:
         request = ask("First sentence here. Second one. Third.")
         request.continue_from = "First sentence"
         assert (await answer(watched.engine, request))[0] == " here. Second one."
+
+
+async def heard(request: engine_pb2.GenerateRequest) -> tuple[str, list[int]]:
+    async with running() as watched:
+        events = [event async for event in watched.engine.generate(request)]
+    deltas = [event.delta for event in events if event.HasField("delta")]
+    return "".join(delta.text for delta in deltas), [token for delta in deltas for token in delta.token_ids]
+
+
+async def test_tokens_come_where_they_are_wanted_and_go_on_where_they_end() -> None:
+    request = ask("First sentence here. Second one. Third.")
+    assert (await heard(request))[1] == []
+    request.want_tokens = True
+    text, tokens = await heard(request)
+    assert (text, len(tokens)) == ("First sentence here. Second one.", 5)
+    request.continue_tokens.extend(tokens[:2])
+    assert await heard(request) == (" here. Second one.", tokens[2:])
+    request.continue_tokens[0] += 1
+    assert (await heard(request))[0] == text, "another answer was begun elsewhere"
