@@ -12,6 +12,7 @@ Not guaranteed: that anything is saved. The holder's cache may have moved on.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,19 @@ if TYPE_CHECKING:
 
 #: A shorter prefix is read: the call alone costs as much.
 MOVE_TOKENS_MIN = 128
-#: Until one was measured, tokens a second that move: a Wi-Fi of 10 MB/s and a model of 20 kB a token.
-MOVE_TOKENS_PER_S_PRIOR = 500.0
+#: Until one was measured, bytes a second that move: a wired LAN. Where that is too much the first move shows it, and
+#: costs at most as much as reading.
+BYTES_PER_S_PRIOR = 50e6
+#: Until a state of the model was seen, bytes of one token: so many times the root of the number of parameters, which is
+#: right for 135 million (23 kB) and half as much again for 8 billion (131 kB).
+BYTES_PER_ROOT_PARAMETER = 2.0
+BYTES_PER_TOKEN_UNKNOWN = 100e3
+#: Models of which the size of a token is kept.
+KINDS_MAX = 64
 #: What any move costs before the first byte, seconds.
 MOVE_BASE_S = 0.02
+#: A move is not thought to cost more than so many times what it takes, however often others got nothing.
+CAME_MIN = 0.1
 #: Weight of the newest measurement.
 NEWEST = 0.3
 CHUNK_BYTES = 1 << 20
@@ -58,12 +68,20 @@ class KvMoves:
         self._stub = stub
         self._own = own
         self._profile_of = profile_of
-        self._s_per_token = 1.0 / MOVE_TOKENS_PER_S_PRIOR
+        self._s_per_byte = 1.0 / BYTES_PER_S_PRIOR
+        self._bytes_per_token: dict[tuple[bytes, str], float] = {}
+        self._came = 1.0  # of what others were expected to be given, this part was
         self._exporting = self._importing = 0
 
-    def move_s(self, tokens: int) -> float:
-        """What moving so many tokens should take, by what was measured here."""
-        return MOVE_BASE_S + tokens * self._s_per_token
+    def move_s(self, tokens: int, agent: facts_pb2.AgentProfile) -> float:
+        """What moving so many tokens of the agent's KV should take, by what was measured here."""
+        guess = BYTES_PER_ROOT_PARAMETER * math.sqrt(agent.parameters) or BYTES_PER_TOKEN_UNKNOWN
+        size = tokens * self._bytes_per_token.get(_kind(agent), guess)
+        return MOVE_BASE_S + size * self._s_per_byte / max(CAME_MIN, self._came)
+
+    def told(self, expected_tokens: int, cached_tokens: int) -> None:
+        """Another node was to take so many tokens, and found so many in its cache then."""
+        self._came += NEWEST * (min(1.0, cached_tokens / max(1, expected_tokens)) - self._came)
 
     # This node needs it
 
@@ -88,6 +106,8 @@ class KvMoves:
                 if came:
                     await self._engine.import_kv(engine_pb2.ImportKvRequest(tokens=prompt[:came], state=state))
         except (KithError, grpc.aio.AioRpcError, TimeoutError) as error:
+            if isinstance(error, TimeoutError):
+                self._s_per_byte *= 1.0 + NEWEST
             said = error.message if isinstance(error, KithError) else type(error).__name__
             log("info", f"the KV of {tokens} tokens did not come from {holder}: {said}")
             return 0
@@ -95,7 +115,9 @@ class KvMoves:
             self._importing -= 1
         if came:
             took = asyncio.get_running_loop().time() - began
-            self._s_per_token += NEWEST * (max(0.0, took - MOVE_BASE_S) / came - self._s_per_token)
+            self._s_per_byte += NEWEST * (took / len(state) - self._s_per_byte)
+            if len(self._bytes_per_token) < KINDS_MAX or _kind(own) in self._bytes_per_token:
+                self._bytes_per_token[_kind(own)] = len(state) / came
         return came
 
     async def _fetch(

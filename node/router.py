@@ -13,6 +13,7 @@ Does not: plan for others. Two routers that send to the same node learn of each 
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncGenerator, Collection, Hashable
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -26,6 +27,7 @@ from mesh.prefixes import Block, Prefixes, blocks_of
 from mesh.rate import Rate
 from mesh.replica import Replica
 from mesh.wire import common_pb2, engine_pb2, facts_pb2, mesh_pb2
+from node import clock
 from node.abilities import needed, offered
 from node.answering import Answering
 from node.engine_door import EngineDoor
@@ -44,6 +46,10 @@ CHARACTERS_PER_TOKEN = 3.5
 #: Second attempts, for an agent that is late, of all answers: a part of them, and so many at once after a quiet time.
 #: Threat: a mesh that is slow because it has too much to do is given more by its own impatience.
 HEDGED_PART, HEDGES_BURST = 0.1, 4.0
+#: What a node told of itself may be so old, seconds: it may still count what this router had there.
+TOLD_WITHIN_S = 1.5
+#: Of those that ended, so many are remembered.
+ENDED_MAX = 256
 #: Tokens of a prompt that an engine reads between two tokens of an answer (llama_loop.BATCH_TOKENS).
 STEP_TOKENS = 128
 
@@ -108,6 +114,7 @@ class Router:
         self._kv = kv
         self.prefixes = prefixes or Prefixes()
         self._under_way: dict[int, _UnderWay] = {}
+        self._ended: deque[tuple[float, str]] = deque(maxlen=ENDED_MAX)  # when, agent
         self._numbers = count()
         self._answers = 0
         #: Its time is the number of answers.
@@ -155,7 +162,7 @@ class Router:
                 key=lambda entry: entry[1],
                 default=("", 0),
             )
-            cached = Cached(own, held, self._kv.move_s(held) if self._kv is not None and held else 0.0)
+            cached = Cached(own, held, self._kv.move_s(held, agent) if self._kv is not None and held else 0.0)
             prefill, decode = rates(load)
             terms = cost_terms(load, need, cached)
             assert terms is not None
@@ -242,7 +249,9 @@ class Router:
         name = agent_id(node_id, agent.agent)
         own = [one for one in self._under_way.values() if one.agent == name]
         # Of what others sent there, only the number is known.
-        others = max(0, told.slots_busy - len(own))
+        since = clock.now() - TOLD_WITHIN_S
+        own_lately = sum(agent == name for at, agent in self._ended if at > since)
+        others = max(0, told.slots_busy - len(own) - own_lately)
         own_output = sum(one.output_tokens for one in own)
         load = load_of(
             AgentState(
@@ -306,7 +315,10 @@ class Router:
             async with contextlib.aclosing(stream) as events:
                 async for event in events:
                     match event.WhichOneof("event"):
-                        case "started" if not route.kv_holder:
+                        case "started" if route.kv_holder:
+                            if self._kv is not None:
+                                self._kv.told(route.kv_tokens, event.started.cached_tokens)
+                        case "started":
                             started = event.started
                             part = started.cached_tokens / max(1, started.prompt_tokens)
                             self.prefixes.answered(route.id, expected, part)
@@ -321,6 +333,7 @@ class Router:
                     yield event
         finally:
             del self._under_way[number]
+            self._ended.append((clock.now(), route.id))
 
     async def _here(
         self, route: Route, request: engine_pb2.GenerateRequest, who: Hashable

@@ -104,10 +104,23 @@ async def test_what_the_holder_has_becomes_a_prefix_here() -> None:
 
 async def test_moving_is_estimated_by_what_it_took() -> None:
     async with world() as one:
-        before = one.taking.move_s(800)
+        agent = profile().agents[0]
+        before = one.taking.move_s(800, agent)
         for _ in range(10):
             await one.taking.bring(HOLDER, REQUEST, 800)
-        assert kv_moves.MOVE_BASE_S < one.taking.move_s(800) < before
+        after = one.taking.move_s(800, agent)
+        assert kv_moves.MOVE_BASE_S < after < before, "3 kB a token, and not 100"
+        for _ in range(5):
+            one.taking.told(800, 0)
+        assert one.taking.move_s(800, agent) > 2 * after, "others are often given nothing"
+
+
+def test_until_it_was_seen_the_size_of_a_token_follows_that_of_the_model() -> None:
+    moves = World(profile(), profile(), 0).taking
+    small, large = (facts_pb2.AgentProfile(parameters=parameters) for parameters in (135_000_000, 8_000_000_000))
+    rate = kv_moves.BYTES_PER_S_PRIOR
+    assert (moves.move_s(1000, small) - kv_moves.MOVE_BASE_S) * rate == pytest.approx(23e6, rel=0.02)
+    assert (moves.move_s(1000, large) - kv_moves.MOVE_BASE_S) * rate < 200e6
 
 
 @pytest.mark.parametrize(

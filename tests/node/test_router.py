@@ -50,10 +50,13 @@ class World:
         )
         replica = SimpleNamespace(me=ME, membership=membership, profiles=SimpleNamespace(of=self.profiles.get))
         self.engine = engine or Speaking()
-        kv = SimpleNamespace(move_s=lambda tokens: 0.02 + tokens / 5000, bring=self._bring)
+        kv = SimpleNamespace(move_s=lambda tokens, _: 0.02 + tokens / 5000, bring=self._bring, told=self._told)
         self.brought: list[tuple[str, int]] = []
         links = SimpleNamespace(stub=lambda _: None)
         self.router = Router(cast(Any, replica), EngineDoor(cast(Any, self.engine)), cast(Any, links), cast(Any, kv))
+
+    def _told(self, expected: int, cached: int) -> None:
+        self.brought.append(("told", min(expected, cached)))
 
     async def _bring(self, holder: str, _: engine_pb2.GenerateRequest, tokens: int) -> int:
         self.brought.append((holder, tokens))
@@ -127,6 +130,7 @@ async def test_what_is_under_way_counts_before_anybody_tells() -> None:
     assert world.router.choose(chat("x")).agent.node_id == ONE
     world.engine.go.set()
     assert await first == "yes"
+    world.loads[ME] = membership_pb2.NodeLoad(slots_busy=1)  # as of a moment ago
     assert world.router.choose(chat("x")).agent.node_id == ME
 
 
@@ -185,7 +189,8 @@ async def test_the_holder_is_asked_before_this_nodes_engine_reads() -> None:
     world.router.prefixes.sent(blocks_of([f"user\0{LONG}"]), ONE + "/default", 2000)
     world.loads[ONE] = membership_pb2.NodeLoad(queued_prompt_tokens=9000)
     assert await said(world, chat(LONG)) == "yes"
-    assert [holder for holder, _ in world.brought] == [ONE]
+    assert world.brought[0][0] == ONE
+    assert world.brought[1] == ("told", 0), "the engine found nothing in its cache"
 
 
 async def test_token_ids_reach_only_who_asked_for_them() -> None:
