@@ -8,6 +8,7 @@ medians: `_low` and `_high`, the ends of their 95 % interval by the binomial of 
 """
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -22,7 +23,7 @@ from scripts.throwaway import ThrowawayMesh
 
 PAIRS = size("pairs", 10)
 WARM_UP_PAIRS = 2
-TOKENS = 96
+TOKENS = size("tokens", 96)
 READY_WITHIN_S = 180.0
 SUBJECTS = [
     "a lamp",
@@ -89,6 +90,7 @@ async def _pairs(a: Daemon, bare: EngineProcess) -> dict[str, float]:
         added_ms.append(1000 * (pair["mesh"][0] - pair["bare"][0]))
         bare_rates.append(pair["bare"][1])
         mesh_rates.append(pair["mesh"][1])
+        print(f"  pair {len(ratios)}: ratio {ratios[-1]:.3f}, added {added_ms[-1]:.1f} ms", file=sys.stderr, flush=True)
     ratio_low, ratio_high = median_interval(ratios)
     added_low, added_high = median_interval(added_ms)
     return {

@@ -10,7 +10,7 @@
     grow, and three ways to choose; where all caches fit (`fit`) and where they overflow (`overflow`). Mean seconds to
     the first token, and the part of the prompt tokens that were cached.
 
-KITH_BENCH_PAIRS, KITH_BENCH_DEATHS: how many; 0 leaves the part out.
+KITH_BENCH_PAIRS, KITH_BENCH_DEATHS: how many; 0 leaves the part out. KITH_BENCH_TOKENS: of one answer of a pair.
 """
 
 import asyncio
