@@ -23,6 +23,7 @@ from mesh.wire import engine_pb2, facts_pb2, mesh_pb2
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
 from node.logs import log
+from node.rpc import to_kith_error
 
 if TYPE_CHECKING:
     from mesh.wire import mesh_pb2_grpc
@@ -108,8 +109,7 @@ class KvMoves:
         except (KithError, grpc.aio.AioRpcError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 self._s_per_byte *= 1.0 + NEWEST
-            said = error.message if isinstance(error, KithError) else type(error).__name__
-            log("info", f"the KV of {tokens} tokens did not come from {holder}: {said}")
+            log("info", f"the KV of {tokens} tokens did not come from {holder}: {_said(error)}")
             return 0
         finally:
             self._importing -= 1
@@ -184,6 +184,12 @@ def _exchanges(agent: facts_pb2.AgentProfile) -> bool:
 
 def _kind(agent: facts_pb2.AgentProfile) -> tuple[bytes, str]:
     return agent.model_sha256, agent.kv_layout
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        error = to_kith_error(error, lambda: KithError("node-unreachable", "it can not be reached"))
+    return error.message if isinstance(error, KithError) else "it took too long"
 
 
 def _missing(why: str) -> KithError:

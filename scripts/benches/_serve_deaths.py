@@ -83,7 +83,11 @@ async def _deaths(daemons: list[Daemon], model: Path) -> dict[str, float]:
             same += 1
         elif await _by_numerics(daemons, asked, moved, survivor):
             numerics += 1
-        print(f"  death {number + 1}: pause {moved.pause_s:.2f} s, same {same}, numerics {numerics}", file=sys.stderr)
+        print(
+            f"  death {number + 1}: pause {moved.pause_s:.2f} s, same {same}, numerics {numerics}",
+            file=sys.stderr,
+            flush=True,
+        )
     return {
         "pause_s_p50": round(statistics.median(pauses), 3),
         "pause_s_max": round(max(pauses), 3),
