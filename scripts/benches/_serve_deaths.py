@@ -5,6 +5,7 @@ once 32 tokens have come; the other one knows nothing of the prompt until then, 
 text is compared with comes afterwards. Then the dead node is started again.
 """
 
+import math
 import statistics
 import sys
 import tempfile
@@ -22,6 +23,8 @@ DEATHS = size("deaths", 50)
 TOKENS = 96
 KILLED_AFTER = 32
 READY_WITHIN_S = 180.0
+#: Two tokens are almost equally likely, as far as rounding can decide between them.
+NEAR_TIE_NATS = 0.1
 WORDS = ["lamp", "river", "sea", "bread", "map", "rain", "glass", "clock", "horse", "snow", "salt", "wind", "stone"]
 
 
@@ -34,6 +37,7 @@ class Heard:
     pause_s: float = 0.0  # the longest after the kill
     tokens: list[int] = field(default_factory=list)
     prompt_tokens: int = 0
+    logprobs: list[engine_pb2.TokenLogprob] = field(default_factory=list)
 
 
 def request_of(number: int) -> engine_pb2.GenerateRequest:
@@ -70,19 +74,22 @@ async def measure(model: Path) -> dict[str, float]:
 async def _deaths(daemons: list[Daemon], model: Path) -> dict[str, float]:
     pauses: list[float] = []
     prompts: list[int] = []
+    gaps: list[float] = []
     same = numerics = 0
     for number in range(DEATHS):
         await _up(daemons)
         asked = local_pb2.ChatRequest(request=request_of(number), model=model.stem)
         moved = await _heard(daemons, asked, kill=True)
-        survivor = next(name for name in "bc" if name != moved.node)
+        if await _tells_logprobs(daemons[0], model):
+            asked.request.logprobs, asked.request.top_logprobs = True, 5
         whole = await _heard(daemons, asked)
         pauses.append(moved.pause_s)
         prompts.append(moved.prompt_tokens)
         if moved.text == whole.text:
             same += 1
-        elif await _by_numerics(daemons, asked, moved, survivor):
-            numerics += 1
+        else:
+            gaps.append(near_tie_nats(moved, whole))
+            numerics += gaps[-1] < NEAR_TIE_NATS
         print(
             f"  death {number + 1}: pause {moved.pause_s:.2f} s, same {same}, numerics {numerics}",
             file=sys.stderr,
@@ -93,6 +100,7 @@ async def _deaths(daemons: list[Daemon], model: Path) -> dict[str, float]:
         "pause_s_max": round(max(pauses), 3),
         "continued": same + numerics,
         "continued_by_numerics": numerics,
+        "divergence_nats_max": round(max([gap for gap in gaps if gap < math.inf], default=0.0), 4),
         "deaths": DEATHS,
         "death_prompt_tokens": statistics.median(prompts),
     }
@@ -112,6 +120,11 @@ async def _up(daemons: list[Daemon]) -> None:
     await until(known, READY_WITHIN_S, "all agents are known")
 
 
+async def _tells_logprobs(a: Daemon, model: Path) -> bool:
+    agents = [agent for info in await a.nodes() for agent in info.profile.agents if agent.model == model.stem]
+    return bool(agents) and all("logprobs" in agent.abilities for agent in agents)
+
+
 async def _heard(daemons: list[Daemon], asked: local_pb2.ChatRequest, *, kill: bool = False) -> Heard:
     heard = Heard()
     named = {one.name: one for one in daemons}
@@ -126,6 +139,7 @@ async def _heard(daemons: list[Daemon], asked: local_pb2.ChatRequest, *, kill: b
                     heard.pause_s = max(heard.pause_s, now - last)
                 heard.text += event.generate.delta.text
                 heard.tokens.extend(event.generate.delta.token_ids)
+                heard.logprobs.extend(event.generate.delta.logprobs)
                 if kill and not last and len(heard.tokens) >= KILLED_AFTER:
                     last = now
                     named[heard.node].kill()
@@ -137,15 +151,11 @@ async def _heard(daemons: list[Daemon], asked: local_pb2.ChatRequest, *, kill: b
     return heard
 
 
-async def _by_numerics(daemons: list[Daemon], asked: local_pb2.ChatRequest, moved: Heard, survivor: str) -> bool:
-    """Whether one node parts from its own uninterrupted text in the same way when it goes on from its own tokens."""
-    for told in range(KILLED_AFTER, min(KILLED_AFTER + 16, len(moved.tokens))):
-        again = local_pb2.ChatRequest()
-        again.CopyFrom(asked)
-        again.node = survivor
-        again.request.continue_tokens.extend(moved.tokens[:told])
-        again.request.max_tokens = TOKENS - told
-        rest = await _heard(daemons, again)
-        if rest.tokens == moved.tokens[told:]:
-            return True
-    return False
+def near_tie_nats(moved: Heard, whole: Heard) -> float:
+    """How much less likely the first other token was, to the model that wrote the whole text; infinite: much."""
+    pairs = zip(moved.tokens, whole.tokens, strict=False)
+    at = next((number for number, (one, other) in enumerate(pairs) if one != other), None)
+    if at is None or at >= len(whole.logprobs):
+        return math.inf
+    top = {entry.token: entry.logprob for entry in whole.logprobs[at].top}
+    return top.get(whole.tokens[at], math.inf) - top.get(moved.tokens[at], -math.inf)

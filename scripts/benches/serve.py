@@ -3,9 +3,10 @@
   - Against the bare engine (`tokens_ratio`, `ttft_added_ms_p50`): client → node A, without a model → node B, with the
     model of --model. Ten pairs.
   - Death of the node that answers (`pause_s_p50`, `continued`): a 64-token prompt, SIGKILL after 32 tokens, greedy; the
-    client reads on through node A. `continued`: the text is that of an uninterrupted run of the same prompt, or it
-    parts from it as one node parts from itself when it goes on from its own tokens (`continued_by_numerics` of them):
-    tokens that are read in one batch and tokens that were computed one by one differ in the last bits.
+    client reads on through node A. `continued`: the text is that of an uninterrupted run of the same prompt, or its
+    first other token was less likely by under 0.1 nats there (`continued_by_numerics` of them, `divergence_nats_max`):
+    tokens that are read in one batch and tokens that were computed one by one differ in the last bits, which decides
+    between two that are almost equally likely. An engine without log-probabilities can not show that.
   - Routing (`routed_…`): a simulation in virtual time of four engines with set rates and a prefix cache, dialogues that
     grow, and three ways to choose; where all caches fit (`fit`) and where they overflow (`overflow`). Mean seconds to
     the first token, and the part of the prompt tokens that were cached.
