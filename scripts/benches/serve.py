@@ -4,7 +4,7 @@
     model of --model. Ten pairs.
   - Death of the node that answers (`pause_s_p50`, `continued`): a 64-token prompt, SIGKILL after 32 tokens, greedy; the
     client reads on through node A. `continued`: the text is that of an uninterrupted run of the same prompt, or its
-    first other token was less likely by under 0.1 nats there (`continued_by_numerics` of them, `divergence_nats_max`):
+    first other token was less likely by under 0.5 nats there (`continued_by_numerics` of them, `divergence_nats_max`):
     tokens that are read in one batch and tokens that were computed one by one differ in the last bits, which decides
     between two that are almost equally likely. An engine without log-probabilities can not show that.
   - Routing (`routed_…`): a simulation in virtual time of four engines with set rates and a prefix cache, dialogues that
