@@ -54,6 +54,7 @@ from node.grpc_options import PORT_OPTIONS
 from node.hellos import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from node.interfaces import choose
 from node.keys import load_or_make_key
+from node.kv_moves import KvMoves
 from node.leader import Leader
 from node.limits import CALLS_MAX
 from node.listening import Lock, address_of, bind, prepare_folders, require_loopback, where_to_listen
@@ -170,7 +171,8 @@ class Daemon:
             self.shell.post, self._counter, self.blobs, self.plans, self.solver, self.snapshots.name_of
         )
         self.engine_door = EngineDoor(self.engine)
-        self.router = Router(self.replica, self.engine_door, links)
+        self.kv = KvMoves(self.engine_door, links.stub, lambda: self._profile, self.replica.profiles.of)
+        self.router = Router(self.replica, self.engine_door, links, self.kv)
         self.submissions = Submissions(self.shell.post, self.replica, self.blobs, self._agents_live)
 
         if config.engine == "llama" and config.model:
@@ -183,7 +185,7 @@ class Daemon:
                 options=PORT_OPTIONS, interceptors=[self.shell.callers], maximum_concurrent_rpcs=CALLS_MAX
             )
             mesh_pb2_grpc.add_MeshServicer_to_server(
-                MeshService(links, self.engine_door, self.store, lambda: trust_of(self)), server
+                MeshService(links, self.engine_door, self.store, lambda: trust_of(self), kv=self.kv), server
             )
             self.addresses = bind(server, self.credentials.server(), config.listen, config.interfaces, self.paths)
             doors.append(server)

@@ -48,6 +48,10 @@ class EngineDoor:
         check_texts(texts)
         return await self._engine.count_tokens(texts)
 
+    async def prompt_tokens(self, request: engine_pb2.GenerateRequest) -> list[int]:
+        check_prompt(request, self._context_tokens())
+        return await self._engine.prompt_tokens(request)
+
     async def export_kv(self, request: engine_pb2.ExportKvRequest) -> engine_pb2.ExportKvReply:
         """Without a turn: it takes no slot."""
         return await self._engine.export_kv(request)

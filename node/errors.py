@@ -84,6 +84,8 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "node-draining": ExitCode.UNAVAILABLE,
     "node-unreachable": ExitCode.UNREACHABLE,
     "node-timeout": ExitCode.UNREACHABLE,
+    "timed-out": ExitCode.UNAVAILABLE,
+    "kv-missing": ExitCode.NOT_FOUND,
     "panel-too-large": ExitCode.UNAVAILABLE,
     "no-agent": ExitCode.UNAVAILABLE,
     "model-unknown": ExitCode.NOT_FOUND,

@@ -7,12 +7,14 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from mesh.identity import NodeId
 from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
 from node import clock
 from node.blobs import CHUNK_BYTES
 from node.callers import caller_of
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
+from node.kv_moves import KvMoves
 from node.limits import HOPS_MAX
 from node.links import Links
 from node.rpc import CLOCK_KEY, abort
@@ -21,7 +23,10 @@ from node.trust import Trust
 
 
 class MeshService(mesh_pb2_grpc.MeshServicer):
-    def __init__(self, links: Links, engine: EngineDoor, store: Store, trust: Callable[[], Trust]) -> None:
+    def __init__(
+        self, links: Links, engine: EngineDoor, store: Store, trust: Callable[[], Trust], kv: KvMoves | None = None
+    ) -> None:
+        self._kv = kv
         self._links = links
         self._engine = engine
         self._store = store
@@ -40,6 +45,8 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         await self._check_hops(request.hop_count, context)
         try:
             who = caller_of(context).node_id
+            if request.kv_holder and self._kv is not None:
+                await self._kv.bring(NodeId(request.kv_holder), request.request, request.kv_tokens)
             async with contextlib.aclosing(self._engine.generate(who, request.request)) as events:
                 async for event in events:
                     yield event
@@ -83,9 +90,14 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     async def FetchKv(
         self, request: mesh_pb2.FetchKvRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[mesh_pb2.KvChunk]:
-        error = KithError("kv-missing", "this node holds nothing of it", "Ask another one.", ExitCode.NOT_FOUND)
-        await abort(context, error)
-        yield mesh_pb2.KvChunk()
+        try:
+            if self._kv is None:
+                raise KithError("kv-missing", "this node exchanges no KV", "Read it.", ExitCode.NOT_FOUND)
+            async with contextlib.aclosing(self._kv.chunks(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except KithError as error:
+            await abort(context, error)
 
     async def FetchBlob(
         self, request: mesh_pb2.FetchBlobRequest, context: "grpc.aio.ServicerContext[Any, Any]"

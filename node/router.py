@@ -1,85 +1,194 @@
-"""Interactive chat: the node that is asked picks the best node by the same costs as jobs, and streams from it."""
+"""Interactive chat: the node that is asked picks the best node by the same costs as jobs, and streams from it.
+
+Idea: an agent's cost is what it has to do already, reading the prompt less what it holds of it, and writing the
+answer. What it has to do is what its node told last, or what this router itself has under way there, whichever is more:
+what was just sent is in nobody's beat yet. What it holds of a prompt this router knows from what it sent where
+(mesh/prefixes.py). A dialogue therefore stays where it is, until the queue there costs more than reading it anew
+elsewhere, or moving its KV (kv_moves.py).
+
+One answer may need several agents; mesh/answer.py decides when.
+
+Does not: plan for others. Two routers that send to the same node learn of each other from its load.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Hashable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import AsyncGenerator, Collection, Hashable
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 import grpc.aio
 
+from mesh.answer import Answer, Choice
 from mesh.effects import AgentState
 from mesh.identity import NodeId
+from mesh.prefixes import Block, Prefixes, blocks_of
+from mesh.rate import Rate
 from mesh.replica import Replica
-from mesh.wire import common_pb2, engine_pb2, mesh_pb2
+from mesh.wire import common_pb2, engine_pb2, facts_pb2, mesh_pb2
+from node import clock
+from node.abilities import needed, offered
+from node.answering import Answering
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
-from node.leader import load_of
+from node.kv_moves import MOVE_TOKENS_MIN, KvMoves, kv_kind
+from node.leader import agent_id, load_of
 from node.limits import ANSWER_WITHIN_S, DEADLINE_MARGIN_S
 from node.links import Links
 from node.rpc import to_kith_error
-from solver.costs import TaskNeed, cost_terms, why_not
+from solver.costs import AgentLoad, Cached, TaskNeed, cost_terms, rates, why_not
 
 #: Output assumed for the cost where the client set no limit.
 OUTPUT_TOKENS_GUESS = 256
 #: Characters a token, for estimating a prompt without asking the engine.
 CHARACTERS_PER_TOKEN = 3.5
+#: Second attempts, for an agent that is late, of all answers: a part of them, and so many at once after a quiet time.
+#: Threat: a mesh that is slow because it has too much to do is given more by its own impatience.
+HEDGED_PART, HEDGES_BURST = 0.1, 4.0
+#: What a node told of itself may be so old, seconds: it may still count what this router had there.
+TOLD_WITHIN_S = 1.5
+#: Of those that ended, so many are remembered.
+ENDED_MAX = 256
+#: Tokens of a prompt that an engine reads between two tokens of an answer (llama_loop.BATCH_TOKENS).
+STEP_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class Route:
+    """An agent for a request. Times are seconds."""
+
     agent: common_pb2.AgentRef
     node_name: str
     model: str
     cost_s: float
+    first_token_s: float = 0.0
+    step_s: float = 0.0
+    vocabulary: bytes = b""
+    capacity_tokens: int = 0  # of its cache; 0: not known
+    kv_holder: str = ""  # a node to take the prompt's KV from
+    kv_tokens: int = 0
+    model_asked: str = ""
+    node_asked: str = ""
+
+    @property
+    def id(self) -> str:
+        return agent_id(self.agent.node_id, self.agent.agent)
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(self.id, self.first_token_s, self.step_s, self.model, self.vocabulary)
+
+
+@dataclass
+class _UnderWay:
+    """A stream that this router has open."""
+
+    agent: str
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass
+class _Asked:
+    """One answer's request, as far as routing needs it."""
+
+    request: engine_pb2.GenerateRequest
+    route: Route
+    blocks: list[Block]
+    routes: dict[str, Route] = field(default_factory=dict)
 
 
 class Router:
-    def __init__(self, replica: Replica, engine: EngineDoor, links: Links) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        engine: EngineDoor,
+        links: Links,
+        kv: KvMoves | None = None,
+        prefixes: Prefixes | None = None,
+    ) -> None:
         self._replica = replica
         self._engine = engine
         self._links = links
+        self._kv = kv
+        self.prefixes = prefixes or Prefixes()
+        self._under_way: dict[int, _UnderWay] = {}
+        self._ended: deque[tuple[float, str]] = deque(maxlen=ENDED_MAX)  # when, agent
+        self._numbers = count()
+        self._answers = 0
+        #: Its time is the number of answers.
+        self._hedges = Rate(HEDGED_PART, HEDGES_BURST)
 
     def choose(self, request: engine_pb2.GenerateRequest, model: str = "", node: str = "") -> Route:
         """The cheapest agent. `model` and `node` (name or id prefix) narrow the choice. Raises `KithError`."""
-        characters = len(request.prompt) + sum(len(message.content) for message in request.messages)
-        need = TaskNeed(
-            task_id="chat",
-            prompt_tokens=int(characters / CHARACTERS_PER_TOKEN) + 1,
-            output_tokens=request.max_tokens or OUTPUT_TOKENS_GUESS,
-            ability="chat" if request.messages else "generate",
-        )
-        routes: list[tuple[float, str, Route]] = []
-        reasons: list[str] = []
-        for node_id in sorted(self._replica.membership.view()):
-            profile = self._replica.profiles.of(node_id)
-            if profile is None or not _is(node_id, profile.name, node):
-                continue
-            for agent in profile.agents:
-                if model and agent.model != model:
-                    continue
-                load = self._replica.membership.load_of(node_id)
-                ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)
-                candidate = load_of(
-                    AgentState(
-                        agent=ref,
-                        profile=agent,
-                        slots_free=1,
-                        queued_prompt_tokens=load.queued_prompt_tokens,
-                        queued_output_tokens=load.queued_output_tokens,
-                        draining=load.draining,
-                    )
-                )
-                terms = cost_terms(candidate, need)
-                if terms is None:
-                    reasons.append(f"{profile.name}: {why_not(candidate, need)}")
-                    continue
-                cost = sum(terms.values())
-                # Ties go to this node itself: no hop is cheaper than one.
-                tie = "" if node_id == self._replica.me else node_id
-                routes.append((cost, tie, Route(ref, profile.name, agent.model, cost)))
+        routes, reasons = self.routes(request, model, node)
         if not routes:
             raise self._nobody(model, node, reasons)
-        return min(routes, key=lambda entry: entry[:2])[2]
+        return routes[0]
+
+    def routes(
+        self,
+        request: engine_pb2.GenerateRequest,
+        model: str = "",
+        node: str = "",
+        without: Collection[str] = (),
+        like: str = "",
+    ) -> tuple[list[Route], list[str]]:
+        """All agents that can serve it but `without`, the cheapest first, those of the model `like` before others;
+        and why the rest can not."""
+        blocks = blocks_of(_parts(request))
+        need = need_of(request)
+        found: list[tuple[bool, float, str, Route]] = []
+        reasons: list[str] = []
+        agents = list(self._agents(model, node))
+        holders = self._holders(agents, blocks, need.prompt_tokens)
+        for node_id, name, agent in agents:
+            load = self._load(node_id, agent)
+            ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)
+            if agent_id(node_id, agent.agent) in without:
+                continue
+            reason = why_not(load, need)
+            if request.adapter and request.adapter not in agent.adapters:
+                reason = f"it has no adapter {request.adapter!r}"
+            if self._replica.membership.load_of(node_id).engine_stalled:
+                reason = "its engine stands still"
+            if reason:
+                reasons.append(f"{name}: {reason}")
+                continue
+            own = int(need.prompt_tokens * self.prefixes.held(blocks, load.agent_id, capacity_of(agent)))
+            holder, held = max(
+                ((who, tokens) for who, kind, tokens in holders if kind == kv_kind(agent) and who != node_id),
+                key=lambda entry: entry[1],
+                default=("", 0),
+            )
+            cached = Cached(own, held, self._kv.move_s(held, agent) if self._kv is not None and held else 0.0)
+            prefill, decode = rates(load)
+            terms = cost_terms(load, need, cached)
+            assert terms is not None
+            moves = cached.moves(need.prompt_tokens, prefill)
+            busy = self._replica.membership.load_of(node_id).slots_busy
+            waits = (
+                load.queued_output_tokens / decode if max(busy, self._open_at(load.agent_id)) >= agent.slots else 0.0
+            )
+            route = Route(
+                ref,
+                name,
+                agent.model,
+                sum(terms.values()),
+                first_token_s=waits + load.queued_prompt_tokens / prefill + terms["prefill"],
+                step_s=STEP_TOKENS / prefill if agent.backend == "llama" else 1 / decode,
+                vocabulary=agent.vocabulary_sha256,
+                capacity_tokens=capacity_of(agent),
+                kv_holder=holder if moves else "",
+                kv_tokens=held if moves else 0,
+                model_asked=model,
+                node_asked=node,
+            )
+            # Ties go to this node itself: no hop is cheaper than one.
+            tie = "" if node_id == self._replica.me else node_id
+            found.append((bool(like) and agent.model != like, route.cost_s, tie, route))
+        return [entry[3] for entry in sorted(found, key=lambda entry: entry[:3])], reasons
 
     async def generate(
         self,
@@ -88,7 +197,8 @@ class Router:
         who: Hashable = "local",
         within_s: float | None = None,
     ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
-        """Stream from the routed agent. Raises `KithError`; closing the iterator cancels there too.
+        """Stream from the routed agent, and from others where it is late or gone. Raises `KithError`; closing the
+        iterator cancels there too.
 
         Args:
             who: on whose behalf, for the fair queue at this node's engine.
@@ -96,31 +206,165 @@ class Router:
         """
         within_s = min(ANSWER_WITHIN_S, ANSWER_WITHIN_S if within_s is None else within_s - DEADLINE_MARGIN_S)
         deadline = asyncio.get_running_loop().time() + within_s
-        if route.agent.node_id == self._replica.me:
-            async with contextlib.aclosing(self._engine.generate(who, request)) as events:
-                while (event := await _next_by(deadline, events)) is not None:
-                    yield event
-            return
+        self._answers += 1
+        asked = _Asked(request, route, blocks_of(_parts(request)), {route.id: route})
+        wanted = engine_pb2.GenerateRequest()
+        wanted.CopyFrom(request)
+        wanted.want_tokens = True  # what another agent can go on from
 
-        def unreachable() -> KithError:
-            return KithError(
-                "node-unreachable",
-                f"{route.node_name} went away while it answered",
-                "Ask again: another node answers then.",
-                ExitCode.UNAVAILABLE,
+        def pick(request: engine_pb2.GenerateRequest, without: frozenset[str], like: Choice | None) -> Choice | None:
+            routes, _ = self.routes(request, route.model_asked, route.node_asked, without, like.model if like else "")
+            if not routes:
+                return None
+            asked.routes[routes[0].id] = routes[0]
+            return routes[0].choice
+
+        def open_stream(
+            choice: Choice, rest: engine_pb2.GenerateRequest, left_s: float
+        ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
+            return self._stream(asked, asked.routes[choice.agent], rest, who, left_s)
+
+        answer = Answer(wanted, pick, self._may_hedge, deadline)
+        answering = Answering(answer, open_stream, self._doubted)
+        async with contextlib.aclosing(answering.events(route.choice)) as events:
+            async for event in events:
+                if event.HasField("delta") and not request.want_tokens:
+                    event.delta.ClearField("token_ids")
+                yield event
+
+    # Agents and what they have to do
+
+    def _agents(self, model: str, node: str) -> list[tuple[NodeId, str, facts_pb2.AgentProfile]]:
+        """Node, its name, agent: of the live view, as narrowed."""
+        found: list[tuple[NodeId, str, facts_pb2.AgentProfile]] = []
+        for node_id in sorted(self._replica.membership.view()):
+            profile = self._replica.profiles.of(node_id)
+            if profile is not None and _is(node_id, profile.name, node):
+                agents = [agent for agent in profile.agents if not model or agent.model == model]
+                found += [(node_id, profile.name, agent) for agent in agents]
+        return found
+
+    def _load(self, node_id: NodeId, agent: facts_pb2.AgentProfile) -> AgentLoad:
+        told = self._replica.membership.load_of(node_id)
+        name = agent_id(node_id, agent.agent)
+        own = [one for one in self._under_way.values() if one.agent == name]
+        # Of what others sent there, only the number is known.
+        since = clock.now() - TOLD_WITHIN_S
+        own_lately = sum(agent == name for at, agent in self._ended if at > since)
+        others = max(0, told.slots_busy - len(own) - own_lately)
+        own_output = sum(one.output_tokens for one in own)
+        load = load_of(
+            AgentState(
+                agent=common_pb2.AgentRef(node_id=node_id, agent=agent.agent),
+                profile=agent,
+                slots_free=1,
+                queued_prompt_tokens=max(told.queued_prompt_tokens, sum(one.prompt_tokens for one in own)),
+                # Sequences in slots are decoded side by side.
+                queued_output_tokens=max(told.queued_output_tokens, own_output + others * OUTPUT_TOKENS_GUESS)
+                // max(1, agent.slots),
+                draining=told.draining,
             )
+        )
+        return replace(load, abilities=offered(load.abilities))
 
+    def _open_at(self, agent: str) -> int:
+        return sum(one.agent == agent for one in self._under_way.values())
+
+    def _holders(
+        self, agents: list[tuple[NodeId, str, facts_pb2.AgentProfile]], blocks: list[Block], prompt_tokens: int
+    ) -> list[tuple[NodeId, tuple[bytes, str], int]]:
+        """Node, kind of KV and tokens of those that hold so much of the prompt that it is worth moving."""
+        found = []
+        for node_id, _, agent in agents:
+            if (kind := kv_kind(agent)) is None or self._kv is None:
+                continue
+            name = agent_id(node_id, agent.agent)
+            tokens = int(prompt_tokens * self.prefixes.held(blocks, name, capacity_of(agent)))
+            if tokens >= MOVE_TOKENS_MIN:
+                found.append((node_id, kind, tokens))
+        return found
+
+    def _doubted(self, agents: Collection[Choice], /) -> set[str]:
+        membership = self._replica.membership
+        view = membership.view()
+        found = set()
+        for choice in agents:
+            node_id = NodeId(choice.agent.partition("/")[0])
+            if node_id not in view or membership.load_of(node_id).engine_stalled:
+                found.add(choice.agent)
+        return found
+
+    def _may_hedge(self) -> bool:
+        return self._hedges.wait_s("", float(self._answers)) == 0.0
+
+    # Streams
+
+    async def _stream(
+        self, asked: _Asked, route: Route, request: engine_pb2.GenerateRequest, who: Hashable, within_s: float
+    ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
+        """One attempt, with what is learned from it."""
+        need = need_of(request)
+        expected = self.prefixes.expected(asked.blocks, route.id, route.capacity_tokens)
+        self.prefixes.sent(asked.blocks, route.id, int(need.prompt_tokens * (1.0 - expected)) + need.output_tokens)
+        number = next(self._numbers)
+        under_way = self._under_way[number] = _UnderWay(route.id, need.prompt_tokens, need.output_tokens)
+        text = ""
+        try:
+            local = route.agent.node_id == self._replica.me
+            stream = self._here(route, request, who) if local else self._there(route, request, within_s)
+            async with contextlib.aclosing(stream) as events:
+                async for event in events:
+                    match event.WhichOneof("event"):
+                        case "started" if route.kv_holder:
+                            if self._kv is not None:
+                                self._kv.told(route.kv_tokens, event.started.cached_tokens)
+                        case "started":
+                            started = event.started
+                            part = started.cached_tokens / max(1, started.prompt_tokens)
+                            self.prefixes.answered(route.id, expected, part)
+                        case "delta":
+                            text += event.delta.text
+                            under_way.prompt_tokens = 0
+                            under_way.output_tokens = max(0, under_way.output_tokens - event.delta.tokens)
+                        case "finished" if request.messages:
+                            said = request.continue_from + text
+                            after = blocks_of([*_parts(request, answer=False), f"assistant\0{said}"])
+                            self.prefixes.sent(after, route.id, 0)
+                    yield event
+        finally:
+            del self._under_way[number]
+            self._ended.append((clock.now(), route.id))
+
+    async def _here(
+        self, route: Route, request: engine_pb2.GenerateRequest, who: Hashable
+    ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
+        if self._kv is not None and route.kv_holder:
+            await self._kv.bring(NodeId(route.kv_holder), request, route.kv_tokens)
+        async with contextlib.aclosing(self._engine.generate(who, request)) as events:
+            async for event in events:
+                yield event
+
+    async def _there(
+        self, route: Route, request: engine_pb2.GenerateRequest, within_s: float
+    ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
         stub = self._links.stub(NodeId(route.agent.node_id))
         if stub is None:
-            raise unreachable()
+            raise _went_away(route)
         call = stub.Generate(
-            mesh_pb2.GenerateCall(request=request, agent=route.agent.agent, hop_count=1), timeout=within_s
+            mesh_pb2.GenerateCall(
+                request=request,
+                agent=route.agent.agent,
+                hop_count=1,
+                kv_holder=route.kv_holder,
+                kv_tokens=route.kv_tokens,
+            ),
+            timeout=within_s + DEADLINE_MARGIN_S,
         )
         try:
             async for event in call:
                 yield event
         except grpc.aio.AioRpcError as error:
-            raise to_kith_error(error, unreachable) from error
+            raise to_kith_error(error, lambda: _went_away(route)) from error
         finally:
             call.cancel()
 
@@ -135,15 +379,39 @@ class Router:
         return KithError("no-agent", f"no agent can answer now: {why}", "Wait a moment; `kith status` tells more.")
 
 
-async def _next_by(
-    deadline: float, events: AsyncGenerator[engine_pb2.GenerateEvent, None]
-) -> engine_pb2.GenerateEvent | None:
-    """The next event, None at the end. Raises `KithError` (`timed-out`) at `deadline`, in the loop's time."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await anext(events, None)
-    except TimeoutError:
-        raise KithError("timed-out", "the answer took too long", "Ask for less.", ExitCode.UNAVAILABLE) from None
+def need_of(request: engine_pb2.GenerateRequest) -> TaskNeed:
+    """What a request asks of an agent; the prompt's tokens are estimated from its length."""
+    characters = len(request.prompt) + len(request.continue_from)
+    characters += sum(len(message.content) for message in request.messages)
+    return TaskNeed(
+        task_id="chat",
+        prompt_tokens=int(characters / CHARACTERS_PER_TOKEN) + 1 + len(request.continue_tokens),
+        output_tokens=request.max_tokens or OUTPUT_TOKENS_GUESS,
+        ability="chat" if request.messages else "generate",
+        abilities=needed(request),
+    )
+
+
+def capacity_of(agent: facts_pb2.AgentProfile) -> int:
+    """Tokens that its cache holds; 0: not known."""
+    return agent.context_tokens * max(1, agent.slots)
+
+
+def _parts(request: engine_pb2.GenerateRequest, answer: bool = True) -> list[str]:
+    """The prompt as `blocks_of` wants it. `answer`: with what of the answer is given."""
+    parts = [f"{message.role}\0{message.content}" for message in request.messages] or [request.prompt]
+    if answer and request.continue_from:
+        parts.append(f"assistant\0{request.continue_from}")
+    return parts
+
+
+def _went_away(route: Route) -> KithError:
+    return KithError(
+        "node-unreachable",
+        f"{route.node_name} went away while it answered",
+        "Ask again: another node answers then.",
+        ExitCode.UNAVAILABLE,
+    )
 
 
 def _is(node_id: str, name: str, wanted: str) -> bool:

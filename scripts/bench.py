@@ -45,7 +45,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure one thing.")
     parser.add_argument("name", choices=BENCHES)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--model", default="", help="a GGUF file, for benches that take one")
     given = parser.parse_args(arguments)
+    if given.model:
+        os.environ["KITH_BENCH_MODEL"] = given.model
     signal.signal(signal.SIGTERM, _interrupted)  # a time limit must not leave daemons behind
     bench = importlib.import_module(f"scripts.benches.{given.name.replace('-', '_')}")
     here = machine()

@@ -4,11 +4,11 @@ Why: the allocator must compare a task that waits behind others on a fast machin
 slow machine. Seconds are the common unit, and every term is kept by name so that `kith explain` can print it.
 
     queue    what the agent already has to do: queued prompt tokens / prefill rate + queued output tokens / decode rate
-    prefill  reading this task's prompt: prompt tokens / prefill rate
+    prefill  reading this task's prompt: prompt tokens / prefill rate; those that it has cached are not read, or are
+             brought from another agent where that is quicker
     decode   writing its answer: output tokens / decode rate
 
-The terms sum to the cost. A later term for prompt tokens that the agent has cached already makes `prefill` smaller;
-it changes nothing else here.
+The terms sum to the cost.
 
 Not guaranteed: that a task takes this long. Queued output counts as if it was decoded one sequence after the other,
 which is an upper bound for an engine that decodes in batches, and output tokens are an upper bound too.
@@ -52,23 +52,47 @@ class TaskNeed:
     prompt_tokens: int
     output_tokens: int
     ability: str = "generate"
+    abilities: frozenset[str] = frozenset()  # beside it
     forbidden_agents: frozenset[str] = field(default_factory=frozenset)  # it failed there, or its panel sits there
     panel: str = ""  # tasks of one non-empty panel go to distinct agents
     priority: int = 0  # higher is served first; equal ones in the order given
 
 
-def cost_terms(agent: AgentLoad, task: TaskNeed) -> dict[str, float] | None:
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """What of a prompt's beginning an agent need not read. Invariant: counts are not negative."""
+
+    tokens: int = 0  # in its own cache
+    elsewhere_tokens: int = 0  # in the cache of an agent that it can take them from
+    move_s: float = 0.0  # what taking them costs
+
+    def prefill_s(self, prompt_tokens: int, prefill_tokens_per_s: float) -> float:
+        """The lesser of reading what is not cached here, and of moving and reading the rest."""
+        read = max(0, prompt_tokens - self.tokens) / prefill_tokens_per_s
+        if self.elsewhere_tokens <= self.tokens:
+            return read
+        return min(read, self.move_s + max(0, prompt_tokens - self.elsewhere_tokens) / prefill_tokens_per_s)
+
+    def moves(self, prompt_tokens: int, prefill_tokens_per_s: float) -> bool:
+        """Whether moving is the lesser."""
+        here = Cached(self.tokens).prefill_s(prompt_tokens, prefill_tokens_per_s)
+        return self.prefill_s(prompt_tokens, prefill_tokens_per_s) < here
+
+
+NOTHING_CACHED = Cached()
+
+
+def cost_terms(agent: AgentLoad, task: TaskNeed, cached: Cached = NOTHING_CACHED) -> dict[str, float] | None:
     """Seconds of `task` on `agent` by term, or None where the agent can not do it (`why_not` says why).
 
     Free slots are not looked at: they bound how many tasks an agent gets, not what one costs.
     """
     if why_not(agent, task):
         return None
-    prefill = _rate(agent.prefill_tokens_per_s, PREFILL_PRIOR_TOKENS_PER_S)
-    decode = _rate(agent.decode_tokens_per_s, DECODE_PRIOR_TOKENS_PER_S)
+    prefill, decode = rates(agent)
     return {
         "queue": agent.queued_prompt_tokens / prefill + agent.queued_output_tokens / decode,
-        "prefill": task.prompt_tokens / prefill,
+        "prefill": cached.prefill_s(task.prompt_tokens, prefill),
         "decode": task.output_tokens / decode,
     }
 
@@ -77,8 +101,8 @@ def why_not(agent: AgentLoad, task: TaskNeed) -> str:
     """Why `agent` can not do `task`, as a phrase after "because"; empty where it can."""
     if agent.draining:
         return "it takes no new work"
-    if task.ability not in agent.abilities:
-        return f"it can not {task.ability}"
+    if lacking := sorted({task.ability, *task.abilities} - agent.abilities):
+        return f"it can not {', '.join(lacking)}"
     if agent.agent_id in task.forbidden_agents:
         return "it is excluded for this task"
     needed = task.prompt_tokens + task.output_tokens
@@ -90,6 +114,14 @@ def why_not(agent: AgentLoad, task: TaskNeed) -> str:
 def cost_matrix(agents: Sequence[AgentLoad], tasks: Sequence[TaskNeed]) -> list[list[float]]:
     """Seconds, one row a task and one column an agent; `math.inf` where the agent can not do the task."""
     return [[_total(cost_terms(agent, task)) for agent in agents] for task in tasks]
+
+
+def rates(agent: AgentLoad) -> tuple[float, float]:
+    """Tokens a second of prefill and decode, safe to divide by."""
+    return (
+        _rate(agent.prefill_tokens_per_s, PREFILL_PRIOR_TOKENS_PER_S),
+        _rate(agent.decode_tokens_per_s, DECODE_PRIOR_TOKENS_PER_S),
+    )
 
 
 def _total(terms: dict[str, float] | None) -> float:

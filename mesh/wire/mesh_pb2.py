@@ -28,7 +28,7 @@ from mesh.wire import membership_pb2 as mesh_dot_wire_dot_membership__pb2
 from mesh.wire import work_pb2 as mesh_dot_wire_dot_work__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/wire/mesh.proto\x12\x0ckith.mesh.v1\x1a\x16mesh/wire/engine.proto\x1a\x15mesh/wire/facts.proto\x1a\x1amesh/wire/membership.proto\x1a\x14mesh/wire/work.proto\"\xeb\x08\n\x0bLinkMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.kith.mesh.v1.HelloH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.kith.mesh.v1.HeartbeatH\x00\x12$\n\x05probe\x18\x03 \x01(\x0b\x32\x13.kith.mesh.v1.ProbeH\x00\x12/\n\x0bprobe_reply\x18\x04 \x01(\x0b\x32\x18.kith.mesh.v1.ProbeReplyH\x00\x12$\n\x05leave\x18\x05 \x01(\x0b\x32\x13.kith.mesh.v1.LeaveH\x00\x12\x31\n\x0cvote_request\x18\x06 \x01(\x0b\x32\x19.kith.mesh.v1.VoteRequestH\x00\x12-\n\nvote_reply\x18\x07 \x01(\x0b\x32\x17.kith.mesh.v1.VoteReplyH\x00\x12/\n\x0bleader_beat\x18\x08 \x01(\x0b\x32\x18.kith.mesh.v1.LeaderBeatH\x00\x12:\n\x11leader_beat_reply\x18\t \x01(\x0b\x32\x1d.kith.mesh.v1.LeaderBeatReplyH\x00\x12\x37\n\x0fleader_transfer\x18\n \x01(\x0b\x32\x1c.kith.mesh.v1.LeaderTransferH\x00\x12\x35\n\x0eversion_vector\x18\x0b \x01(\x0b\x32\x1b.kith.mesh.v1.VersionVectorH\x00\x12+\n\tfact_push\x18\x0c \x01(\x0b\x32\x16.kith.mesh.v1.FactPushH\x00\x12\x31\n\x0c\x66\x61\x63t_receipt\x18\r \x01(\x0b\x32\x19.kith.mesh.v1.FactReceiptH\x00\x12-\n\nblob_offer\x18\x0e \x01(\x0b\x32\x17.kith.mesh.v1.BlobOfferH\x00\x12\x31\n\x0c\x62lob_receipt\x18\x0f \x01(\x0b\x32\x19.kith.mesh.v1.BlobReceiptH\x00\x12&\n\x06\x61ssign\x18\x10 \x01(\x0b\x32\x14.kith.mesh.v1.AssignH\x00\x12-\n\ntask_event\x18\x11 \x01(\x0b\x32\x17.kith.mesh.v1.TaskEventH\x00\x12/\n\x0bwork_report\x18\x12 \x01(\x0b\x32\x18.kith.mesh.v1.WorkReportH\x00\x12/\n\x0b\x63\x61ncel_task\x18\x13 \x01(\x0b\x32\x18.kith.mesh.v1.CancelTaskH\x00\x12\x31\n\x0cjob_progress\x18\x14 \x01(\x0b\x32\x19.kith.mesh.v1.JobProgressH\x00\x12\x33\n\rvector_digest\x18\x15 \x01(\x0b\x32\x1a.kith.mesh.v1.VectorDigestH\x00\x12-\n\nfork_proof\x18\x16 \x01(\x0b\x32\x17.kith.mesh.v1.ForkProofH\x00\x12/\n\x0bmember_news\x18\x17 \x01(\x0b\x32\x18.kith.mesh.v1.MemberNewsH\x00\x42\t\n\x07message\"`\n\x0cGenerateCall\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.kith.mesh.v1.GenerateRequest\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x11\n\thop_count\x18\x03 \x01(\r\"Z\n\tScoreCall\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.kith.mesh.v1.ScoreRequest\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x11\n\thop_count\x18\x03 \x01(\r\"Z\n\tEmbedCall\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.kith.mesh.v1.EmbedRequest\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x11\n\thop_count\x18\x03 \x01(\r\"9\n\x11\x46\x65tchModelRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"X\n\x0e\x46\x65tchKvRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x12\x11\n\tkv_layout\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x03(\r\";\n\x07KvChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"8\n\x10\x46\x65tchBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"-\n\tBlobChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\x0e\n\x0cRenewRequest\"!\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"&\n\x14TakeAuthorityRequest\x12\x0e\n\x06\x63\x61_key\x18\x01 \x01(\x0c\")\n\x12TakeAuthorityReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\xc2\x05\n\x04Mesh\x12@\n\x04Link\x12\x19.kith.mesh.v1.LinkMessage\x1a\x19.kith.mesh.v1.LinkMessage(\x01\x30\x01\x12\x45\n\x08Generate\x12\x1a.kith.mesh.v1.GenerateCall\x1a\x1b.kith.mesh.v1.GenerateEvent0\x01\x12:\n\x05Score\x12\x17.kith.mesh.v1.ScoreCall\x1a\x18.kith.mesh.v1.ScoreReply\x12O\n\x0b\x43ountTokens\x12 .kith.mesh.v1.CountTokensRequest\x1a\x1e.kith.mesh.v1.CountTokensReply\x12:\n\x05\x45mbed\x12\x17.kith.mesh.v1.EmbedCall\x1a\x18.kith.mesh.v1.EmbedReply\x12H\n\nFetchModel\x12\x1f.kith.mesh.v1.FetchModelRequest\x1a\x17.kith.mesh.v1.BlobChunk0\x01\x12@\n\x07\x46\x65tchKv\x12\x1c.kith.mesh.v1.FetchKvRequest\x1a\x15.kith.mesh.v1.KvChunk0\x01\x12\x46\n\tFetchBlob\x12\x1e.kith.mesh.v1.FetchBlobRequest\x1a\x17.kith.mesh.v1.BlobChunk0\x01\x12=\n\x05Renew\x12\x1a.kith.mesh.v1.RenewRequest\x1a\x18.kith.mesh.v1.RenewReply\x12U\n\rTakeAuthority\x12\".kith.mesh.v1.TakeAuthorityRequest\x1a .kith.mesh.v1.TakeAuthorityReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mesh/wire/mesh.proto\x12\x0ckith.mesh.v1\x1a\x16mesh/wire/engine.proto\x1a\x15mesh/wire/facts.proto\x1a\x1amesh/wire/membership.proto\x1a\x14mesh/wire/work.proto\"\xeb\x08\n\x0bLinkMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.kith.mesh.v1.HelloH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.kith.mesh.v1.HeartbeatH\x00\x12$\n\x05probe\x18\x03 \x01(\x0b\x32\x13.kith.mesh.v1.ProbeH\x00\x12/\n\x0bprobe_reply\x18\x04 \x01(\x0b\x32\x18.kith.mesh.v1.ProbeReplyH\x00\x12$\n\x05leave\x18\x05 \x01(\x0b\x32\x13.kith.mesh.v1.LeaveH\x00\x12\x31\n\x0cvote_request\x18\x06 \x01(\x0b\x32\x19.kith.mesh.v1.VoteRequestH\x00\x12-\n\nvote_reply\x18\x07 \x01(\x0b\x32\x17.kith.mesh.v1.VoteReplyH\x00\x12/\n\x0bleader_beat\x18\x08 \x01(\x0b\x32\x18.kith.mesh.v1.LeaderBeatH\x00\x12:\n\x11leader_beat_reply\x18\t \x01(\x0b\x32\x1d.kith.mesh.v1.LeaderBeatReplyH\x00\x12\x37\n\x0fleader_transfer\x18\n \x01(\x0b\x32\x1c.kith.mesh.v1.LeaderTransferH\x00\x12\x35\n\x0eversion_vector\x18\x0b \x01(\x0b\x32\x1b.kith.mesh.v1.VersionVectorH\x00\x12+\n\tfact_push\x18\x0c \x01(\x0b\x32\x16.kith.mesh.v1.FactPushH\x00\x12\x31\n\x0c\x66\x61\x63t_receipt\x18\r \x01(\x0b\x32\x19.kith.mesh.v1.FactReceiptH\x00\x12-\n\nblob_offer\x18\x0e \x01(\x0b\x32\x17.kith.mesh.v1.BlobOfferH\x00\x12\x31\n\x0c\x62lob_receipt\x18\x0f \x01(\x0b\x32\x19.kith.mesh.v1.BlobReceiptH\x00\x12&\n\x06\x61ssign\x18\x10 \x01(\x0b\x32\x14.kith.mesh.v1.AssignH\x00\x12-\n\ntask_event\x18\x11 \x01(\x0b\x32\x17.kith.mesh.v1.TaskEventH\x00\x12/\n\x0bwork_report\x18\x12 \x01(\x0b\x32\x18.kith.mesh.v1.WorkReportH\x00\x12/\n\x0b\x63\x61ncel_task\x18\x13 \x01(\x0b\x32\x18.kith.mesh.v1.CancelTaskH\x00\x12\x31\n\x0cjob_progress\x18\x14 \x01(\x0b\x32\x19.kith.mesh.v1.JobProgressH\x00\x12\x33\n\rvector_digest\x18\x15 \x01(\x0b\x32\x1a.kith.mesh.v1.VectorDigestH\x00\x12-\n\nfork_proof\x18\x16 \x01(\x0b\x32\x17.kith.mesh.v1.ForkProofH\x00\x12/\n\x0bmember_news\x18\x17 \x01(\x0b\x32\x18.kith.mesh.v1.MemberNewsH\x00\x42\t\n\x07message\"\x86\x01\n\x0cGenerateCall\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.kith.mesh.v1.GenerateRequest\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x11\n\thop_count\x18\x03 \x01(\r\x12\x11\n\tkv_holder\x18\x04 \x01(\t\x12\x11\n\tkv_tokens\x18\x05 \x01(\r\"Z\n\tScoreCall\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.kith.mesh.v1.ScoreRequest\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x11\n\thop_count\x18\x03 \x01(\r\"Z\n\tEmbedCall\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.kith.mesh.v1.EmbedRequest\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x11\n\thop_count\x18\x03 \x01(\r\"9\n\x11\x46\x65tchModelRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"X\n\x0e\x46\x65tchKvRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x02 \x01(\x0c\x12\x11\n\tkv_layout\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x03(\r\";\n\x07KvChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"8\n\x10\x46\x65tchBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"-\n\tBlobChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\x0e\n\x0cRenewRequest\"!\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"&\n\x14TakeAuthorityRequest\x12\x0e\n\x06\x63\x61_key\x18\x01 \x01(\x0c\")\n\x12TakeAuthorityReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x32\xc2\x05\n\x04Mesh\x12@\n\x04Link\x12\x19.kith.mesh.v1.LinkMessage\x1a\x19.kith.mesh.v1.LinkMessage(\x01\x30\x01\x12\x45\n\x08Generate\x12\x1a.kith.mesh.v1.GenerateCall\x1a\x1b.kith.mesh.v1.GenerateEvent0\x01\x12:\n\x05Score\x12\x17.kith.mesh.v1.ScoreCall\x1a\x18.kith.mesh.v1.ScoreReply\x12O\n\x0b\x43ountTokens\x12 .kith.mesh.v1.CountTokensRequest\x1a\x1e.kith.mesh.v1.CountTokensReply\x12:\n\x05\x45mbed\x12\x17.kith.mesh.v1.EmbedCall\x1a\x18.kith.mesh.v1.EmbedReply\x12H\n\nFetchModel\x12\x1f.kith.mesh.v1.FetchModelRequest\x1a\x17.kith.mesh.v1.BlobChunk0\x01\x12@\n\x07\x46\x65tchKv\x12\x1c.kith.mesh.v1.FetchKvRequest\x1a\x15.kith.mesh.v1.KvChunk0\x01\x12\x46\n\tFetchBlob\x12\x1e.kith.mesh.v1.FetchBlobRequest\x1a\x17.kith.mesh.v1.BlobChunk0\x01\x12=\n\x05Renew\x12\x1a.kith.mesh.v1.RenewRequest\x1a\x18.kith.mesh.v1.RenewReply\x12U\n\rTakeAuthority\x12\".kith.mesh.v1.TakeAuthorityRequest\x1a .kith.mesh.v1.TakeAuthorityReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,30 +37,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LINKMESSAGE']._serialized_start=136
   _globals['_LINKMESSAGE']._serialized_end=1267
-  _globals['_GENERATECALL']._serialized_start=1269
-  _globals['_GENERATECALL']._serialized_end=1365
-  _globals['_SCORECALL']._serialized_start=1367
-  _globals['_SCORECALL']._serialized_end=1457
-  _globals['_EMBEDCALL']._serialized_start=1459
-  _globals['_EMBEDCALL']._serialized_end=1549
-  _globals['_FETCHMODELREQUEST']._serialized_start=1551
-  _globals['_FETCHMODELREQUEST']._serialized_end=1608
-  _globals['_FETCHKVREQUEST']._serialized_start=1610
-  _globals['_FETCHKVREQUEST']._serialized_end=1698
-  _globals['_KVCHUNK']._serialized_start=1700
-  _globals['_KVCHUNK']._serialized_end=1759
-  _globals['_FETCHBLOBREQUEST']._serialized_start=1761
-  _globals['_FETCHBLOBREQUEST']._serialized_end=1817
-  _globals['_BLOBCHUNK']._serialized_start=1819
-  _globals['_BLOBCHUNK']._serialized_end=1864
-  _globals['_RENEWREQUEST']._serialized_start=1866
-  _globals['_RENEWREQUEST']._serialized_end=1880
-  _globals['_RENEWREPLY']._serialized_start=1882
-  _globals['_RENEWREPLY']._serialized_end=1915
-  _globals['_TAKEAUTHORITYREQUEST']._serialized_start=1917
-  _globals['_TAKEAUTHORITYREQUEST']._serialized_end=1955
-  _globals['_TAKEAUTHORITYREPLY']._serialized_start=1957
-  _globals['_TAKEAUTHORITYREPLY']._serialized_end=1998
-  _globals['_MESH']._serialized_start=2001
-  _globals['_MESH']._serialized_end=2707
+  _globals['_GENERATECALL']._serialized_start=1270
+  _globals['_GENERATECALL']._serialized_end=1404
+  _globals['_SCORECALL']._serialized_start=1406
+  _globals['_SCORECALL']._serialized_end=1496
+  _globals['_EMBEDCALL']._serialized_start=1498
+  _globals['_EMBEDCALL']._serialized_end=1588
+  _globals['_FETCHMODELREQUEST']._serialized_start=1590
+  _globals['_FETCHMODELREQUEST']._serialized_end=1647
+  _globals['_FETCHKVREQUEST']._serialized_start=1649
+  _globals['_FETCHKVREQUEST']._serialized_end=1737
+  _globals['_KVCHUNK']._serialized_start=1739
+  _globals['_KVCHUNK']._serialized_end=1798
+  _globals['_FETCHBLOBREQUEST']._serialized_start=1800
+  _globals['_FETCHBLOBREQUEST']._serialized_end=1856
+  _globals['_BLOBCHUNK']._serialized_start=1858
+  _globals['_BLOBCHUNK']._serialized_end=1903
+  _globals['_RENEWREQUEST']._serialized_start=1905
+  _globals['_RENEWREQUEST']._serialized_end=1919
+  _globals['_RENEWREPLY']._serialized_start=1921
+  _globals['_RENEWREPLY']._serialized_end=1954
+  _globals['_TAKEAUTHORITYREQUEST']._serialized_start=1956
+  _globals['_TAKEAUTHORITYREQUEST']._serialized_end=1994
+  _globals['_TAKEAUTHORITYREPLY']._serialized_start=1996
+  _globals['_TAKEAUTHORITYREPLY']._serialized_end=2037
+  _globals['_MESH']._serialized_start=2040
+  _globals['_MESH']._serialized_end=2746
 # @@protoc_insertion_point(module_scope)

@@ -145,10 +145,15 @@ class GenerateCall(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     HOP_COUNT_FIELD_NUMBER: _builtins.int
+    KV_HOLDER_FIELD_NUMBER: _builtins.int
+    KV_TOKENS_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """empty: the node's default"""
     hop_count: _builtins.int
     """refused above 4"""
+    kv_holder: _builtins.str
+    """A node that should hold the KV of so many of the prompt's first tokens: cheaper to take than to compute."""
+    kv_tokens: _builtins.int
     @_builtins.property
     def request(self) -> _engine_pb2.GenerateRequest: ...
     def __init__(
@@ -157,10 +162,12 @@ class GenerateCall(_message.Message):
         request: _engine_pb2.GenerateRequest | None = ...,
         agent: _builtins.str = ...,
         hop_count: _builtins.int = ...,
+        kv_holder: _builtins.str = ...,
+        kv_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "hop_count", b"hop_count", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "hop_count", b"hop_count", "kv_holder", b"kv_holder", "kv_tokens", b"kv_tokens", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,6 +57,9 @@ class Engine(Protocol):
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without special tokens."""
 
+    async def prompt_tokens(self, request: engine_pb2.GenerateRequest) -> list[int]:
+        """The tokens that the request's prompt is for this engine."""
+
     async def stats(self) -> engine_pb2.EngineStats: ...
 
     async def stop(self) -> None:

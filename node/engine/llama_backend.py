@@ -114,8 +114,11 @@ class LlamaBackend:
         elif kind != "count_tokens":
             raise unsupported("llama", f"do {kind}")
         else:
-            counts = [len(self._model.tokenize(text, special=False)) for text in request.command.count_tokens.texts]
-            request.answer(engine_pb2.EngineEvent(counts=engine_pb2.CountTokensReply(counts=counts)))
+            count = request.command.count_tokens
+            counts = [len(self._model.tokenize(text, special=False)) for text in count.texts]
+            tokens = self._requests.prompt_tokens(count.prompt_of) if count.HasField("prompt_of") else ()
+            reply = engine_pb2.CountTokensReply(counts=counts, prompt_tokens=tokens)
+            request.answer(engine_pb2.EngineEvent(counts=reply))
 
     def wake(self) -> None:
         if self._loop is not None:

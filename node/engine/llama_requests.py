@@ -73,6 +73,11 @@ class LlamaRequests:
         work.adapter = command.adapter
         return work
 
+    def prompt_tokens(self, command: engine_pb2.GenerateRequest) -> list[int]:
+        """What the KV cache would hold of the prompt, and of the answer so far."""
+        prompt = self._prompt(command, command.tools_json)
+        return self._said(command, prompt, self._model.tokenize(prompt, special=True))[1]
+
     def _said(self, command: engine_pb2.GenerateRequest, prompt: str, tokens: list[int]) -> tuple[Said, list[int]]:
         """The answer so far, and the prompt with it."""
         if command.continue_tokens:

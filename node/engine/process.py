@@ -174,6 +174,10 @@ class EngineProcess:
         command = engine_pb2.EngineCommand(count_tokens=engine_pb2.CountTokensRequest(texts=texts))
         return list((await self._ready().ask(command)).counts.counts)
 
+    async def prompt_tokens(self, request: engine_pb2.GenerateRequest) -> list[int]:
+        command = engine_pb2.EngineCommand(count_tokens=engine_pb2.CountTokensRequest(prompt_of=request))
+        return list((await self._ready().ask(command)).counts.prompt_tokens)
+
     async def stats(self) -> engine_pb2.EngineStats:
         return (await self._ready().ask(engine_pb2.EngineCommand(stats=engine_pb2.StatsRequest()))).stats
 

@@ -6,11 +6,30 @@ Sizes are defaults that an environment variable changes: `KITH_BENCH_ROUNDS=20 s
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def size(name: str, default: int) -> int:
     """The value of KITH_BENCH_NAME, or the default."""
     return int(os.environ.get(f"KITH_BENCH_{name.upper()}", default))
+
+
+def model() -> Path:
+    """The model file to measure with: `scripts/bench NAME --model FILE`, else the default model, fetched if need be."""
+    from node.models import ensure_default_model
+
+    named = os.environ.get("KITH_BENCH_MODEL")
+    return Path(named) if named else ensure_default_model(print)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Two of the values between which the median of all lies, with 95 % or all the certainty that so few give."""
+    ranked, count = sorted(values), len(values)
+    outside, place = 0.5**count, 0
+    while place + 1 < count / 2 and outside + math.comb(count, place + 1) * 0.5**count <= 0.025:
+        place += 1
+        outside += math.comb(count, place) * 0.5**count
+    return ranked[place], ranked[count - 1 - place]
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -12,6 +12,7 @@ from solver.costs import (
     DECODE_PRIOR_TOKENS_PER_S,
     PREFILL_PRIOR_TOKENS_PER_S,
     AgentLoad,
+    Cached,
     TaskNeed,
     cost_matrix,
     cost_terms,
@@ -82,3 +83,38 @@ def test_neither_cvxpy_nor_numpy_is_imported_for_costs_and_greedy() -> None:
     code = "import solver.costs, solver.greedy, sys; print(sorted({'cvxpy', 'numpy', 'scipy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_cached_is_not_read() -> None:
+    agent = AgentLoad("a", 100.0, 20.0)
+    terms = cost_terms(agent, TaskNeed("t", 500, 0), Cached(tokens=400))
+    assert terms == {"queue": 0.0, "prefill": 1.0, "decode": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("cached", "seconds", "moves"),
+    [
+        (Cached(elsewhere_tokens=400, move_s=0.5), 1.5, True),
+        (Cached(elsewhere_tokens=400, move_s=4.5), 5.0, False),
+        (Cached(tokens=300, elsewhere_tokens=400, move_s=0.5), 1.5, True),
+        (Cached(tokens=400, elsewhere_tokens=400, move_s=0.0), 1.0, False),
+        (Cached(tokens=9000), 0.0, False),
+    ],
+)
+def test_what_another_one_holds_is_moved_where_that_is_quicker(cached: Cached, seconds: float, moves: bool) -> None:
+    assert cached.prefill_s(500, 100.0) == pytest.approx(seconds)
+    assert cached.moves(500, 100.0) is moves
+
+
+def test_affinity_gives_way_to_a_queue() -> None:
+    task = TaskNeed("t", 1000, 50)
+    busy = AgentLoad("holder", 200.0, 50.0, queued_output_tokens=400)
+    holder, other = cost_terms(busy, task, Cached(tokens=900)), cost_terms(AgentLoad("other", 200.0, 50.0), task)
+    assert holder is not None
+    assert other is not None
+    assert sum(holder.values()) > sum(other.values())
+
+
+def test_an_agent_needs_all_abilities() -> None:
+    task = TaskNeed("t", 1, 1, "chat", abilities=frozenset({"chat", "tools", "grammar"}))
+    assert why_not(AgentLoad("a", abilities=frozenset({"chat", "tools"})), task) == "it can not grammar"

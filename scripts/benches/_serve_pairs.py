@@ -1,13 +1,14 @@
-"""Overhead: what the mesh costs a dialogue, against the bare engine in the same run.
+"""What the mesh costs a dialogue, against the bare engine in the same run; a part of `serve`.
 
 Through the mesh: client → node A (echo, so that it has no model of its own) → node B (the default model). Bare: the
 same engine process class, driven by this process. Both engines are loaded all the time and take turns, one generation
 each, on the same prompt; a pair gives one ratio. One thread an engine. Tokens a second are counted from the first
-text to the last, so they leave the time to first token out; `tokens_ratio` is mesh by bare, 1 is no loss.
+text to the last, so they leave the time to first token out; `tokens_ratio` is mesh by bare, 1 is no loss. Beside the
+medians: `_low` and `_high`, the ends of their 95 % interval by the binomial of order statistics.
 """
 
-import asyncio
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -16,13 +17,13 @@ from pathlib import Path
 from mesh.wire import engine_pb2, local_pb2
 from node.config import NodeConfig
 from node.engine.process import EngineProcess
-from node.models import ensure_default_model
+from scripts.benches import median_interval, size
 from scripts.daemons import Daemon, end_all, formed
 from scripts.throwaway import ThrowawayMesh
 
-PAIRS = 10
+PAIRS = size("pairs", 10)
 WARM_UP_PAIRS = 2
-TOKENS = 96
+TOKENS = size("tokens", 96)
 READY_WITHIN_S = 180.0
 SUBJECTS = [
     "a lamp",
@@ -40,10 +41,6 @@ SUBJECTS = [
 ]
 
 
-def figures() -> dict[str, float]:
-    return asyncio.run(_measure(ensure_default_model(print)))
-
-
 def _request(number: int) -> engine_pb2.GenerateRequest:
     message = engine_pb2.ChatMessage(
         role="user", content=f"Write a long story about {SUBJECTS[number % len(SUBJECTS)]}."
@@ -52,7 +49,7 @@ def _request(number: int) -> engine_pb2.GenerateRequest:
     return engine_pb2.GenerateRequest(messages=[message], max_tokens=TOKENS, sampling=sampling)
 
 
-async def _measure(model: Path) -> dict[str, float]:
+async def measure(model: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="kith-bench-") as folder:
         options = ["--listen", "127.0.0.1:0", "--no-mdns", "--threads", "1"]
         mesh = ThrowawayMesh()
@@ -93,9 +90,16 @@ async def _pairs(a: Daemon, bare: EngineProcess) -> dict[str, float]:
         added_ms.append(1000 * (pair["mesh"][0] - pair["bare"][0]))
         bare_rates.append(pair["bare"][1])
         mesh_rates.append(pair["mesh"][1])
+        print(f"  pair {len(ratios)}: ratio {ratios[-1]:.3f}, added {added_ms[-1]:.1f} ms", file=sys.stderr, flush=True)
+    ratio_low, ratio_high = median_interval(ratios)
+    added_low, added_high = median_interval(added_ms)
     return {
         "tokens_ratio": round(statistics.median(ratios), 4),
+        "tokens_ratio_low": round(ratio_low, 4),
+        "tokens_ratio_high": round(ratio_high, 4),
         "ttft_added_ms_p50": round(statistics.median(added_ms), 2),
+        "ttft_added_ms_low": round(added_low, 2),
+        "ttft_added_ms_high": round(added_high, 2),
         "bare_tokens_per_s": round(statistics.median(bare_rates), 2),
         "mesh_tokens_per_s": round(statistics.median(mesh_rates), 2),
         "pairs": PAIRS,

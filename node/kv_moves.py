@@ -1,0 +1,200 @@
+"""KV of a prompt's beginning, from the engine of the node that has it to the one that needs it.
+
+Idea: reading a long prompt takes an engine seconds; what it computes from it is some megabytes, and a LAN carries those
+in milliseconds. The router names a holder where that is the cheaper by its costs; the node that answers asks it for
+what it holds, takes it in as a cached prefix, and then generates as always. It waits for it no longer than reading
+would take, and whatever goes wrong, it reads.
+
+Between members only, and only where model file and KV layout are the same. The bytes go to the engine's child process
+as they came: a member that sends others than it says can spoil answers, or end that process.
+
+Not guaranteed: that anything is saved. The holder's cache may have moved on.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING
+
+import grpc.aio
+
+from mesh.identity import NodeId
+from mesh.wire import engine_pb2, facts_pb2, mesh_pb2
+from node.engine_door import EngineDoor
+from node.errors import ExitCode, KithError
+from node.logs import log
+from node.rpc import to_kith_error
+
+if TYPE_CHECKING:
+    from mesh.wire import mesh_pb2_grpc
+
+#: A shorter prefix is read: the call alone costs as much.
+MOVE_TOKENS_MIN = 128
+#: Until one was measured, bytes a second that move: a wired LAN. Where that is too much the first move shows it, and
+#: costs at most as much as reading.
+BYTES_PER_S_PRIOR = 50e6
+#: Until a state of the model was seen, bytes of one token: so many times the root of the number of parameters, which is
+#: right for 135 million (23 kB) and half as much again for 8 billion (131 kB).
+BYTES_PER_ROOT_PARAMETER = 2.0
+BYTES_PER_TOKEN_UNKNOWN = 100e3
+#: Models of which the size of a token is kept.
+KINDS_MAX = 64
+#: What any move costs before the first byte, seconds.
+MOVE_BASE_S = 0.02
+#: A move is not thought to cost more than so many times what it takes, however often others got nothing.
+CAME_MIN = 0.1
+#: Weight of the newest measurement.
+NEWEST = 0.3
+CHUNK_BYTES = 1 << 20
+#: Of one state. Threat: a member that announces more than the memory holds.
+KV_BYTES_MAX = 512 << 20
+#: Exports, and imports, at once; each holds a whole state.
+MOVES_AT_ONCE = 2
+#: A move is given up after this, and after what reading would take, seconds.
+MOVE_WITHIN_S_MIN, MOVE_WITHIN_S_MAX = 0.25, 15.0
+
+Stub = Callable[[NodeId], "mesh_pb2_grpc.MeshAsyncStub | None"]
+
+
+class KvMoves:
+    def __init__(
+        self,
+        engine: EngineDoor,
+        stub: Stub,
+        own: Callable[[], facts_pb2.NodeProfile],
+        profile_of: Callable[[NodeId], facts_pb2.NodeProfile | None],
+    ) -> None:
+        """`own`: this node's profile; `profile_of`: another one's, as far as it is known."""
+        self._engine = engine
+        self._stub = stub
+        self._own = own
+        self._profile_of = profile_of
+        self._s_per_byte = 1.0 / BYTES_PER_S_PRIOR
+        self._bytes_per_token: dict[tuple[bytes, str], float] = {}
+        self._came = 1.0  # of what others were expected to be given, this part was
+        self._exporting = self._importing = 0
+
+    def move_s(self, tokens: int, agent: facts_pb2.AgentProfile) -> float:
+        """What moving so many tokens of the agent's KV should take, by what was measured here."""
+        guess = BYTES_PER_ROOT_PARAMETER * math.sqrt(agent.parameters) or BYTES_PER_TOKEN_UNKNOWN
+        size = tokens * self._bytes_per_token.get(_kind(agent), guess)
+        return MOVE_BASE_S + size * self._s_per_byte / max(CAME_MIN, self._came)
+
+    def told(self, expected_tokens: int, cached_tokens: int) -> None:
+        """Another node was to take so many tokens, and found so many in its cache then."""
+        self._came += NEWEST * (min(1.0, cached_tokens / max(1, expected_tokens)) - self._came)
+
+    # This node needs it
+
+    async def bring(self, holder: NodeId, request: engine_pb2.GenerateRequest, tokens: int) -> int:
+        """Have what `holder` has of the request's prompt here before it is read; `tokens` are expected. Returns how
+        many came, 0 where none did: never an error."""
+        own = next((agent for agent in self._own().agents if _exchanges(agent)), None)
+        profile = self._profile_of(holder)
+        stub = self._stub(holder)
+        if own is None or profile is None or stub is None or self._importing >= MOVES_AT_ONCE:
+            return 0
+        theirs = next((agent for agent in profile.agents if _exchanges(agent) and _kind(agent) == _kind(own)), None)
+        if theirs is None:
+            return 0
+        self._importing += 1
+        began = asyncio.get_running_loop().time()
+        reading_s = tokens / own.prefill_tokens_per_s if own.prefill_tokens_per_s > 0 else MOVE_WITHIN_S_MAX
+        try:
+            async with asyncio.timeout(min(MOVE_WITHIN_S_MAX, max(MOVE_WITHIN_S_MIN, reading_s))):
+                prompt = await self._engine.prompt_tokens(request)
+                came, state = await self._fetch(stub, theirs, prompt)
+                if came:
+                    await self._engine.import_kv(engine_pb2.ImportKvRequest(tokens=prompt[:came], state=state))
+        except (KithError, grpc.aio.AioRpcError, TimeoutError) as error:
+            if isinstance(error, TimeoutError):
+                self._s_per_byte *= 1.0 + NEWEST
+            log("info", f"the KV of {tokens} tokens did not come from {holder}: {_said(error)}")
+            return 0
+        finally:
+            self._importing -= 1
+        if came:
+            took = asyncio.get_running_loop().time() - began
+            self._s_per_byte += NEWEST * (took / len(state) - self._s_per_byte)
+            if len(self._bytes_per_token) < KINDS_MAX or _kind(own) in self._bytes_per_token:
+                self._bytes_per_token[_kind(own)] = len(state) / came
+        return came
+
+    async def _fetch(
+        self, stub: "mesh_pb2_grpc.MeshAsyncStub", theirs: facts_pb2.AgentProfile, prompt: list[int]
+    ) -> tuple[int, bytes]:
+        """How many of the prompt's first tokens, and their state. Raises `KithError`, `AioRpcError`."""
+        call = stub.FetchKv(
+            mesh_pb2.FetchKvRequest(
+                agent=theirs.agent, model_sha256=theirs.model_sha256, kv_layout=theirs.kv_layout, tokens=prompt
+            ),
+            timeout=MOVE_WITHIN_S_MAX,
+        )
+        tokens = size = 0
+        state = bytearray()
+        try:
+            async for chunk in call:
+                if not state and not size:
+                    tokens, size = chunk.tokens, chunk.size_bytes
+                    if tokens > len(prompt) or size > KV_BYTES_MAX:
+                        raise _bad("it announces more than was asked for")
+                state += chunk.data
+                if len(state) > size:
+                    raise _bad("it sends more than it announced")
+        finally:
+            call.cancel()
+        if len(state) != size:
+            raise _bad("its end is missing")
+        return tokens, bytes(state)
+
+    # Another node needs it
+
+    async def chunks(self, request: mesh_pb2.FetchKvRequest) -> AsyncGenerator[mesh_pb2.KvChunk, None]:
+        """What this node's engine holds. Raises `KithError` (`kv-missing`, `busy`)."""
+        own = [agent for agent in self._own().agents if agent.agent == request.agent and _exchanges(agent)]
+        if not own or _kind(own[0]) != (request.model_sha256, request.kv_layout):
+            raise _missing("no agent here has that model and layout")
+        if own[0].context_tokens and len(request.tokens) > own[0].context_tokens:
+            raise _missing("no prompt is that long")
+        if self._exporting >= MOVES_AT_ONCE:
+            raise KithError("busy", "others take KV from this node already", "Read it.", ExitCode.UNAVAILABLE, 0.5)
+        self._exporting += 1
+        try:
+            held = await self._engine.export_kv(engine_pb2.ExportKvRequest(tokens=request.tokens))
+            if not held.tokens or not held.state or len(held.state) > KV_BYTES_MAX:
+                raise _missing("its engine holds nothing of it")
+            state = held.state
+            for start in range(0, len(state), CHUNK_BYTES):
+                chunk = mesh_pb2.KvChunk(data=state[start : start + CHUNK_BYTES])
+                if start == 0:
+                    chunk.tokens, chunk.size_bytes = held.tokens, len(state)
+                yield chunk
+        finally:
+            self._exporting -= 1
+
+
+def kv_kind(agent: facts_pb2.AgentProfile) -> tuple[bytes, str] | None:
+    """Agents of the same kind can exchange KV; None: with nobody."""
+    return _kind(agent) if _exchanges(agent) else None
+
+
+def _exchanges(agent: facts_pb2.AgentProfile) -> bool:
+    return "kv" in agent.abilities and bool(agent.kv_layout) and bool(agent.model_sha256)
+
+
+def _kind(agent: facts_pb2.AgentProfile) -> tuple[bytes, str]:
+    return agent.model_sha256, agent.kv_layout
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        error = to_kith_error(error, lambda: KithError("node-unreachable", "it can not be reached"))
+    return error.message if isinstance(error, KithError) else "it took too long"
+
+
+def _missing(why: str) -> KithError:
+    return KithError("kv-missing", f"this node holds nothing of it: {why}", "Read it.", ExitCode.NOT_FOUND)
+
+
+def _bad(why: str) -> KithError:
+    return KithError("kv-damaged", f"the KV that came is not what was asked for: {why}", "It is read instead.")

@@ -1,0 +1,411 @@
+"""One answer from many agents: late, silent, gone, doubted; nothing is told twice and nothing is left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.answer import (
+    LATE_MIN_S,
+    MOVES_MAX,
+    STALL_MIN_S,
+    Answer,
+    Ask,
+    Broke,
+    Choice,
+    Drop,
+    Effect,
+    Fail,
+    Said,
+    State,
+    Tell,
+)
+from mesh.wire import common_pb2, engine_pb2
+
+Event = engine_pb2.GenerateEvent
+
+WORDS = [f"w{number} " for number in range(12)]
+A, B, C = (Choice(name, 0.2, 0.05, "m", b"v") for name in "abc")
+OTHER = Choice("d", 0.2, 0.05, "n", b"other")
+
+
+def delta(*numbers: int) -> Event:
+    text = "".join(WORDS[number] for number in numbers)
+    return Event(delta=Event.Delta(text=text, tokens=len(numbers), token_ids=numbers))
+
+
+def started(prompt: int = 7, cached: int = 3) -> Event:
+    return Event(started=Event.Started(prompt_tokens=prompt, cached_tokens=cached))
+
+
+def finished(tokens: int = 1, reason: str = "stop") -> Event:
+    usage = common_pb2.Usage(prompt_tokens=20, completion_tokens=tokens, prefill_seconds=0.5, decode_seconds=1.0)
+    return Event(finished=Event.Finished(reason=reason, usage=usage))
+
+
+def gone(code: str = "node-unreachable") -> common_pb2.Problem:
+    return common_pb2.Problem(code=code, message="it went away")
+
+
+@dataclass
+class World:
+    """What a router knows, and what the machine asked of it."""
+
+    choices: Sequence[Choice] = (A, B, C)
+    budget: int = 1
+    request: engine_pb2.GenerateRequest = field(
+        default_factory=lambda: engine_pb2.GenerateRequest(prompt="p", max_tokens=12, stop=["x"], priority=1)
+    )
+    deadline: float = 100.0
+    told: list[Event] = field(default_factory=list)
+    asked: list[Ask] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    failed: common_pb2.Problem | None = None
+
+    def __post_init__(self) -> None:
+        self.answer = Answer(self.request, self.pick, self.may_hedge, self.deadline)
+
+    def pick(self, request: engine_pb2.GenerateRequest, without: frozenset[str], like: Choice | None) -> Choice | None:
+        del request
+        able = [choice for choice in self.choices if choice.agent not in without]
+        return min(able, key=lambda choice: like is not None and choice.model != like.model, default=None)
+
+    def may_hedge(self) -> bool:
+        self.budget -= 1
+        return self.budget >= 0
+
+    def do(self, effects: list[Effect]) -> None:
+        self.answer.validate()
+        for effect in effects:
+            match effect:
+                case Ask():
+                    self.asked.append(effect)
+                case Drop(attempt):
+                    self.dropped.append(attempt)
+                case Tell(event):
+                    self.told.append(event)
+                case Fail(problem):
+                    self.failed = problem
+
+    def begin(self, at: float = 0.0) -> None:
+        self.do(self.answer.begin(self.choices[0], at))
+
+    def say(self, attempt: int, *events: Event, at: float) -> None:
+        for event in events:
+            self.do(self.answer.handle(Said(attempt, event), at))
+
+    def break_(self, attempt: int, at: float, *, final: bool = False, code: str = "node-unreachable") -> None:
+        self.do(self.answer.handle(Broke(attempt, gone(code), final), at))
+
+    def tick(self, at: float, *doubted: str) -> None:
+        self.do(self.answer.tick(at, doubted))
+
+    @property
+    def text(self) -> str:
+        return "".join(event.delta.text for event in self.told)
+
+    @property
+    def usage(self) -> common_pb2.Usage:
+        return self.told[-1].finished.usage
+
+
+def test_an_answer_without_trouble_is_passed_on_as_it_is() -> None:
+    world = World()
+    world.begin()
+    events = [started(), delta(0), delta(1, 2), finished(3)]
+    world.say(1, *events, at=0.2)
+    assert world.told == events
+    assert world.answer.state is State.FINISHED
+    assert (len(world.asked), world.dropped, world.asked[0].request) == (1, [], world.request)
+
+
+def test_the_death_of_the_agent_is_a_move_and_the_next_goes_on_from_the_tokens() -> None:
+    world = World()
+    world.begin()
+    world.say(1, started(), delta(0), delta(1, 2), at=1.0)
+    world.break_(1, 1.5)
+    assert world.answer.state is State.MOVING
+    ask = world.asked[1]
+    assert (ask.choice, ask.why, list(ask.request.continue_tokens)) == (B, "gone", [0, 1, 2])
+    assert (ask.request.max_tokens, list(ask.request.stop), ask.request.priority) == (9, ["x"], 1)
+    world.say(2, started(23, 0), delta(3), finished(1), at=2.0)
+    assert world.text == "w0 w1 w2 w3 "
+    kinds = [event.WhichOneof("event") for event in world.told]
+    assert kinds == ["started", "delta", "delta", "delta", "finished"]
+    assert (world.usage.prompt_tokens, world.usage.cached_tokens, world.usage.completion_tokens) == (7, 3, 4)
+    assert world.usage.prefill_seconds == pytest.approx(1.0 + 0.5)
+
+
+def test_another_vocabulary_goes_on_from_the_text_and_so_does_all_after_it() -> None:
+    world = World(choices=(A, OTHER, B))
+    world.begin()
+    world.say(1, delta(0), at=1.0)
+    world.choices = (A, OTHER)
+    world.break_(1, 1.1)
+    assert world.asked[1].request.continue_from == "w0 "
+    assert not world.asked[1].request.continue_tokens
+    world.say(2, delta(1), at=1.2)
+    world.choices = (A, OTHER, B)
+    world.break_(2, 1.3)
+    assert (world.asked[2].choice, world.asked[2].request.continue_from) == (B, "w0 w1 ")
+
+
+def test_without_token_ids_the_next_goes_on_from_the_text() -> None:
+    world = World()
+    world.begin()
+    world.say(1, Event(delta=Event.Delta(text="w0 ", tokens=1)), at=1.0)
+    world.break_(1, 1.1)
+    assert (world.asked[1].request.continue_from, list(world.asked[1].request.continue_tokens)) == ("w0 ", [])
+
+
+def test_tokens_of_the_client_go_to_their_own_vocabulary_only() -> None:
+    world = World(choices=(A, OTHER))
+    world.request.continue_tokens.extend([5])
+    world.begin()
+    world.break_(1, 0.1)
+    assert world.failed is not None
+    assert len(world.asked) == 1
+
+
+def test_a_late_first_token_is_hedged_once_and_the_loser_dropped() -> None:
+    world = World(budget=5)
+    world.begin()
+    world.tick(LATE_MIN_S - 0.1)
+    assert len(world.asked) == 1
+    world.tick(LATE_MIN_S)
+    world.tick(2 * LATE_MIN_S)
+    world.tick(9 * LATE_MIN_S)
+    assert [(ask.choice, ask.why) for ask in world.asked] == [(A, "first"), (B, "late")]
+    assert world.answer.hedges == 1
+    world.say(2, started(9, 0), delta(0), at=20.0)
+    assert world.dropped == [1]
+    world.say(1, delta(0), finished(1), at=20.0)
+    assert world.text == "w0 "
+    assert world.told[0].started.prompt_tokens == 9
+
+
+def test_the_first_may_win_the_race() -> None:
+    world = World()
+    world.begin()
+    world.tick(LATE_MIN_S)
+    world.say(1, delta(0), finished(1), at=1.2)
+    assert (world.dropped, world.text) == ([2], "w0 ")
+
+
+def test_a_slow_agent_is_late_by_its_own_measure() -> None:
+    slow = Choice("a", 4.0, 0.05)
+    world = World(choices=(slow, B))
+    world.begin()
+    world.tick(7.9)
+    assert len(world.asked) == 1
+    world.tick(8.0)
+    assert len(world.asked) == 2
+
+
+def test_without_budget_nothing_is_hedged_until_there_is_some() -> None:
+    world = World(budget=0)
+    world.begin()
+    world.tick(LATE_MIN_S)
+    assert len(world.asked) == 1
+    world.budget = 1
+    assert world.answer.wake_at < 2 * LATE_MIN_S
+    world.tick(world.answer.wake_at)
+    assert len(world.asked) == 2
+
+
+def test_a_stream_that_stands_still_is_gone_on_with_elsewhere() -> None:
+    world = World()
+    world.begin()
+    world.say(1, delta(0), at=0.1)
+    world.say(1, delta(1), at=0.2)
+    world.tick(0.2 + STALL_MIN_S - 0.01)
+    assert len(world.asked) == 1
+    world.tick(0.21 + STALL_MIN_S)
+    assert (world.asked[1].why, list(world.asked[1].request.continue_tokens)) == ("stalled", [0, 1])
+    world.say(2, delta(2), finished(1), at=2.5)
+    assert (world.dropped, world.text) == ([1], "w0 w1 w2 ")
+
+
+def test_a_stream_that_moves_again_is_kept() -> None:
+    world = World()
+    world.begin()
+    world.say(1, delta(0), at=0.1)
+    world.tick(0.2 + STALL_MIN_S)
+    world.say(1, delta(1), at=2.0)
+    assert world.dropped == [2]
+    world.say(2, delta(1), at=2.0)
+    assert world.text == "w0 w1 "
+    world.tick(2.0 + 3 * STALL_MIN_S)
+    assert len(world.asked) == 2, "it is known now to pause for longer"
+
+
+def test_a_doubted_agent_is_left_when_it_is_silent_and_only_then() -> None:
+    world = World(budget=0)
+    world.begin()
+    world.say(1, delta(0), at=0.1)
+    world.tick(0.2, "a")
+    assert len(world.asked) == 1, "it has just spoken"
+    world.tick(0.4, "b")
+    assert len(world.asked) == 1
+    world.tick(0.4, "a")
+    assert (world.dropped, world.asked[1].choice) == ([1], B)
+
+
+def test_doubt_alone_ends_no_answer() -> None:
+    world = World(choices=(A,))
+    world.begin()
+    world.say(1, delta(0), at=0.1)
+    world.tick(5.0, "a")
+    world.say(1, delta(1), finished(2), at=6.0)
+    assert world.text == "w0 w1 "
+
+
+def test_nobody_left_is_said_and_what_was_sent_stays() -> None:
+    world = World(choices=(A, B))
+    world.begin()
+    world.say(1, delta(0), at=0.1)
+    world.break_(1, 0.2)
+    world.break_(2, 0.3, code="busy")
+    assert world.failed is not None
+    assert world.failed.code == "node-unreachable"
+    assert "1 tokens of the answer were sent" in world.failed.message
+    assert world.text == "w0 "
+
+
+def test_a_request_that_any_agent_refuses_is_not_sent_round() -> None:
+    world = World()
+    world.begin()
+    world.break_(1, 0.1, final=True, code="bad-request")
+    assert world.failed is not None
+    assert (world.failed.code, len(world.asked)) == ("bad-request", 1)
+
+
+def test_a_successor_that_refuses_is_not_the_end() -> None:
+    world = World()
+    world.begin()
+    world.say(1, delta(0), at=0.1)
+    world.break_(1, 0.2)
+    world.break_(2, 0.3, final=True, code="bad-request")
+    assert world.asked[2].choice == C
+
+
+def test_an_answer_that_brings_agents_down_is_given_up() -> None:
+    many = [Choice(f"n{number}", 0.1, 0.1) for number in range(20)]
+    world = World(choices=many)
+    world.begin()
+    for attempt in range(1, 20):
+        world.break_(attempt, 0.1 * attempt)
+    assert len(world.asked) == 1 + MOVES_MAX
+    assert world.failed is not None
+
+
+def test_one_that_died_before_it_could_say_that_it_was_done_is_finished() -> None:
+    world = World()
+    world.request.max_tokens = 2
+    world.begin()
+    world.say(1, started(), delta(0, 1), at=0.1)
+    world.break_(1, 0.2)
+    assert (world.told[-1].finished.reason, world.usage.completion_tokens) == ("length", 2)
+    assert len(world.asked) == 1
+
+
+def test_a_node_that_stops_hands_its_answer_on() -> None:
+    world = World()
+    world.begin()
+    world.say(1, delta(0), finished(1, "cancelled"), at=0.1)
+    assert world.asked[1].choice == B
+
+
+def test_the_deadline_ends_it_everywhere() -> None:
+    world = World()
+    world.begin()
+    world.tick(LATE_MIN_S)
+    world.tick(100.0)
+    assert world.failed is not None
+    assert (world.failed.code, sorted(world.dropped)) == ("timed-out", [1, 2])
+    assert world.answer.state is State.FINISHED
+    world.say(1, delta(0), at=101.0)
+    assert not world.told
+
+
+def test_a_slow_client_makes_nobody_late() -> None:
+    world = World()
+    world.begin()
+    world.say(1, delta(0), at=0.1)
+    world.answer.waited(50.0)
+    world.tick(50.2)
+    assert len(world.asked) == 1
+    world.say(1, delta(1), at=50.3)
+    world.tick(50.3 + STALL_MIN_S)
+    assert len(world.asked) == 2, "the client's pause is not taken for the agent's"
+
+
+def test_usefulness_counts_from_the_beginning() -> None:
+    world = World()
+    world.request.useful_seconds = 10.0
+    world.begin()
+    world.break_(1, 4.0)
+    assert world.asked[1].request.useful_seconds == pytest.approx(6.0)
+    world.say(2, delta(0), at=9.0)
+    world.break_(2, 20.0)
+    assert world.asked[2].request.useful_seconds == 0.0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["token", "token", "token", "end", "error", "stall", "doubt"]),
+            st.floats(0.001, 4.0),
+            st.integers(0, 1),
+        ),
+        max_size=60,
+    ),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_whatever_happens_the_text_is_whole_and_told_once(
+    script: list[tuple[str, float, int]], budget: int, ids: bool
+) -> None:
+    """Agents that all write the same words, in any order of events."""
+    vocabularies = [b"v", b"v", b"w", b"", b"v"]
+    world = World(
+        choices=[Choice(f"n{n}", 0.1 * n, 0.05, "m", vocabulary) for n, vocabulary in enumerate(vocabularies)],
+        budget=budget,
+        deadline=60.0,
+    )
+    now = 0.0
+    world.begin(now)
+    at: dict[int, int] = {}  # attempt → its next word
+    for what, after, which in script:
+        now += after
+        for ask in world.asked:
+            rest = ask.request
+            begun = len(rest.continue_tokens) or len(rest.continue_from.split())
+            assert rest.max_tokens == len(WORDS) - begun
+            at.setdefault(ask.attempt, begun)
+        number = [ask.attempt for ask in world.asked][-1 - which :][0]
+        ended = world.answer.state is State.FINISHED
+        before = list(world.told)
+        if what == "token" and at[number] < len(WORDS):
+            event = delta(at[number])
+            if not ids:
+                event.delta.ClearField("token_ids")
+            at[number] += 1
+            world.say(number, event, at=now)
+        elif what == "end" and at[number] == len(WORDS):
+            world.say(number, finished(len(WORDS)), at=now)
+        elif what == "error":
+            world.break_(number, now)
+        elif what in ("stall", "doubt"):
+            world.tick(now, *(choice.agent for choice in world.answer.live.values() if what == "doubt"))
+        assert not ended or world.told == before
+        assert "".join(WORDS).startswith(world.text)
+        assert world.answer.hedges <= 1
+        assert len(world.answer.live) <= 2
+    if world.told and world.told[-1].HasField("finished"):
+        assert world.text == "".join(WORDS)
+    world.tick(60.0)
+    assert world.answer.state is State.FINISHED
+    assert not world.answer.live

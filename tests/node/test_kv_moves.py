@@ -1,0 +1,222 @@
+"""KV goes from the engine that has it to the one that needs it, over gRPC, between equal models only; else it is read.
+
+The engines are stand-ins whose state is the text of its tokens; the real one's is tested where a model is.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import grpc.aio
+import pytest
+
+from mesh.identity import NodeId
+from mesh.wire import engine_pb2, facts_pb2, mesh_pb2, mesh_pb2_grpc
+from node import kv_moves
+from node.engine_door import EngineDoor
+from node.errors import KithError
+from node.kv_moves import CHUNK_BYTES, MOVES_AT_ONCE, KvMoves
+from node.mesh_service import MeshService
+
+HOLDER = NodeId("b" * 32)
+SHA = bytes(32)
+PROMPT = list(range(1000))
+REQUEST = engine_pb2.GenerateRequest(prompt="p")
+
+
+class StandIn:
+    """As much of an engine as moves need. `held`: the tokens whose KV it has."""
+
+    loaded = None
+
+    def __init__(self, held: list[int], bytes_per_token: int = 3000) -> None:
+        self.held = held
+        self.bytes_per_token = bytes_per_token
+        self.imported: list[engine_pb2.ImportKvRequest] = []
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def prompt_tokens(self, request: engine_pb2.GenerateRequest) -> list[int]:
+        assert request == REQUEST
+        return PROMPT
+
+    async def export_kv(self, request: engine_pb2.ExportKvRequest) -> engine_pb2.ExportKvReply:
+        await self.go.wait()
+        same = 0
+        while same < min(len(self.held), len(request.tokens)) and self.held[same] == request.tokens[same]:
+            same += 1
+        return engine_pb2.ExportKvReply(tokens=same, state=self.state(same))
+
+    async def import_kv(self, request: engine_pb2.ImportKvRequest) -> None:
+        self.imported.append(request)
+
+    def state(self, tokens: int) -> bytes:
+        return b"".join(token.to_bytes(2) * (self.bytes_per_token // 2) for token in self.held[:tokens])
+
+
+def profile(layout: str = "f16", sha: bytes = SHA, *abilities: str, rate: float = 100.0) -> facts_pb2.NodeProfile:
+    agent = facts_pb2.AgentProfile(
+        agent="default",
+        abilities=abilities or ["generate", "kv"],
+        kv_layout=layout,
+        model_sha256=sha,
+        context_tokens=4096,
+        prefill_tokens_per_s=rate,
+    )
+    return facts_pb2.NodeProfile(agents=[agent])
+
+
+class World:
+    def __init__(self, mine: facts_pb2.NodeProfile, theirs: facts_pb2.NodeProfile, held: int) -> None:
+        self.theirs = StandIn(PROMPT[:held])
+        self.mine = StandIn([])
+        self.serving = KvMoves(EngineDoor(cast(Any, self.theirs)), lambda _: None, lambda: theirs, lambda _: None)
+        self.stub: mesh_pb2_grpc.MeshAsyncStub | None = None
+        self.taking = KvMoves(EngineDoor(cast(Any, self.mine)), lambda _: self.stub, lambda: mine, {HOLDER: theirs}.get)
+
+
+@asynccontextmanager
+async def world(
+    mine: facts_pb2.NodeProfile | None = None, theirs: facts_pb2.NodeProfile | None = None, held: int = 800
+) -> AsyncIterator[World]:
+    one = World(mine or profile(), theirs or profile(), held)
+    server = grpc.aio.server()
+    unused = cast(Any, None)
+    service = MeshService(unused, unused, unused, unused, kv=one.serving)
+    mesh_pb2_grpc.add_MeshServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        one.stub = mesh_pb2_grpc.MeshStub(channel)
+        yield one
+    await server.stop(None)
+
+
+async def test_what_the_holder_has_becomes_a_prefix_here() -> None:
+    async with world() as one:
+        assert await one.taking.bring(HOLDER, REQUEST, 800) == 800
+        [taken] = one.mine.imported
+        assert list(taken.tokens) == PROMPT[:800]
+        assert taken.state == one.theirs.state(800)
+        assert len(taken.state) > 2 * CHUNK_BYTES, "it came in pieces"
+
+
+async def test_moving_is_estimated_by_what_it_took() -> None:
+    async with world() as one:
+        agent = profile().agents[0]
+        before = one.taking.move_s(800, agent)
+        for _ in range(10):
+            await one.taking.bring(HOLDER, REQUEST, 800)
+        after = one.taking.move_s(800, agent)
+        assert kv_moves.MOVE_BASE_S < after < before, "3 kB a token, and not 100"
+        for _ in range(5):
+            one.taking.told(800, 0)
+        assert one.taking.move_s(800, agent) > 2 * after, "others are often given nothing"
+
+
+def test_until_it_was_seen_the_size_of_a_token_follows_that_of_the_model() -> None:
+    moves = World(profile(), profile(), 0).taking
+    small, large = (facts_pb2.AgentProfile(parameters=parameters) for parameters in (135_000_000, 8_000_000_000))
+    rate = kv_moves.BYTES_PER_S_PRIOR
+    assert (moves.move_s(1000, small) - kv_moves.MOVE_BASE_S) * rate == pytest.approx(23e6, rel=0.02)
+    assert (moves.move_s(1000, large) - kv_moves.MOVE_BASE_S) * rate < 200e6
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        (profile("q8_0"), profile()),
+        (profile("f16", b"x" * 32), profile()),
+        (profile("f16", b""), profile("f16", b"")),
+        (profile("f16", SHA, "generate"), profile()),
+        (profile(), profile("f16", SHA, "generate")),
+    ],
+)
+async def test_only_equals_exchange(mine: facts_pb2.NodeProfile, theirs: facts_pb2.NodeProfile) -> None:
+    async with world(mine, theirs) as one:
+        assert await one.taking.bring(HOLDER, REQUEST, 800) == 0
+        assert not one.mine.imported
+
+
+async def test_the_holder_checks_for_itself() -> None:
+    async with world() as one:
+        assert one.stub is not None
+        for wrong in (
+            mesh_pb2.FetchKvRequest(agent="default", model_sha256=SHA, kv_layout="q8_0", tokens=PROMPT),
+            mesh_pb2.FetchKvRequest(agent="default", model_sha256=b"y" * 32, kv_layout="f16", tokens=PROMPT),
+            mesh_pb2.FetchKvRequest(agent="other", model_sha256=SHA, kv_layout="f16", tokens=PROMPT),
+            mesh_pb2.FetchKvRequest(agent="default", model_sha256=SHA, kv_layout="f16", tokens=range(4097)),
+            mesh_pb2.FetchKvRequest(agent="default", model_sha256=SHA, kv_layout="f16", tokens=[7, 7]),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await anext(aiter(one.stub.FetchKv(wrong)))
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_holder_that_has_nothing_costs_only_the_question() -> None:
+    async with world(held=0) as one:
+        assert await one.taking.bring(HOLDER, REQUEST, 800) == 0
+    async with world() as one:
+        one.stub = None  # gone
+        assert await one.taking.bring(HOLDER, REQUEST, 800) == 0
+
+
+async def test_a_slow_holder_is_not_waited_for_longer_than_reading_takes() -> None:
+    async with world(profile(rate=1600.0)) as one:
+        one.theirs.go.clear()
+        began = asyncio.get_running_loop().time()
+        assert await one.taking.bring(HOLDER, REQUEST, 800) == 0
+        assert 0.4 < asyncio.get_running_loop().time() - began < 5.0
+        one.theirs.go.set()
+        assert await one.taking.bring(HOLDER, REQUEST, 800) == 800, "and it may be asked again"
+
+
+async def test_a_holder_serves_a_few_at_once() -> None:
+    async with world(profile(rate=10.0)) as one:
+        assert one.stub is not None
+        one.theirs.go.clear()
+        request = mesh_pb2.FetchKvRequest(agent="default", model_sha256=SHA, kv_layout="f16", tokens=PROMPT)
+        waiting = [asyncio.ensure_future(anext(one.serving.chunks(request))) for _ in range(MOVES_AT_ONCE)]
+        await asyncio.sleep(0)
+        with pytest.raises(KithError) as caught:
+            await anext(one.serving.chunks(request))
+        assert caught.value.code == "busy"
+        one.theirs.go.set()
+        assert [chunk.tokens for chunk in await asyncio.gather(*waiting)] == [800, 800]
+
+
+class Liar:
+    """A holder that says other things than it sends."""
+
+    def __init__(self, *chunks: mesh_pb2.KvChunk) -> None:
+        self._chunks = chunks
+
+    def FetchKv(self, _: mesh_pb2.FetchKvRequest, timeout: float) -> "Liar":
+        assert timeout > 0
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[mesh_pb2.KvChunk]:
+        for chunk in self._chunks:
+            yield chunk
+
+    def cancel(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "liar",
+    [
+        Liar(mesh_pb2.KvChunk(data=b"x", tokens=1001, size_bytes=1)),
+        Liar(mesh_pb2.KvChunk(data=b"x", tokens=5, size_bytes=kv_moves.KV_BYTES_MAX + 1)),
+        Liar(mesh_pb2.KvChunk(data=b"xx", tokens=5, size_bytes=1)),
+        Liar(mesh_pb2.KvChunk(data=b"x", tokens=5, size_bytes=3), mesh_pb2.KvChunk(data=b"x")),
+        Liar(mesh_pb2.KvChunk(data=b"x", tokens=5)),
+        Liar(),
+    ],
+    ids=["tokens", "size", "more", "less", "unsaid", "nothing"],
+)
+async def test_what_does_not_fit_together_is_not_taken(liar: Liar) -> None:
+    one = World(profile(), profile(), 0)
+    one.stub = cast(Any, liar)
+    assert await one.taking.bring(HOLDER, REQUEST, 800) == 0
+    assert not one.mine.imported

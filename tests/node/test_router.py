@@ -1,0 +1,232 @@
+"""Which agent is asked: by cost, with what it holds of the prompt, what it has to do, and what it can do."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from mesh.wire import common_pb2, engine_pb2, facts_pb2, membership_pb2
+from node.engine_door import EngineDoor
+from node.errors import KithError
+from node.router import HEDGES_BURST, Router
+
+ME, ONE, TWO = ("a" * 32, "b" * 32, "c" * 32)
+Event = engine_pb2.GenerateEvent
+LONG = "It is a long text. " * 300
+
+
+class Speaking:
+    """An engine that says so many words, and how much of the prompt it had cached."""
+
+    loaded = None
+
+    def __init__(self, cached: float = 0.0) -> None:
+        self.cached = cached
+        self.asked: list[engine_pb2.GenerateRequest] = []
+        self.heard = asyncio.Event()
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[Event, None]:
+        self.asked.append(request)
+        self.heard.set()
+        yield Event(started=Event.Started(prompt_tokens=1000, cached_tokens=int(1000 * self.cached)))
+        await self.go.wait()
+        yield Event(delta=Event.Delta(text="yes", tokens=1, token_ids=[1]))
+        yield Event(finished=Event.Finished(reason="stop", usage=common_pb2.Usage(completion_tokens=1)))
+
+
+class World:
+    """A router on node `ME`, with what it knows of others. No other node is really there."""
+
+    def __init__(self, engine: Speaking | None = None) -> None:
+        self.profiles: dict[str, facts_pb2.NodeProfile] = {}
+        self.loads: dict[str, membership_pb2.NodeLoad] = {}
+        membership = SimpleNamespace(
+            view=lambda: frozenset(self.profiles),
+            load_of=lambda node_id: self.loads.get(node_id, membership_pb2.NodeLoad()),
+        )
+        replica = SimpleNamespace(me=ME, membership=membership, profiles=SimpleNamespace(of=self.profiles.get))
+        self.engine = engine or Speaking()
+        kv = SimpleNamespace(move_s=lambda tokens, _: 0.02 + tokens / 5000, bring=self._bring, told=self._told)
+        self.brought: list[tuple[str, int]] = []
+        links = SimpleNamespace(stub=lambda _: None)
+        self.router = Router(cast(Any, replica), EngineDoor(cast(Any, self.engine)), cast(Any, links), cast(Any, kv))
+
+    def _told(self, expected: int, cached: int) -> None:
+        self.brought.append(("told", min(expected, cached)))
+
+    async def _bring(self, holder: str, _: engine_pb2.GenerateRequest, tokens: int) -> int:
+        self.brought.append((holder, tokens))
+        return tokens
+
+    def agent(self, node_id: str, **fields: Any) -> None:
+        given: dict[str, Any] = {
+            "agent": "default",
+            "model": "m",
+            "abilities": ["generate", "chat", "continue"],
+            "prefill_tokens_per_s": 100.0,
+            "decode_tokens_per_s": 20.0,
+            "context_tokens": 4096,
+            "slots": 1,
+        } | fields
+        self.profiles[node_id] = facts_pb2.NodeProfile(name=node_id[:1], agents=[facts_pb2.AgentProfile(**given)])
+
+
+def chat(*texts: str, **fields: Any) -> engine_pb2.GenerateRequest:
+    roles = ["user", "assistant"] * len(texts)
+    messages = [engine_pb2.ChatMessage(role=role, content=text) for role, text in zip(roles, texts, strict=False)]
+    return engine_pb2.GenerateRequest(messages=messages, max_tokens=10, **fields)
+
+
+async def said(world: World, request: engine_pb2.GenerateRequest) -> str:
+    route = world.router.choose(request)
+    return "".join([event.delta.text async for event in world.router.generate(route, request)])
+
+
+def test_the_faster_one_is_asked_and_a_tie_stays_here() -> None:
+    world = World()
+    world.agent(ME)
+    world.agent(ONE)
+    assert world.router.choose(chat("x")).agent.node_id == ME
+    world.agent(TWO, prefill_tokens_per_s=300.0)
+    assert world.router.choose(chat("x")).agent.node_id == TWO
+
+
+def test_a_request_goes_only_where_it_can_be_served() -> None:
+    world = World()
+    world.agent(ME)
+    world.agent(ONE, abilities=["chat", "tools", "grammar"], prefill_tokens_per_s=1.0, adapters=["law"])
+    assert world.router.choose(chat("x", tools_json="[]")).agent.node_id == ONE
+    assert world.router.choose(chat("x", json_schema="{}")).agent.node_id == ONE, "by its grammar"
+    assert world.router.choose(chat("x", adapter="law")).agent.node_id == ONE
+    with pytest.raises(KithError) as caught:
+        world.router.choose(chat("x", logprobs=True))
+    assert "a: it can not logprobs" in caught.value.message
+    world.loads[ONE] = membership_pb2.NodeLoad(engine_stalled=True)
+    with pytest.raises(KithError, match="stands still"):
+        world.router.choose(chat("x", tools_json="[]"))
+
+
+def test_what_was_told_of_the_queue_counts() -> None:
+    world = World()
+    world.agent(ME)
+    world.agent(ONE)
+    world.loads[ME] = membership_pb2.NodeLoad(queued_prompt_tokens=500)
+    assert world.router.choose(chat("x")).agent.node_id == ONE
+    world.loads[ONE] = membership_pb2.NodeLoad(slots_busy=2)
+    assert world.router.choose(chat("x")).agent.node_id == ME, "what others sent there is guessed"
+
+
+async def test_what_is_under_way_counts_before_anybody_tells() -> None:
+    world = World()
+    world.agent(ME)
+    world.agent(ONE)
+    world.engine.go.clear()
+    first = asyncio.ensure_future(said(world, chat("x", priority=1)))
+    await world.engine.heard.wait()
+    assert world.router.choose(chat("x")).agent.node_id == ONE
+    world.engine.go.set()
+    assert await first == "yes"
+    world.loads[ME] = membership_pb2.NodeLoad(slots_busy=1)  # as of a moment ago
+    assert world.router.choose(chat("x")).agent.node_id == ME
+
+
+async def test_a_dialogue_stays_where_it_is_until_the_queue_there_is_longer() -> None:
+    world = World(Speaking(cached=1.0))
+    world.agent(ME)
+    first = chat(LONG)
+    assert await said(world, first) == "yes"
+    world.agent(ONE, prefill_tokens_per_s=150.0)
+    following = chat(LONG, "yes", "And now?")
+    assert world.router.choose(following).agent.node_id == ME
+    assert world.router.choose(chat("Another " + LONG)).agent.node_id == ONE
+    world.loads[ME] = membership_pb2.NodeLoad(queued_prompt_tokens=1200)
+    assert world.router.choose(following).agent.node_id == ONE, "twelve seconds of queue against eleven of reading"
+
+
+async def test_an_engine_without_a_cache_keeps_nobody() -> None:
+    world = World(Speaking(cached=0.0))
+    world.agent(ME)
+    for _ in range(12):
+        await said(world, chat(LONG))
+    world.agent(ONE, prefill_tokens_per_s=150.0)
+    assert world.router.choose(chat(LONG, "yes", "And now?")).agent.node_id == ONE
+
+
+async def test_kv_is_taken_from_the_holder_where_that_is_cheaper() -> None:
+    world = World(Speaking(cached=1.0))
+    kv = {"abilities": ["chat", "kv"], "kv_layout": "f16", "model_sha256": bytes(32)}
+    world.agent(ME, **kv)
+    await said(world, chat(LONG))
+    world.agent(ONE, **kv)
+    world.loads[ME] = membership_pb2.NodeLoad(queued_prompt_tokens=5000)
+    route = world.router.choose(chat(LONG, "yes", "And now?"))
+    assert (route.agent.node_id, route.kv_holder) == (ONE, ME)
+    assert 1500 < route.kv_tokens < 1700
+    assert route.cost_s < 3.0, "not the sixteen of reading it"
+    world.agent(ONE, **(kv | {"kv_layout": "q8_0"}))
+    assert world.router.choose(chat(LONG, "yes", "And now?")).kv_holder == ""
+    # The other way round: this node takes it before it generates.
+    world.agent(ONE, **kv)
+    world.loads = {ONE: membership_pb2.NodeLoad(queued_prompt_tokens=9000)}
+    world.router.prefixes.sent([], ME + "/default", 100_000)  # and forgets
+    for _ in range(2):
+        world.router.prefixes.answered(ONE + "/default", 1.0, 1.0)
+    route = world.router.choose(chat(LONG))
+    assert route.kv_holder == "", "nobody holds it now"
+
+
+async def test_the_holder_is_asked_before_this_nodes_engine_reads() -> None:
+    world = World(Speaking())
+    kv = {"abilities": ["chat", "kv"], "kv_layout": "f16", "model_sha256": bytes(32)}
+    world.agent(ME, **kv)
+    world.agent(ONE, **kv)
+    from mesh.prefixes import blocks_of
+
+    world.router.prefixes.sent(blocks_of([f"user\0{LONG}"]), ONE + "/default", 2000)
+    world.loads[ONE] = membership_pb2.NodeLoad(queued_prompt_tokens=9000)
+    assert await said(world, chat(LONG)) == "yes"
+    assert world.brought[0][0] == ONE
+    assert world.brought[1] == ("told", 0), "the engine found nothing in its cache"
+
+
+async def test_token_ids_reach_only_who_asked_for_them() -> None:
+    world = World()
+    world.agent(ME)
+    for wanted in (False, True):
+        request = chat("x", want_tokens=wanted)
+        route = world.router.choose(request)
+        deltas = [event.delta async for event in world.router.generate(route, request) if event.HasField("delta")]
+        assert [list(delta.token_ids) for delta in deltas] == ([[1]] if wanted else [[]])
+        assert world.engine.asked[-1].want_tokens, "another agent could go on from them"
+
+
+async def test_an_unreachable_agent_is_replaced_before_the_first_token() -> None:
+    world = World()
+    world.agent(ME, prefill_tokens_per_s=1.0)
+    world.agent(ONE)
+    request = chat("x")
+    route = world.router.choose(request)
+    assert route.agent.node_id == ONE, "which no link reaches"
+    assert [event.delta.text async for event in world.router.generate(route, request)][1] == "yes"
+
+
+async def test_an_answer_asked_of_one_node_stays_with_it() -> None:
+    world = World()
+    world.agent(ME)
+    world.agent(ONE)
+    route = world.router.choose(chat("x"), node="b")
+    with pytest.raises(KithError) as caught:
+        [event async for event in world.router.generate(route, chat("x"))]
+    assert caught.value.code == "node-unreachable"
+
+
+def test_hedges_are_a_part_of_the_answers() -> None:
+    router = World().router
+    granted = sum(router._may_hedge() for _ in range(50))
+    assert granted == HEDGES_BURST
+    router._answers += 30
+    assert sum(router._may_hedge() for _ in range(50)) == 3
