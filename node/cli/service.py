@@ -133,6 +133,7 @@ async def _announce(config: NodeConfig) -> None:
     import os
 
     from node.client import NodeClient
+    from node.config import FILE_ENGINES
 
     said_ready = False
     while True:
@@ -147,7 +148,7 @@ async def _announce(config: NodeConfig) -> None:
         if not said_ready:
             said_ready = True
             _print_ready(now, config)
-            if now.engine_state == "starting" and config.engine == "llama":
+            if now.engine_state == "starting" and config.engine in FILE_ENGINES:
                 print(await asyncio.to_thread(_loading, config), flush=True)
         # A ready engine's rates follow a moment later, with the node's profile.
         if now.engine_state in ("failed", "stopped") or (now.engine_state == "ready" and now.agent.backend):
