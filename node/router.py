@@ -11,6 +11,7 @@ from mesh.effects import AgentState
 from mesh.identity import NodeId
 from mesh.replica import Replica
 from mesh.wire import common_pb2, engine_pb2, mesh_pb2
+from node.abilities import needed
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
 from node.leader import load_of
@@ -47,6 +48,7 @@ class Router:
             prompt_tokens=int(characters / CHARACTERS_PER_TOKEN) + 1,
             output_tokens=request.max_tokens or OUTPUT_TOKENS_GUESS,
             ability="chat" if request.messages else "generate",
+            abilities=needed(request),
         )
         routes: list[tuple[float, str, Route]] = []
         reasons: list[str] = []

@@ -71,6 +71,9 @@ class HttpClient:
             trust_env=host not in ("127.0.0.1", "::1", "localhost"),  # no proxy leads back to this machine
         )
 
+    async def close(self) -> None:
+        await self._client.aclose()
+
     async def get(self, path: str, *, root: bool = False) -> Any:
         """The answer's JSON. Raises `KithError`, `Refused` for any status but success."""
         async with self._opened("GET", path, None, root, CONNECT_SECONDS) as response:

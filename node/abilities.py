@@ -1,0 +1,40 @@
+"""What a request needs of an agent beyond time and room, in the words of `AgentProfile.abilities`.
+
+    chat         messages through the model's template
+    generate     a prompt as it is
+    continue     goes on exactly from a given beginning
+    logprobs     tells log-probabilities of what it wrote
+    tools        its template knows tools
+    json_schema  holds an answer to a JSON schema
+    grammar      holds an answer to a GBNF grammar; whoever does that can hold it to a schema as well
+    score, embed, kv  other requests than generating: EngineDoor.score, embed, export_kv
+
+A request goes only to agents that have all it needs; a sampling parameter is no ability.
+"""
+
+from collections.abc import Iterable
+
+from mesh.wire import engine_pb2
+
+#: Abilities that come with another one.
+_IMPLIED = {"grammar": frozenset({"json_schema"})}
+
+
+def needed(request: engine_pb2.GenerateRequest) -> frozenset[str]:
+    """Every ability that an agent must have to answer the request as it is meant."""
+    wanted = {
+        "chat": bool(request.messages),
+        "generate": not request.messages,
+        "continue": bool(request.continue_from or request.continue_tokens),
+        "logprobs": request.logprobs,
+        "tools": bool(request.tools_json),
+        "json_schema": bool(request.json_schema),
+        "grammar": bool(request.grammar),
+    }
+    return frozenset(name for name, is_wanted in wanted.items() if is_wanted)
+
+
+def offered(abilities: Iterable[str]) -> frozenset[str]:
+    """What an agent can do: what its profile says, and what comes with that."""
+    told = frozenset(abilities)
+    return told.union(*(_IMPLIED[name] for name in told & _IMPLIED.keys()))
