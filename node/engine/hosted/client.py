@@ -167,7 +167,8 @@ class HttpClient:
             error = Refused("engine-failed", f"{at} refuses the key ({status})", f"Put a valid key {where}.")
         elif status in (429, 503):
             after_s = _retry_after_s(response.headers)
-            error = Refused("busy", f"{at} is busy ({status})", "Try again later.", ExitCode.UNAVAILABLE, after_s)
+            busy = f"{at} is busy ({status})" + (f": {words}" if words else "")
+            error = Refused("busy", busy, "Try again later.", ExitCode.UNAVAILABLE, after_s)
         elif any(sign in f"{kinds} {words}" for sign in _TOO_LONG):
             error = Refused("prompt-too-long", f"the prompt does not fit: {words}", "Send less.", ExitCode.BAD_INPUT)
         elif status in (400, 413, 422):

@@ -99,6 +99,15 @@ class Serving:
             message = f"the prompt has about {tokens:,} tokens; the context holds {self._context_tokens:,}"
             raise KithError("prompt-too-long", message, "Send less text, or start the node with a larger --ctx.")
 
+    def _fitting(self, command: engine_pb2.GenerateRequest) -> engine_pb2.GenerateRequest:
+        """Without a limit on tokens that may not fit beside the prompt: strict servers refuse it, none needs it."""
+        if command.max_tokens + 2 * estimate_prompt(command) < self._context_tokens:
+            return command
+        fitting = engine_pb2.GenerateRequest()
+        fitting.CopyFrom(command)
+        fitting.max_tokens = 0
+        return fitting
+
     def _check_score(self, command: engine_pb2.ScoreRequest) -> None:
         if "score" not in self._abilities:
             raise unsupported(self._name, "score with this server")
@@ -183,7 +192,8 @@ class Serving:
             await self._generate(request, queued_s)
 
     async def _generate(self, request: Request, queued_s: float) -> None:
-        command = request.command.generate
+        command = self._fitting(request.command.generate)
+        limit = request.command.generate.max_tokens
         begun = time.monotonic()
         usage = common_pb2.Usage(prompt_tokens=estimate_prompt(command), queue_seconds=queued_s)
         request.started(usage.prompt_tokens, 0)
@@ -201,6 +211,9 @@ class Serving:
                 if piece.text or piece.token_ids or piece.logprobs:
                     first = first or time.monotonic()
                     written += _say(request, piece)
+                if 0 < limit <= written and not command.max_tokens:
+                    reason = "length"
+                    break
         now = time.monotonic()
         if decode_s and first and now - first < decode_s:  # an answer that came at once was written before
             first = max(begun, now - decode_s)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing, suppress
 from email.utils import formatdate
 from typing import Any
 
@@ -117,11 +118,11 @@ async def test_connection_that_ended_meanwhile_costs_one_more_attempt() -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal seen
-        await reader.readuntil(b"\r\n\r\n")
-        seen += 1
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-        await reader.readuntil(b"\r\n\r\n")
-        writer.close()
+        with suppress(asyncio.IncompleteReadError), closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            seen += 1
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            await reader.readuntil(b"\r\n\r\n")
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
