@@ -52,7 +52,9 @@ def up(
     model: Annotated[
         str | None, typer.Option("--model", help="A GGUF file; with --engine openai the model's name there.")
     ] = None,
-    engine: Annotated[str | None, typer.Option("--engine", metavar="llama|xllamacpp|openai|echo", help="What generates.")] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="llama|xllamacpp|openai|echo", help="What generates.")
+    ] = None,
     engine_url: Annotated[str | None, typer.Option("--engine-url", metavar="URL", help="Base URL for openai.")] = None,
     slots: Annotated[int | None, typer.Option("--slots", help="Requests served at the same time.")] = None,
     ctx_tokens: Annotated[int | None, typer.Option("--ctx", help="Context of a slot, tokens.")] = None,

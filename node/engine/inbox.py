@@ -36,6 +36,8 @@ class Inbox:
         if generate == "delta" and last is not None and last.WhichOneof("event") == "delta":
             last.delta.text += event.generate.delta.text
             last.delta.tokens += event.generate.delta.tokens
+            last.delta.token_ids.extend(event.generate.delta.token_ids)
+            last.delta.logprobs.extend(event.generate.delta.logprobs)
             if len(last.delta.text) > TEXT_BYTES_MAX:
                 self.overflowed = True
                 self.fail(KithError("engine-failed", "the answer grew beyond all bounds", "Set max_tokens."))
