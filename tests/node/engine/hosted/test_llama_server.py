@@ -99,7 +99,8 @@ class TestReal:
     async def test_grammars_and_schemas_hold(self, dialect: LlamaServer) -> None:
         command = chat(QUESTION, max_tokens=20, grammar='root ::= "none " [0-9] [0-9]')
         assert text_of(await pieces_of(dialect, command)).startswith("none ")
-        schema = {"properties": {"a": {"enum": ["q7"]}}, "required": ["a"], "additionalProperties": False}
+        properties = {"a": {"enum": ["q7"]}}
+        schema = {"type": "object", "properties": properties, "required": ["a"], "additionalProperties": False}
         held = await pieces_of(dialect, chat(QUESTION, max_tokens=30, json_schema=json.dumps(schema)))
         assert json.loads(text_of(held)) == {"a": "q7"}
         anything = text_of(await pieces_of(dialect, chat(QUESTION, json_schema="{}", max_tokens=5)))
