@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+#: Engines that load a GGUF file of this machine.
+FILE_ENGINES = ("llama", "xllamacpp")
+
 
 @dataclass(frozen=True)
 class NodeConfig:
@@ -16,7 +19,7 @@ class NodeConfig:
     mdns: bool = True
     network: str = "lan"  # how patient the mesh is with silence: lan, wan, or local (one machine, tests)
     disk_budget_mb: int = 0  # MiB that journal and blobs may take; 0: a tenth of the disk, 1 to 10 GiB
-    engine: str = "llama"  # llama, openai or echo
+    engine: str = "llama"  # llama, xllamacpp, openai or echo
     model: str = ""  # path of a GGUF file; openai: the model's name there; empty: the default model
     model_sha256: str = ""  # hex; a GGUF file with another hash is not loaded; empty: any
     engine_url: str = ""  # openai: base URL, with /v1

@@ -43,7 +43,7 @@ from node.authors import Authors
 from node.away import set_aside
 from node.background import Background
 from node.blobs import Blobs
-from node.config import NodeConfig
+from node.config import FILE_ENGINES, NodeConfig
 from node.counting import Counter, counter_of
 from node.credentials import Credentials
 from node.discovery import Discovery
@@ -175,7 +175,7 @@ class Daemon:
         self.router = Router(self.replica, self.engine_door, links, self.kv)
         self.submissions = Submissions(self.shell.post, self.replica, self.blobs, self._agents_live)
 
-        if config.engine == "llama" and config.model:
+        if config.engine in FILE_ENGINES and config.model:
             # What the owner named is checked before anything is served; a bad file ends the start.
             await asyncio.to_thread(self._find_model)
             await asyncio.to_thread(self.engine.check_model)
@@ -269,7 +269,7 @@ class Daemon:
 
     async def _bring_up_engine(self) -> None:
         try:
-            if self.config.engine == "llama" and self.model_path is None:
+            if self.config.engine in FILE_ENGINES and self.model_path is None:
                 await asyncio.to_thread(self._find_model)
             await self.engine.start()
         except KithError as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from mesh import effects, events
 from mesh.dispatch import TaskKey
 from mesh.wire import common_pb2, facts_pb2, work_pb2
+from node.abilities import offered
 from node.background import Background
 from node.blobs import Blobs
 from node.counting import Counter
@@ -167,7 +168,7 @@ def load_of(state: effects.AgentState) -> AgentLoad:
         queued_output_tokens=state.queued_output_tokens,
         context_tokens=profile.context_tokens,
         slots_free=state.slots_free,
-        abilities=frozenset(profile.abilities),
+        abilities=offered(profile.abilities),
         model=profile.model,
         draining=state.draining,
     )

@@ -89,11 +89,14 @@ def round_to_json(agents: Sequence[AgentLoad], tasks: Sequence[TaskNeed]) -> dic
 
 
 def round_from_json(message: dict[str, Any]) -> tuple[list[AgentLoad], list[TaskNeed]]:
-    agents = [AgentLoad(**{**fields, "abilities": frozenset(fields["abilities"])}) for fields in message["agents"]]
-    tasks = [
-        TaskNeed(**{**fields, "forbidden_agents": frozenset(fields["forbidden_agents"])}) for fields in message["tasks"]
-    ]
+    agents = [AgentLoad(**_with_sets(fields, "abilities")) for fields in message["agents"]]
+    tasks = [TaskNeed(**_with_sets(fields, "abilities", "forbidden_agents")) for fields in message["tasks"]]
     return agents, tasks
+
+
+def _with_sets(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    """JSON has no sets: those of these names came as lists."""
+    return fields | {name: frozenset(fields[name]) for name in names}
 
 
 def allocation_to_json(allocation: Allocation) -> dict[str, Any]:

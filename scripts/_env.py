@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -37,7 +38,29 @@ def wanted_stamp(kind: str) -> dict[str, str]:
         "python": f"{os.path.realpath(sys.executable)} {sys.version_info[0]}.{sys.version_info[1]}",
         "root": str(ROOT),
         "llama": _llama.key(),
+        "engine": engine_for(kind),
     }
+
+
+def engine_for(kind: str) -> str:
+    """The engine that an environment gets: the one built for this CPU, or without a compiler the ready-made one.
+
+    Developing takes a compiler: most tests of engines are about the one that is built. The ready-made wheels need
+    glibc or macOS; elsewhere a compiler is asked for.
+    """
+    wanted = os.environ.get("KITH_ENGINE", "")
+    if kind == "run" and wanted == "xllamacpp":
+        return wanted
+    buildable = _llama.cached() is not None or _llama.has_compiler()
+    return "llama" if kind == "dev" or wanted == "llama" or buildable or not ready_made_runs() else "xllamacpp"
+
+
+def ready_made_runs() -> bool:
+    """Whether wheels of xllamacpp fit this system."""
+    machine = platform.machine().lower()
+    if sys.platform == "darwin":
+        return machine == "arm64"
+    return platform.libc_ver()[0] == "glibc" and machine in ("x86_64", "amd64", "aarch64", "arm64")
 
 
 def serves(venv: Path, wanted: dict[str, str]) -> bool:
@@ -72,8 +95,16 @@ def make(venv: Path, wanted: dict[str, str]) -> None:
     uv = shutil.which("uv")
     if not upgrade:
         _create(venv, uv, log)
-    wheel = _llama.wheel(python)
-    requirements = ["-e", str(ROOT), str(wheel)]
+    if wanted["engine"] == "xllamacpp":
+        if not _llama.has_compiler():
+            print(
+                "There is no C++ compiler here, so the ready-made engine xllamacpp is taken: slower on most CPUs.\n"
+                f"→ for the one built for this CPU: {install_command('compiler')}, and run this again",
+                file=sys.stderr,
+            )
+        requirements = ["-e", f"{ROOT}[xllamacpp]"]
+    else:
+        requirements = ["-e", str(ROOT), str(_llama.wheel(python))]
     if wanted["kind"] == "dev":
         requirements += _dev_group()
     with Progress("Installing packages") as progress:

@@ -124,6 +124,11 @@ def _end_group(child: subprocess.Popen[str]) -> None:
             continue
 
 
+def has_compiler() -> bool:
+    """Whether a C++ compiler is there."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name)
+
+
 def wheel(python: Path) -> Path:
     """The wheel of this machine, built now where it is not there yet.
 
@@ -134,7 +139,7 @@ def wheel(python: Path) -> Path:
     """
     if done := cached():
         return done
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name):
+    if not has_compiler():
         raise Unmet("There is no C++ compiler here; llama.cpp is built for this CPU.", install_command("compiler"))
     home = cache_dir() / key()
     home.mkdir(parents=True, exist_ok=True)

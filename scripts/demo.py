@@ -25,6 +25,7 @@ from node.cli import output
 from node.cli.as_json import STATE_OF_JOB
 from node.cli.verdict import print_result
 from node.documents import Document, document_from_bytes, read_document
+from node.engine.installed import default_engine
 from node.errors import ExitCode, KithError
 from node.models import DEFAULT_NAME, ensure_default_model
 from scripts.daemons import ROOT, Daemon, NotInTime, end_all, formed, until
@@ -122,7 +123,7 @@ class Demo:
             "--listen",
             "127.0.0.1:0",
             "--engine",
-            "llama",
+            default_engine(),
             "--model",
             str(model),
             "--threads",

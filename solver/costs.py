@@ -52,7 +52,7 @@ class TaskNeed:
     prompt_tokens: int
     output_tokens: int
     ability: str = "generate"
-    abilities: frozenset[str] = frozenset()  # beside it
+    abilities: frozenset[str] = frozenset()  # further ones that it needs
     forbidden_agents: frozenset[str] = field(default_factory=frozenset)  # it failed there, or its panel sits there
     panel: str = ""  # tasks of one non-empty panel go to distinct agents
     priority: int = 0  # higher is served first; equal ones in the order given
@@ -101,14 +101,29 @@ def why_not(agent: AgentLoad, task: TaskNeed) -> str:
     """Why `agent` can not do `task`, as a phrase after "because"; empty where it can."""
     if agent.draining:
         return "it takes no new work"
-    if lacking := sorted({task.ability, *task.abilities} - agent.abilities):
-        return f"it can not {', '.join(lacking)}"
+    if lacking := sorted(({task.ability} | task.abilities) - agent.abilities):
+        return f"it can not {' nor '.join(map(_phrase, lacking))}"
     if agent.agent_id in task.forbidden_agents:
         return "it is excluded for this task"
     needed = task.prompt_tokens + task.output_tokens
     if 0 < agent.context_tokens < needed:
         return f"its context holds {agent.context_tokens} tokens and the task needs {needed}"
     return ""
+
+
+#: What an agent lacks, as a phrase after "it can not"; other abilities are verbs themselves.
+_PHRASES = {
+    "grammar": "follow a grammar",
+    "json_schema": "hold to a JSON schema",
+    "logprobs": "tell log-probabilities",
+    "tools": "call tools",
+    "kv": "move its cache",
+    "continue": "go on from a given beginning",
+}
+
+
+def _phrase(ability: str) -> str:
+    return _PHRASES.get(ability, ability)
 
 
 def cost_matrix(agents: Sequence[AgentLoad], tasks: Sequence[TaskNeed]) -> list[list[float]]:

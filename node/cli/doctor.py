@@ -247,8 +247,16 @@ def _back_end(state: _State) -> str:
 
 
 def _engine(state: _State) -> Iterator[Finding]:
-    if (name := _back_end(state)) != "llama":
+    from node.engine.installed import LIBRARIES, installed
+
+    if (name := _back_end(state)) not in LIBRARIES:
         yield Finding("engine", "ok", f"{name}: needs no library here")
+        return
+    if not installed(name):
+        yield _no_library(name)
+        return
+    if name == "xllamacpp":
+        yield _ready_made()
         return
     import subprocess
 
@@ -268,9 +276,39 @@ def _engine(state: _State) -> Iterator[Finding]:
         yield Finding("engine", "ok", f"llama-cpp-python {version}, built for: {', '.join(words) or 'any CPU'}")
 
 
+def _no_library(name: str) -> Finding:
+    """What the engine needs is not installed: the one command that brings an engine here."""
+    from node.engine.installed import LIBRARIES, installed
+
+    other = next((one for one in LIBRARIES if one != name and installed(one)), "")
+    if other:
+        return Finding("engine", "fail", f"{name}: its library is not installed", f"kith up --engine {other}")
+    compiler = any(shutil.which(one) for one in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if one)
+    extra = name if name != "llama" or compiler else "xllamacpp"
+    why = "" if compiler or name != "llama" else ", and there is no C++ compiler to build it"
+    remedy = f"pip install 'kithmesh[{extra}]'"
+    return Finding("engine", "fail", f"{name}: its library is not installed{why}", remedy)
+
+
+def _ready_made() -> Finding:
+    import subprocess
+
+    code = "import xllamacpp as x; print(x.__version__); print(x.get_system_info())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"signal {-done.returncode}"])[-1]
+        remedy = "pip install --force-reinstall 'kithmesh[xllamacpp]'"
+        return Finding("engine", "fail", f"xllamacpp can not be loaded: {last}", remedy)
+    version, _, features = done.stdout.partition("\n")
+    words = [part.partition("=")[0].strip() for part in features.replace("CPU :", "|").split("|") if "= 1" in part]
+    return Finding("engine", "ok", f"xllamacpp {version}, ready-made for: {', '.join(words) or 'any CPU'}")
+
+
 def _model(state: _State) -> Iterator[Finding]:
+    from node.config import FILE_ENGINES
+
     config = state.config
-    if config is None or _back_end(state) != "llama":
+    if config is None or _back_end(state) not in FILE_ENGINES:
         return
     from node.models import has_default_model, resolve_model
 

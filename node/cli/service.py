@@ -52,7 +52,9 @@ def up(
     model: Annotated[
         str | None, typer.Option("--model", help="A GGUF file; with --engine openai the model's name there.")
     ] = None,
-    engine: Annotated[str | None, typer.Option("--engine", metavar="llama|openai|echo", help="What generates.")] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="llama|xllamacpp|openai|echo", help="What generates.")
+    ] = None,
     engine_url: Annotated[str | None, typer.Option("--engine-url", metavar="URL", help="Base URL for openai.")] = None,
     slots: Annotated[int | None, typer.Option("--slots", help="Requests served at the same time.")] = None,
     ctx_tokens: Annotated[int | None, typer.Option("--ctx", help="Context of a slot, tokens.")] = None,
@@ -133,6 +135,7 @@ async def _announce(config: NodeConfig) -> None:
     import os
 
     from node.client import NodeClient
+    from node.config import FILE_ENGINES
 
     said_ready = False
     while True:
@@ -147,7 +150,7 @@ async def _announce(config: NodeConfig) -> None:
         if not said_ready:
             said_ready = True
             _print_ready(now, config)
-            if now.engine_state == "starting" and config.engine == "llama":
+            if now.engine_state == "starting" and config.engine in FILE_ENGINES:
                 print(await asyncio.to_thread(_loading, config), flush=True)
         # A ready engine's rates follow a moment later, with the node's profile.
         if now.engine_state in ("failed", "stopped") or (now.engine_state == "ready" and now.agent.backend):

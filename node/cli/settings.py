@@ -19,6 +19,7 @@ from typing import Any
 
 from node.addresses import split_address
 from node.config import NodeConfig
+from node.engine.installed import default_engine
 from node.errors import ExitCode, KithError
 from node.paths import NodePaths
 
@@ -128,7 +129,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("mdns", bool, _any, "--no-mdns"),
     Setting("network", str, _one_of("lan", "wan", "local"), "--network"),
     Setting("disk_budget_mb", int, _between(64, 1 << 30, or_zero=True), "--disk-budget"),
-    Setting("engine", str, _one_of("llama", "openai", "echo"), "--engine"),
+    Setting("engine", str, _one_of("llama", "xllamacpp", "openai", "echo"), "--engine"),
     Setting("model", str, _any, "--model"),
     Setting("model_sha256", str, _sha256),
     Setting("engine_url", str, _url, "--engine-url"),
@@ -201,6 +202,7 @@ def load_config(
             f"{origins['engine']}: the engine openai needs engine_url",
             "give it, as in: --engine-url http://127.0.0.1:11434/v1",
         )
+    values.setdefault("engine", default_engine())
     return NodeConfig(data_dir=data_dir, origins=origins, **values)
 
 

@@ -17,6 +17,9 @@ from node.errors import KithError
 #: Most requests alive at once. Threat: a client that opens streams without end fills the child's memory.
 REQUESTS_MAX = 256
 
+#: What an orderly end of the process still has to do: milliseconds of work, such as removing a socket.
+at_end: list[Callable[[], None]] = []
+
 
 class Outbox:
     """Events on their way to the daemon. `put` from any thread; `flush` writes all that waits in one call."""

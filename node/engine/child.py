@@ -26,7 +26,8 @@ import traceback
 
 from mesh.wire import common_pb2, engine_pb2
 from node.engine import frames
-from node.engine.backend import REQUESTS_MAX, Backend, Outbox, Request
+from node.engine.backend import REQUESTS_MAX, Backend, Outbox, Request, at_end
+from node.engine.installed import installed
 from node.errors import KithError
 
 _PR_SET_PDEATHSIG = 1
@@ -44,6 +45,8 @@ def main() -> None:
     sock.setblocking(True)
     try:
         _Child(sock).run()
+        for ending in at_end:
+            ending()
     except frames.FrameError as error:
         print(f"the daemon sent nonsense: {error}", file=sys.stderr, flush=True)
         os._exit(1)
@@ -73,6 +76,9 @@ def _lower(what: int, limit: int) -> None:
 
 def make_backend(name: str, outbox: Outbox) -> Backend:
     """Imports only what this back end needs."""
+    if not installed(name):
+        remedy = "kith doctor says what to install."
+        raise KithError("engine-failed", f"the library of the engine {name} is not installed", remedy)
     if name == "llama":
         from node.engine.llama_backend import LlamaBackend
 
@@ -85,7 +91,11 @@ def make_backend(name: str, outbox: Outbox) -> Backend:
         from node.engine.openai import OpenaiBackend
 
         return OpenaiBackend()
-    raise KithError("bad-request", f"there is no engine named {name!r}", "Use llama, openai or echo.")
+    if name == "xllamacpp":
+        from node.engine.xllamacpp import XllamacppBackend
+
+        return XllamacppBackend()
+    raise KithError("bad-request", f"there is no engine named {name!r}", "Use llama, xllamacpp, openai or echo.")
 
 
 class _Child:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mesh.wire import engine_pb2
 from node import gguf
-from node.config import NodeConfig
+from node.config import FILE_ENGINES, NodeConfig
 from node.engine.link import Link
 from node.engine.watchdog import Verdict, Watchdog
 from node.errors import KithError
@@ -29,8 +29,9 @@ CALIBRATE_SECONDS_MAX = 120.0
 BACKOFF_FIRST = 0.2
 BACKOFF_LAST = 10.0
 
-#: Tokens of the longest step of any back end (llama_loop.BATCH_TOKENS), for the watchdog.
-STEP_TOKENS = 128
+#: Tokens of the longest step of a back end (BATCH_TOKENS of llama_loop and of xllamacpp), for the watchdog.
+STEP_TOKENS = {"xllamacpp": 512}
+STEP_TOKENS_DEFAULT = 128
 
 #: Memory of an engine for prefixes that fell out of the KV cache, and for those that other nodes send.
 SPILL_BYTES = 256 << 20
@@ -48,7 +49,7 @@ class EngineProcess:
     """Implements `api.Engine`. Belongs to one event loop.
 
     Args:
-        model_path: the GGUF file of the `llama` back end; None for the others.
+        model_path: the GGUF file of the back ends that load one (`FILE_ENGINES`); None for the others.
         log: gets the lines of the child's stderr and of this class.
         on_state: called after every change of `state` or `stalled`.
         memory_limit_bytes: of the child's private memory; 0: as the model's header says, none where a GPU is used.
@@ -128,7 +129,7 @@ class EngineProcess:
         """Spawn, load and calibrate. Raises `KithError`; nothing is left running then."""
         assert self._supervisor is None, "started twice"
         try:
-            if self._config.engine == "llama":
+            if self._config.engine in FILE_ENGINES:
                 await asyncio.to_thread(self.check_model)
             await self._bring_up()
         except KithError as error:
@@ -296,7 +297,7 @@ class EngineProcess:
             asyncio.get_running_loop().time(),
             self._frozen_seconds,
             self._hang_seconds,
-            step_s=STEP_TOKENS / rate if rate > 0 else 0.0,
+            step_s=STEP_TOKENS.get(self._config.engine, STEP_TOKENS_DEFAULT) / rate if rate > 0 else 0.0,
         )
 
     def _judged(self, verdict: Verdict, stats: engine_pb2.EngineStats) -> None:

@@ -13,7 +13,9 @@ Event = engine_pb2.GenerateEvent
 
 
 def delta(text: str) -> engine_pb2.EngineEvent:
-    return engine_pb2.EngineEvent(generate=Event(delta=Event.Delta(text=text, tokens=1)))
+    told = engine_pb2.TokenLogprob(token=len(text), logprob=-1)
+    said = Event.Delta(text=text, tokens=1, token_ids=[len(text)], logprobs=[told])
+    return engine_pb2.EngineEvent(generate=Event(delta=said))
 
 
 async def test_unread_deltas_are_joined() -> None:
@@ -26,6 +28,7 @@ async def test_unread_deltas_are_joined() -> None:
     joined = (await inbox.get()).generate.delta
     assert joined.text == "".join(f"{i} " for i in range(1000))
     assert joined.tokens == 1000
+    assert list(joined.token_ids) == [one.token for one in joined.logprobs] == [len(f"{i} ") for i in range(1000)]
     assert (await inbox.get()).generate.finished.reason == "stop"
     assert inbox.ended
 

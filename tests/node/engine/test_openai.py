@@ -16,11 +16,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from mesh.wire import engine_pb2
+from mesh.wire import engine_pb2, local_pb2
+from node.client import NodeClient
 from node.config import NodeConfig
-from node.engine.openai import estimate_tokens
 from node.engine.process import EngineProcess
 from node.errors import KithError
+from tests.conftest import DaemonFactory
+from tests.node.engine import model_server
 from tests.node.engine.engines import PATIENCE, Watched, answer, ask, idle, running
 
 WORDS = ["Paris", " is", " the", " capital", "。"]
@@ -45,6 +47,9 @@ class Server:
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()
+        if not body.get("stream"):  # a trial: this server shows nothing but completions
+            choice = {"message": {"content": "Paris"}, "text": "Paris"}
+            return JSONResponse({"choices": [choice]})
         self.bodies.append(body)
         self.keys.append(request.headers.get("authorization", ""))
         text = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
@@ -103,7 +108,7 @@ async def test_answer_streams_with_the_servers_counts(server: Server) -> None:
         loaded = watched.engine.loaded
         assert loaded is not None
         assert loaded.model == "small"
-        assert list(loaded.abilities) == ["generate", "chat"]
+        assert list(loaded.abilities) == ["chat", "generate"]
         assert "estimated" in loaded.system_info
         request = ask("What is the capital of France?", 5, seed=9, temperature=0.5)
         request.stop.append("\n")
@@ -118,14 +123,14 @@ async def test_answer_streams_with_the_servers_counts(server: Server) -> None:
         assert server.keys[-1] == f"Bearer {KEY}"
 
 
-async def test_prompt_and_prefill_go_to_their_places(server: Server) -> None:
+async def test_prompt_goes_on_and_a_dialogue_only_where_the_server_can(server: Server) -> None:
     async with client(server) as watched:
         await answer(watched.engine, engine_pb2.GenerateRequest(prompt="Once", continue_from=" upon"))
         assert server.bodies[-1]["prompt"] == "Once upon"
         request = ask("Go on.")
         request.continue_from = "So far"
-        await answer(watched.engine, request)
-        assert server.bodies[-1]["messages"][-1] == {"role": "assistant", "content": "So far"}
+        with pytest.raises(KithError, match="go on from a given beginning"):
+            await answer(watched.engine, request)
 
 
 async def test_cancelled_stream_is_closed_at_the_server(server: Server) -> None:
@@ -193,7 +198,72 @@ async def test_unknown_model_lists_the_known(server: Server, tmp_path: Path) -> 
     assert "no model is named" in error.message
 
 
-def test_estimate_counts_characters_where_words_have_no_spaces() -> None:
-    assert estimate_tokens("") == 0
-    assert estimate_tokens("abcd efgh") == 3
-    assert estimate_tokens("你好世界") == 4
+async def test_requests_wait_for_a_place_by_priority(server: Server) -> None:
+    async with client(server) as watched:
+        server.hold.clear()
+        running = []
+        for number, (text, priority) in enumerate((("a", 0), ("b", 0), ("c", 1))):
+            request = ask(text)
+            request.priority = priority
+            running.append(asyncio.ensure_future(answer(watched.engine, request)))
+            async with asyncio.timeout(PATIENCE):
+                while (stats := await watched.engine.stats()).slots_busy + stats.queue_length <= number:
+                    pass
+        server.hold.set()
+        await asyncio.gather(*running)
+        texts = [body["messages"][0]["content"] for body in server.bodies]
+        assert texts[-3:] == ["a", "c", "b"]
+
+
+@pytest.mark.model
+@pytest.mark.slow
+async def test_real_llama_server_is_fronted_with_all_it_can(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setenv("TEST_KEY", model_server.KEY)
+    with model_server.llama_server(model_path) as url:
+        settings: dict[str, Any] = {"engine": "openai", "engine_url": url, "engine_key_env": "TEST_KEY"}
+        async with running(**settings) as watched:
+            loaded, rates = watched.engine.loaded, watched.engine.calibrated
+            assert loaded is not None
+            assert rates is not None
+            abilities = {"generate", "chat", "continue", "score", "grammar", "json_schema", "logprobs", "embed"}
+            assert set(loaded.abilities) == abilities
+            assert (loaded.model, loaded.context_tokens) == (model_server.MODEL, model_server.CONTEXT_TOKENS)
+            assert loaded.system_info.startswith("llama-server at http://")
+            assert loaded.parameters > 100_000_000
+            assert 1 < rates.decode_tokens_per_s < 10_000
+            assert 1 < rates.prefill_tokens_per_s < 100_000
+            request = ask("Name the capital of France.", 8)
+            request.want_tokens = True
+            events = [event async for event in watched.engine.generate(request)]
+            deltas = [event.delta for event in events if event.WhichOneof("event") == "delta"]
+            assert sum(delta.tokens for delta in deltas) == sum(len(delta.token_ids) for delta in deltas) > 0
+            assert events[-1].finished.usage.prompt_tokens > 30
+            reply = await watched.engine.embed(engine_pb2.EmbedRequest(texts=["a", "b"]))
+            assert [len(vector.values) for vector in reply.vectors] == [loaded.embedding_size] * 2
+            score = engine_pb2.ScoreRequest(messages=request.messages, continuations=["Paris", "xqzzzjk"])
+            paris, nonsense = (await watched.engine.score(score)).log_probabilities
+            assert paris > nonsense
+            assert await watched.engine.count_tokens(["hello world"]) == [2]
+            stream = watched.engine.generate(ask("Write a long story.", 900))
+            async for event in stream:
+                if event.delta.text:
+                    break
+            await stream.aclose()
+            assert (await answer(watched.engine, ask("Hi", 2)))[0]  # the server has one slot, and it is free
+
+
+async def test_own_http_door_is_fronted(daemon: DaemonFactory) -> None:
+    """A node whose engine is another mesh: the answer comes from the echo engine behind it."""
+    behind = daemon("--http", "127.0.0.1:0", alone=True)
+    url = f"http://{(await behind.ready()).http_address}/v1"
+    options = ("--engine", "openai", "--engine-url", url, "--model", "kith")
+    front = daemon(*options, alone=True, name="front")
+    agent = (await front.ready()).agent
+    assert (agent.backend, agent.model) == ("openai", "kith")
+    assert "chat" in agent.abilities
+    assert not {"grammar", "continue", "kv"} & set(agent.abilities)
+    request = local_pb2.ChatRequest(request=ask("One sentence. Another one. A third."))
+    async with NodeClient(front.data_dir) as node:
+        said = [event.generate.delta.text async for event in node.chat(request)]
+    assert "".join(said) == "One sentence. Another one."

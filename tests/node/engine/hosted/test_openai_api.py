@@ -1,0 +1,166 @@
+"""What goes to an OpenAI-compatible server, and what is read from it; then the same against a real llama-server."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh.wire import engine_pb2
+from node.engine.hosted.openai_api import OpenaiApi, written_calls
+from node.errors import KithError
+from tests.node.engine import model_server
+from tests.node.engine.hosted.talking import Told, chat, client_of, pieces_of, says, streams, text_of, told_server
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Told]:
+    async with told_server() as one:
+        yield one
+
+
+def body_of(command: engine_pb2.GenerateRequest, kind: str = "") -> dict[str, Any]:
+    client = client_of("http://127.0.0.1:9/v1")
+    return OpenaiApi(client, "m", kind).body(command)
+
+
+def test_body_holds_what_was_asked_and_no_more() -> None:
+    command = chat("Hi", max_tokens=5, stop=["\n"], logprobs=True, top_logprobs=3)
+    command.sampling.MergeFrom(
+        engine_pb2.Sampling(
+            temperature=0.5,
+            top_p=0.9,
+            top_k=40,
+            min_p=0.1,
+            repeat_penalty=1.2,
+            seed=2**40 + 9,
+            frequency_penalty=0.1,
+            presence_penalty=0.2,
+            logit_bias={7: -100},
+        )
+    )
+    command.json_schema = json.dumps(SCHEMA)
+    assert body_of(command) == {
+        "model": "m",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.5,
+        "seed": 9,
+        "max_tokens": 5,
+        "top_p": 0.9,
+        "frequency_penalty": 0.1,
+        "presence_penalty": 0.2,
+        "logit_bias": {"7": -100},
+        "stop": ["\n"],
+        "logprobs": True,
+        "top_logprobs": 3,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True},
+        },
+        "messages": [{"role": "user", "content": "Hi"}],
+    }
+    more = body_of(command, "vllm")
+    assert (more["top_k"], more["min_p"], more["repetition_penalty"]) == (40, 0.1, 1.2)
+
+
+def test_any_json_and_vllms_own_words() -> None:
+    assert body_of(chat("Hi", json_schema="{}"))["response_format"] == {"type": "json_object"}
+    assert body_of(chat("Hi", grammar="root ::= x"), "vllm")["structured_outputs"] == {"grammar": "root ::= x"}
+    going_on = body_of(chat("Hi", continue_from="So"), "vllm")
+    assert going_on["messages"][-1] == {"role": "assistant", "content": "So"}
+    assert (going_on["continue_final_message"], going_on["add_generation_prompt"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (chat("Hi", grammar="root ::= x"), "follow a grammar"),
+        (chat("Hi", continue_from="So"), "go on from a given beginning"),
+        (chat("Hi", continue_tokens=[1]), "go on from tokens"),
+        (chat("Hi", adapter="mine"), "LoRA"),
+        (engine_pb2.GenerateRequest(prompt="Hi", json_schema="{}"), "plain prompt to a schema"),
+        (chat("Hi", json_schema="{"), "no JSON"),
+        (chat("Hi", tools_json="{}"), "no JSON array"),
+    ],
+)
+def test_what_the_api_can_not_say_is_refused(command: engine_pb2.GenerateRequest, words: str) -> None:
+    with pytest.raises(KithError, match=words) as caught:
+        body_of(command)
+    assert caught.value.code == "bad-request"
+
+
+async def test_tool_calls_come_written_out_after_the_text(server: Told) -> None:
+    parts = [
+        {"index": 0, "id": "a", "function": {"name": "add", "arguments": '{"x"'}},
+        {"index": 0, "function": {"arguments": ": 1}"}},
+        {"index": 1, "function": {"name": "stop"}},
+    ]
+    server.answers["/v1/chat/completions"] = streams(
+        {"choices": [{"delta": {"content": "Well. "}}]},
+        *({"choices": [{"delta": {"tool_calls": [part]}}]} for part in parts),
+        {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]},
+        {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4}},
+    )
+    tools = '[{"type": "function", "function": {"name": "add"}}]'
+    pieces = await pieces_of(OpenaiApi(server.client(), "m"), chat("Hi", tools_json=tools))
+    assert text_of(pieces) == (
+        'Well. <tool_call>\n{"name": "add", "arguments": {"x": 1}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
+    )
+    assert [piece.reason for piece in pieces if piece.reason] == ["stop"]
+    assert (pieces[-1].prompt_tokens, pieces[-1].completion_tokens) == (9, 4)
+    assert server.asked[-1][1]["tools"] == json.loads(tools)
+
+
+def test_arguments_that_are_no_json_stay_text() -> None:
+    assert '"arguments": "{x"' in written_calls({0: {"name": "f", "arguments": "{x"}})
+
+
+async def test_logprobs_of_completions_are_read_too(server: Told) -> None:
+    told = {"tokens": ["a", "é"], "token_logprobs": [-0.5, None], "top_logprobs": [{"b": -2.0, "a": -0.5}, None]}
+    server.answers["/v1/completions"] = streams({"choices": [{"text": "aé", "logprobs": told}]})
+    command = engine_pb2.GenerateRequest(prompt="x", logprobs=True, top_logprobs=9)
+    [piece] = await pieces_of(OpenaiApi(server.client(), "m"), command)
+    assert server.asked[-1][1]["logprobs"] == 5
+    assert [(one.piece, one.logprob) for one in piece.logprobs] == [(b"a", -0.5), ("é".encode(), -9999.0)]
+    assert [one.piece for one in piece.logprobs[0].top] == [b"a", b"b"]
+    assert piece.tokens == 2
+
+
+async def test_vllm_counts_tokens(server: Told) -> None:
+    server.answers["/tokenize"] = says({"count": 3, "tokens": [1, 2, 3]})
+    assert await OpenaiApi(server.client(), "m", "vllm", tokenizes=True).count_tokens(["a", "b"]) == [3, 3]
+    assert server.asked[0] == ("/tokenize", {"model": "m", "prompt": "a", "add_special_tokens": False})
+
+
+@pytest.fixture(scope="module")
+def real(model_path: Path) -> Iterator[str]:
+    pytest.importorskip("xllamacpp")
+    with model_server.llama_server(model_path) as url:
+        yield url
+
+
+@pytest.mark.model
+@pytest.mark.slow
+async def test_a_real_server_is_understood(real: str) -> None:
+    client = client_of(real, model_server.KEY)
+    try:
+        api = OpenaiApi(client, model_server.MODEL)
+        pieces = await pieces_of(api, chat("Name the capital of France.", max_tokens=12, logprobs=True, top_logprobs=2))
+        told = [one for piece in pieces for one in piece.logprobs]
+        assert b"".join(one.piece for one in told).decode() == text_of(pieces)
+        assert all(len(one.top) == 2 and one.logprob <= 0 for one in told)
+        assert pieces[-1].completion_tokens in (len(told), len(told) + 1)  # its end is a token too
+        assert [piece.reason for piece in pieces if piece.reason] in (["stop"], ["length"])
+        held = await pieces_of(api, chat("How old are you?", max_tokens=40, json_schema=json.dumps(SCHEMA)))
+        assert isinstance(json.loads(text_of(held))["a"], int)
+        vectors, tokens = await api.embed(["a cat", "a dog", "the tax law of 1987"])
+        near, far = (sum(x * y for x, y in zip(vectors[0], other, strict=True)) for other in vectors[1:])
+        assert far < near < 1
+        assert tokens > 6
+    finally:
+        await client.close()
