@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc.aio
 
@@ -23,6 +24,8 @@ from solver.costs import TaskNeed, cost_terms, why_not
 OUTPUT_TOKENS_GUESS = 256
 #: Characters a token, for estimating a prompt without asking the engine.
 CHARACTERS_PER_TOKEN = 3.5
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,52 @@ class Router:
         finally:
             call.cancel()
 
+    def choose_embedder(self, model: str = "", node: str = "") -> Route:
+        """The least busy agent that embeds; all that it is chosen from have the same model. Raises `KithError`."""
+        routes = []
+        for node_id in sorted(self._replica.membership.view()):
+            profile, load = self._replica.profiles.of(node_id), self._replica.membership.load_of(node_id)
+            if profile is None or load.draining or not _is(node_id, profile.name, node):
+                continue
+            for agent in profile.agents:
+                if "embed" in agent.abilities and model in ("", agent.model):
+                    ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)
+                    routes.append(Route(ref, profile.name, agent.model, float(load.queued_prompt_tokens)))
+        if not routes:
+            raise KithError("no-agent", "no live agent can embed texts", "`kith nodes` tells what each can.")
+        if len({route.model for route in routes}) > 1:
+            raise KithError(
+                "bad-request",
+                "several models embed here, and their vectors can not be compared",
+                f"Name one: {', '.join(sorted({route.model for route in routes}))}.",
+                ExitCode.BAD_INPUT,
+            )
+        return min(routes, key=lambda route: (route.cost_s, route.agent.node_id != self._replica.me))
+
+    async def embed(
+        self, route: Route, request: engine_pb2.EmbedRequest, who: Hashable = "local"
+    ) -> engine_pb2.EmbedReply:
+        """Raises `KithError`."""
+        if route.agent.node_id == self._replica.me:
+            return await _in_time(self._engine.embed(who, request))
+        stub = self._links.stub(NodeId(route.agent.node_id))
+        if stub is None:
+            raise _went_away(route)
+        call = mesh_pb2.EmbedCall(request=request, agent=route.agent.agent, hop_count=1)
+        return await _answered(stub.Embed(call, timeout=ANSWER_WITHIN_S), route)
+
+    async def score(
+        self, route: Route, request: engine_pb2.ScoreRequest, who: Hashable = "local"
+    ) -> engine_pb2.ScoreReply:
+        """Raises `KithError`."""
+        if route.agent.node_id == self._replica.me:
+            return await _in_time(self._engine.score(who, request))
+        stub = self._links.stub(NodeId(route.agent.node_id))
+        if stub is None:
+            raise _went_away(route)
+        call = mesh_pb2.ScoreCall(request=request, agent=route.agent.agent, hop_count=1)
+        return await _answered(stub.Score(call, timeout=ANSWER_WITHIN_S), route)
+
     def _nobody(self, model: str, node: str, reasons: list[str]) -> KithError:
         if node and not reasons:
             return KithError("node-unknown", f"no live node is called {node!r}", "`kith nodes` lists them.")
@@ -144,6 +193,30 @@ async def _next_by(
             return await anext(events, None)
     except TimeoutError:
         raise KithError("timed-out", "the answer took too long", "Ask for less.", ExitCode.UNAVAILABLE) from None
+
+
+async def _in_time(answer: Awaitable[Answer]) -> Answer:
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            return await answer
+    except TimeoutError:
+        raise KithError("timed-out", "the answer took too long", "Ask for less.", ExitCode.UNAVAILABLE) from None
+
+
+async def _answered(call: Awaitable[Answer], route: Route) -> Answer:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise to_kith_error(error, lambda: _went_away(route)) from error
+
+
+def _went_away(route: Route) -> KithError:
+    return KithError(
+        "node-unreachable",
+        f"{route.node_name} went away while it answered",
+        "Ask again: another node answers then.",
+        ExitCode.UNAVAILABLE,
+    )
 
 
 def _is(node_id: str, name: str, wanted: str) -> bool:

@@ -43,8 +43,13 @@ from node.cli.settings import load_config
 from node.engine import frames
 from node.engine.sse import SseError, SseParser
 from node.errors import KithError
-from node.http import generate_request, parsed
-from node.http_guard import host_of_header
+from node.http.chat import chat_ask
+from node.http.completions import completions_ask
+from node.http.fields import parsed
+from node.http.guard import host_of_header
+from node.http.response_store import ResponseStore
+from node.http.responses import responses_ask
+from node.http.tool_reading import ToolReader
 from node.joining import codes, exchange
 from node.limits import bounded
 from node.peers import load_peers
@@ -429,7 +434,7 @@ def _texts() -> Iterator[Target]:
 
     def chat_requests(rng: Rng) -> None:
         try:
-            generate_request(parsed(nearly(rng, chat)))
+            rng.choice(readers)(parsed(nearly(rng, *bodies)))
         except KithError:
             pass
 
@@ -444,7 +449,7 @@ def _texts() -> Iterator[Target]:
             if not (isinstance(body["messages"], list) and body["messages"] and isinstance(body["messages"][0], dict)):
                 break
         try:
-            generate_request(parsed(json.dumps(body).encode()))
+            rng.choice(readers)(parsed(json.dumps(body).encode()))
         except KithError:
             pass
 
