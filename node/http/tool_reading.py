@@ -43,6 +43,7 @@ class ToolReader:
         self._names = names
         self._parallel = parallel
         self._held = ""
+        self._opened = ""  # the mark of the call that is read, with the white space before it
         #: "start": nothing but white space came; "text"; "call": within <tool_call>; "whole": all of it may be calls.
         self._state = "whole" if forced else "start"
         self.calls = 0
@@ -62,7 +63,7 @@ class ToolReader:
         if self._state == "whole":
             self._add(found, _calls_in(_without_marks(held), self._names), held)
         elif self._state == "call":
-            self._add(found, _calls_in(held, self._names), OPENING + held)
+            self._add(found, _calls_in(held, self._names), self._opened + held)
         elif held.strip() or not self.calls:
             found.append(held)
         return [one for one in found if one]
@@ -79,7 +80,9 @@ class ToolReader:
             case "text":
                 before, mark, after = self._held.partition(OPENING)
                 if mark:
-                    self._say(found, before.rstrip())
+                    said = before.rstrip()
+                    self._say(found, said)
+                    self._opened = before[len(said) :] + mark
                     self._held, self._state = after, "call"
                     return True
                 kept = _unsure(self._held)
@@ -90,7 +93,7 @@ class ToolReader:
                 inside, mark, after = self._held.partition(CLOSING)
                 if not mark:
                     return False
-                self._add(found, _calls_in(inside, self._names), OPENING + inside + CLOSING)
+                self._add(found, _calls_in(inside, self._names), self._opened + inside + mark)
                 self._held, self._state = after, "text"
                 return True
         return False

@@ -43,9 +43,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     try:
         node.start()
         status = asyncio.run(node.ready())
-        yield Door(
-            f"http://{status.http_address}", status.name, status.agent.model, status.node_id, node.data_dir
-        )
+        yield Door(f"http://{status.http_address}", status.name, status.agent.model, status.node_id, node.data_dir)
     finally:
         wrong = end_all([node])
         assert not wrong, "\n".join(wrong)

@@ -13,14 +13,14 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
+from node.http_guard import Connection, Guard, host_of_header
+from node.http_tls import Certificate, hosts_of
 
 from node import http_guard
 from node.api_keys import ApiKeys
 from node.cli.main import run
 from node.errors import ExitCode, KithError
 from node.http import generate_request, parsed
-from node.http_guard import Connection, Guard, host_of_header
-from node.http_tls import Certificate, hosts_of
 from node.limits import HTTP_BURST
 from tests.conftest import DaemonFactory
 
