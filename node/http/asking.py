@@ -8,12 +8,13 @@ from collections.abc import Hashable
 
 from mesh.replica import Replica
 from mesh.wire import engine_pb2
+from node.errors import KithError
 from node.http.answering import Answering, Ask, routed
 from node.http.embeddings import owner_of
 from node.http.fields import Refused
 from node.http.naming import PANEL, Named, check_abilities, live_agents, resolve
 from node.http.panel import convened
-from node.router import Router
+from node.router import CHARACTERS_PER_TOKEN, OUTPUT_TOKENS_GUESS, Router
 
 
 def answered(router: Router, replica: Replica, ask: Ask, who: Hashable) -> Answering:
@@ -31,7 +32,12 @@ def answered(router: Router, replica: Replica, ask: Ask, who: Hashable) -> Answe
     if ask.tools.active:
         _tell_of_tools(ask, named)
     check_abilities(named, ask.needs)
-    return routed(router, named, ask, who)
+    try:
+        return routed(router, named, ask, who)
+    except KithError as error:
+        if error.code == "no-agent":
+            _check_length(ask.requests[0], named)
+        raise
 
 
 def _tell_of_tools(ask: Ask, named: Named) -> None:
@@ -56,6 +62,20 @@ def _say_first(request: engine_pb2.GenerateRequest, words: str) -> None:
     del request.messages[:]
     request.messages.add(role="system", content=words)
     request.messages.extend(rest)
+
+
+def _check_length(request: engine_pb2.GenerateRequest, named: Named) -> None:
+    """Too long for everybody is the client's to change, and not worth a retry."""
+    characters = len(request.prompt) + sum(len(message.content) for message in request.messages)
+    needed = int(characters / CHARACTERS_PER_TOKEN) + (request.max_tokens or OUTPUT_TOKENS_GUESS)
+    most = max((one.agent.context_tokens or needed for one in named.agents), default=needed)
+    if most < needed:
+        raise Refused(
+            f"the request needs about {needed:,} tokens with its answer; the largest context holds {most:,}",
+            "messages" if request.messages else "prompt",
+            "Send less text, or allow for a shorter answer.",
+            "prompt-too-long",
+        )
 
 
 def _check_biases(request: engine_pb2.GenerateRequest, named: Named) -> None:
