@@ -53,7 +53,8 @@ def completions_ask(body: dict[str, Any]) -> Ask:
 def whole(answering: Answering, came: Collected) -> dict[str, Any]:
     """The body of an answer that is complete."""
     choices = [_choice(index, one.text, one.reason, _logprobs(one, 0)) for index, one in enumerate(came.choices)]
-    return _envelope(answering.model) | {"choices": choices, "usage": usage_of(came.usage)}
+    answer = _envelope(answering.model) | {"choices": choices, "usage": usage_of(came.usage)}
+    return answer | ({"kith": came.extension} if came.extension else {})
 
 
 async def chunks(answering: Answering, ask: Ask) -> Chunks:
@@ -72,7 +73,8 @@ async def chunks(answering: Answering, ask: Ask) -> Chunks:
                 if piece.usage is not None:
                     add_usage(usage, piece.usage, prompt=ask.counts_prompt(piece))
                 if piece.text or piece.logprobs or piece.reason:
-                    yield event(envelope | {"choices": [_chunk(piece, offsets[piece.index])]})
+                    extension = {"kith": piece.extension} if piece.extension else {}
+                    yield event(envelope | {"choices": [_chunk(piece, offsets[piece.index])]} | extension)
                 offsets[piece.index] += len(piece.text)
     except KithError as error:
         if not begun:
