@@ -1,7 +1,7 @@
 """Choosing among open answers: by judges, by overlap."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solver.agreement import best, by_judges, by_overlap
@@ -36,6 +36,7 @@ def test_the_answer_in_the_middle_has_most_in_common() -> None:
     assert by_overlap(["", ""]) == [0.0, 0.0]
 
 
+@settings(max_examples=30)
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=6))
 def test_overlap_is_a_share(answers: list[str]) -> None:
     scores = by_overlap(answers)

@@ -44,7 +44,8 @@ async def test_a_stream_arrives_with_its_comments() -> None:
 
 async def test_an_error_before_the_first_event_is_an_http_error() -> None:
     async def chunks() -> Chunks:
-        raise KithError("busy", "too much", "Wait.", retry_after_s=2.5)
+        for error in (KithError("busy", "too much", "Wait.", retry_after_s=2.5),):
+            raise error
         yield ""
 
     async with serving(chunks) as http:
@@ -90,7 +91,7 @@ async def test_a_whole_answer_is_cancelled_when_nobody_waits_for_it() -> None:
         return {"type": "http.disconnect"}
 
     with pytest.raises(ClientDisconnect):
-        await unless_gone(receive, answer())  # type: ignore[arg-type]
+        await unless_gone(receive, answer())
     assert cancelled.is_set()
 
 
@@ -105,6 +106,6 @@ async def test_an_answer_that_is_there_is_given_and_its_error_raised() -> None:
     async def bad() -> int:
         raise KithError("busy", "no")
 
-    assert await unless_gone(receive, good()) == 3  # type: ignore[arg-type]
+    assert await unless_gone(receive, good()) == 3
     with pytest.raises(KithError):
-        await unless_gone(receive, bad())  # type: ignore[arg-type]
+        await unless_gone(receive, bad())

@@ -34,7 +34,8 @@ def read(text: str, cuts: list[int] | None = None, **options: bool) -> Found:
     return joined
 
 
-WEATHER, TIME = ("weather", {"city": "Oslo"}), ("time", {})
+WEATHER: tuple[str, Any] = ("weather", {"city": "Oslo"})
+TIME: tuple[str, Any] = ("time", {})
 FORMATS: list[tuple[str, Found]] = [
     (f"<tool_call>\n{OSLO}\n</tool_call>", [WEATHER]),
     (f"Let me see.\n\n<tool_call>{OSLO}</tool_call>\n<tool_call>{NOON}</tool_call>", ["Let me see.", WEATHER, TIME]),
