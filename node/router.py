@@ -25,7 +25,7 @@ OUTPUT_TOKENS_GUESS = 256
 #: Characters a token, for estimating a prompt without asking the engine.
 CHARACTERS_PER_TOKEN = 3.5
 
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ async def _next_by(
         raise KithError("timed-out", "the answer took too long", "Ask for less.", ExitCode.UNAVAILABLE) from None
 
 
-async def _in_time(answer: Awaitable[Answer]) -> Answer:
+async def _in_time(answer: Awaitable[Reply]) -> Reply:
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
             return await answer
@@ -203,7 +203,7 @@ async def _in_time(answer: Awaitable[Answer]) -> Answer:
         raise KithError("timed-out", "the answer took too long", "Ask for less.", ExitCode.UNAVAILABLE) from None
 
 
-async def _answered(call: Awaitable[Answer], route: Route) -> Answer:
+async def _answered(call: Awaitable[Reply], route: Route) -> Reply:
     try:
         return await call
     except grpc.aio.AioRpcError as error:
