@@ -6,7 +6,7 @@ worth nothing from the next request on.
 
 Threat: a stolen backup of the data directory; a guesser that measures how long a comparison takes.
 
-Does not: limit how often a key is used (http_guard.py).
+Does not: limit how often a key is used (http/guard.py).
 """
 
 import fcntl
@@ -23,8 +23,8 @@ from pathlib import Path
 from node.errors import ExitCode, KithError
 from node.files import write_atomically
 
-#: What a key may be good for: dialogues, the list of models, the state of the node.
-SCOPES = ("chat", "models", "status")
+#: What a key may be good for: dialogues and texts, the list of models, vectors of texts, the state of the node.
+SCOPES = ("chat", "models", "embeddings", "status")
 KEYS_MAX = 256
 FILE_BYTES_MAX = 256 * 1024
 NAME = re.compile(r"[\w.@-]{1,64}")

@@ -214,7 +214,7 @@ class Daemon:
         self._background.spawn(self._measure_disk(), "disk")
         self._background.spawn(self.worker.watch_steps(), "steps")
         if config.http:
-            from node.http import serve
+            from node.http.door import serve
 
             self.http_address = await stack.enter_async_context(serve(self, config.http))
         if self.enrolment is not None:

@@ -3,7 +3,7 @@
 Idea: what comes from outside goes through here before the engine sees it: its size is bounded, and it waits with the
 others of its caller (turns.py). Tasks that the leader assigned do not: the machines count their slots.
 
-Does not: count requests a second (callers.py, http.py), or choose a node (router.py).
+Does not: count requests a second (callers.py, http/guard.py), or choose a node (router.py).
 """
 
 import contextlib

@@ -14,9 +14,10 @@ Does not: plan for others. Two routers that send to the same node learn of each 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Collection, Hashable
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import TypeVar
 
 import grpc.aio
 
@@ -52,6 +53,8 @@ TOLD_WITHIN_S = 1.5
 ENDED_MAX = 256
 #: Tokens of a prompt that an engine reads between two tokens of an answer (llama_loop.BATCH_TOKENS).
 STEP_TOKENS = 128
+
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Router:
             prefill, decode = rates(load)
             terms = cost_terms(load, need, cached)
             assert terms is not None
-            moves = cached.moves(need.prompt_tokens, prefill)
+            moves = not request.adapter and cached.moves(need.prompt_tokens, prefill)
             busy = self._replica.membership.load_of(node_id).slots_busy
             waits = (
                 load.queued_output_tokens / decode if max(busy, self._open_at(load.agent_id)) >= agent.slots else 0.0
@@ -368,6 +371,52 @@ class Router:
         finally:
             call.cancel()
 
+    def choose_embedder(self, model: str = "", node: str = "") -> Route:
+        """The least busy agent that embeds; all that it is chosen from have the same model. Raises `KithError`."""
+        routes = []
+        for node_id in sorted(self._replica.membership.view()):
+            profile, load = self._replica.profiles.of(node_id), self._replica.membership.load_of(node_id)
+            if profile is None or load.draining or not _is(node_id, profile.name, node):
+                continue
+            for agent in profile.agents:
+                if "embed" in agent.abilities and model in ("", agent.model):
+                    ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)
+                    routes.append(Route(ref, profile.name, agent.model, float(load.queued_prompt_tokens)))
+        if not routes:
+            raise KithError("no-agent", "no live agent can embed texts", "`kith nodes` tells what each can.")
+        if len({route.model for route in routes}) > 1:
+            raise KithError(
+                "bad-request",
+                "several models embed here, and their vectors can not be compared",
+                f"Name one: {', '.join(sorted({route.model for route in routes}))}.",
+                ExitCode.BAD_INPUT,
+            )
+        return min(routes, key=lambda route: (route.cost_s, route.agent.node_id != self._replica.me))
+
+    async def embed(
+        self, route: Route, request: engine_pb2.EmbedRequest, who: Hashable = "local"
+    ) -> engine_pb2.EmbedReply:
+        """Raises `KithError`."""
+        if route.agent.node_id == self._replica.me:
+            return await _in_time(self._engine.embed(who, request))
+        stub = self._links.stub(NodeId(route.agent.node_id))
+        if stub is None:
+            raise _went_away(route)
+        call = mesh_pb2.EmbedCall(request=request, agent=route.agent.agent, hop_count=1)
+        return await _answered(stub.Embed(call, timeout=ANSWER_WITHIN_S), route)
+
+    async def score(
+        self, route: Route, request: engine_pb2.ScoreRequest, who: Hashable = "local"
+    ) -> engine_pb2.ScoreReply:
+        """Raises `KithError`."""
+        if route.agent.node_id == self._replica.me:
+            return await _in_time(self._engine.score(who, request))
+        stub = self._links.stub(NodeId(route.agent.node_id))
+        if stub is None:
+            raise _went_away(route)
+        call = mesh_pb2.ScoreCall(request=request, agent=route.agent.agent, hop_count=1)
+        return await _answered(stub.Score(call, timeout=ANSWER_WITHIN_S), route)
+
     def _nobody(self, model: str, node: str, reasons: list[str]) -> KithError:
         if node and not reasons:
             return KithError("node-unknown", f"no live node is called {node!r}", "`kith nodes` lists them.")
@@ -400,6 +449,7 @@ def capacity_of(agent: facts_pb2.AgentProfile) -> int:
 def _parts(request: engine_pb2.GenerateRequest, answer: bool = True) -> list[str]:
     """The prompt as `blocks_of` wants it. `answer`: with what of the answer is given."""
     parts = [f"{message.role}\0{message.content}" for message in request.messages] or [request.prompt]
+    parts[0] = f"{request.adapter}\0{request.tools_json}\0{parts[0]}"  # they change what is held of it
     if answer and request.continue_from:
         parts.append(f"assistant\0{request.continue_from}")
     return parts
@@ -412,6 +462,21 @@ def _went_away(route: Route) -> KithError:
         "Ask again: another node answers then.",
         ExitCode.UNAVAILABLE,
     )
+
+
+async def _in_time(answer: Awaitable[Reply]) -> Reply:
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            return await answer
+    except TimeoutError:
+        raise KithError("timed-out", "the answer took too long", "Ask for less.", ExitCode.UNAVAILABLE) from None
+
+
+async def _answered(call: Awaitable[Reply], route: Route) -> Reply:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise to_kith_error(error, lambda: _went_away(route)) from error
 
 
 def _is(node_id: str, name: str, wanted: str) -> bool:

@@ -14,13 +14,13 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Protocol
 
 from mesh.wire import common_pb2, engine_pb2, work_pb2
 from node import prompts
-from node.engine.api import Engine
 from node.errors import ExitCode, KithError
 from solver.decompose import PROMPT_OVERHEAD_TOKENS
 from solver.panel import option_group
@@ -47,6 +47,19 @@ CALIBRATION_SHARE = 0.3
 LISTED_PARAMETERS_MIN = 1_000_000_000
 
 
+class Writer(Protocol):
+    """What a task needs of an engine; one on another node will do."""
+
+    @property
+    def loaded(self) -> engine_pb2.EngineLoaded | None: ...
+
+    def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]: ...
+
+    async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply: ...
+
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]: ...
+
+
 @dataclass
 class _Written:
     text: str
@@ -58,7 +71,7 @@ async def run_task(
     task: work_pb2.Task,
     inputs: Sequence[work_pb2.TaskResult],
     read_blob: ReadBlob,
-    engine: Engine,
+    engine: Writer,
     progress: Report,
 ) -> tuple[work_pb2.TaskResult, common_pb2.Usage]:
     """Run a task.
@@ -96,7 +109,7 @@ async def _document(blob: common_pb2.BlobRef, read_blob: ReadBlob) -> str:
 
 
 async def _piece(
-    task: work_pb2.Task, read_blob: ReadBlob, engine: Engine, progress: Report
+    task: work_pb2.Task, read_blob: ReadBlob, engine: Writer, progress: Report
 ) -> tuple[work_pb2.TaskResult, common_pb2.Usage]:
     piece = task.summarize_piece
     progress(work_pb2.TaskProgress(phase="reading"))
@@ -118,7 +131,7 @@ async def _combine(
     task: work_pb2.Task,
     inputs: Sequence[work_pb2.TaskResult],
     read_blob: ReadBlob,
-    engine: Engine,
+    engine: Writer,
     progress: Report,
 ) -> tuple[work_pb2.TaskResult, common_pb2.Usage]:
     progress(work_pb2.TaskProgress(phase="reading"))
@@ -137,7 +150,7 @@ async def _combine(
     return work_pb2.TaskResult(summary=summary), written.usage
 
 
-async def _fitting(texts: list[str], task: work_pb2.Task, engine: Engine) -> list[str]:
+async def _fitting(texts: list[str], task: work_pb2.Task, engine: Writer) -> list[str]:
     """The sentences that fit into this engine's context: the plan was made for another one, and inputs vary in length.
 
     The longest are left out of the prompt; they stay among those that the result is chosen from.
@@ -152,7 +165,7 @@ async def _fitting(texts: list[str], task: work_pb2.Task, engine: Engine) -> lis
 
 
 async def _answer(
-    task: work_pb2.Task, engine: Engine, progress: Report
+    task: work_pb2.Task, engine: Writer, progress: Report
 ) -> tuple[work_pb2.TaskResult, common_pb2.Usage]:
     sampling = engine_pb2.Sampling(seed=task.seed)
     if task.replica:
@@ -173,7 +186,7 @@ def short_answer(output: str) -> str:
 
 
 async def _choose(
-    task: work_pb2.Task, engine: Engine, progress: Report
+    task: work_pb2.Task, engine: Writer, progress: Report
 ) -> tuple[work_pb2.TaskResult, common_pb2.Usage]:
     choose = task.choose
     if sorted(choose.order) != list(range(len(choose.options))) or len(choose.options) < 2:
@@ -193,7 +206,7 @@ async def _choose(
 
 
 async def _score_options(
-    task: work_pb2.Task, shown: Sequence[str], engine: Engine, progress: Report
+    task: work_pb2.Task, shown: Sequence[str], engine: Writer, progress: Report
 ) -> tuple[list[float], common_pb2.Usage]:
     """Mean log-probability of a token of each option after the question, corrected for what the model prefers anyway.
 
@@ -254,7 +267,7 @@ def log_softmax(scores: Sequence[float]) -> list[float]:
 async def _write(
     task: work_pb2.Task,
     messages: Sequence[engine_pb2.ChatMessage],
-    engine: Engine,
+    engine: Writer,
     progress: Report,
     sentences_max: int,
     sampling: engine_pb2.Sampling | None = None,

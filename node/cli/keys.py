@@ -24,8 +24,8 @@ def add(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what uses the key.")],
     scope: Annotated[
-        str, typer.Option("--scope", metavar="SCOPES", help="What for, by commas: chat, models, status.")
-    ] = "chat,models",
+        str, typer.Option("--scope", metavar="SCOPES", help="What for, by commas: chat, models, embeddings, status.")
+    ] = "chat,models,embeddings",
     as_json: session.Json = False,
 ) -> None:
     """Make a key and print it, once: the node keeps only its hash. It counts from now on."""

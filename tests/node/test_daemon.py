@@ -423,7 +423,7 @@ async def test_the_http_door_speaks_to_openai_clients_and_to_nobody_else(daemon:
     async with httpx2.AsyncClient(base_url=f"http://{status.http_address}", trust_env=False) as http:
         assert (await http.get("/health")).json()["engine"] == "ready"
         names = [model["id"] for model in (await http.get("/v1/models")).json()["data"]]
-        assert names == ["kith", status.agent.model]
+        assert names == ["kith", "kith/panel", status.agent.model]
         whole = (await http.post("/v1/chat/completions", json=body)).json()
         text = whole["choices"][0]["message"]["content"]
         assert "herons" in text

@@ -19,6 +19,7 @@ from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS
 from node.handshake import identify
 from scripts.daemons import Daemon
+from tests.security.http_bodies import BODIES, request_of
 from tests.security.odd_input import Pool, nearly
 
 #: A door that says nothing to nonsense is not waited for.
@@ -26,10 +27,9 @@ PATIENCE_S = 0.05
 #: Attacks at the same time.
 TOGETHER = 8
 
-CHAT = b'{"model": "kith", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}'
 HTTP = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    b"Content-Length: " + str(len(CHAT)).encode() + b"\r\n\r\n" + CHAT,
+    *(request_of(path) for path in BODIES),
+    b"GET /v1/responses/resp_1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer kith-x\r\n\r\n",
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"a":\r\n2\r\n1}\r\n0\r\n\r\n',

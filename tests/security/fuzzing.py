@@ -10,7 +10,6 @@ A decoder's input can be had again from its seed and number; the machines rememb
 Not guaranteed: coverage. Nothing here looks at which branches were taken.
 """
 
-import copy
 import io
 import json
 import tempfile
@@ -43,8 +42,9 @@ from node.cli.settings import load_config
 from node.engine import frames
 from node.engine.sse import SseError, SseParser
 from node.errors import KithError
-from node.http import generate_request, parsed
-from node.http_guard import host_of_header
+from node.http.fields import parsed
+from node.http.guard import host_of_header
+from node.http.tool_reading import Call, ToolReader
 from node.joining import codes, exchange
 from node.limits import bounded
 from node.peers import load_peers
@@ -54,6 +54,7 @@ from scripts.throwaway import ThrowawayMesh
 from tests.mesh.building import BY_ID
 from tests.mesh.lone import WALL_MS, Lone
 from tests.node.engine.gguf_files import sample as gguf_sample
+from tests.security.http_bodies import BODIES, READERS, with_odd_values
 from tests.security.network_fuzzing import join_door, mdns_packets
 from tests.security.odd_input import EDGES, TEXTS, Pool, Rng, mutated, nearly
 
@@ -425,38 +426,39 @@ def _files(folder: Path) -> Iterator[Target]:
 
 
 def _texts() -> Iterator[Target]:
-    chat = json.dumps(
-        {
-            "model": "kith",
-            "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
-            "max_tokens": 5,
-            "temperature": 0.5,
-            "stop": ["\n"],
-            "stream_options": {"include_usage": True},
-        }
-    ).encode()
     token = str(codes.Token(bytes(32), "abcdef"[: codes.ID_CHARS].ljust(codes.ID_CHARS, "b"), bytes(16))).encode()
 
-    def chat_requests(rng: Rng) -> None:
+    def http_bodies(rng: Rng) -> None:
+        path = rng.choice(sorted(READERS))
         try:
-            generate_request(parsed(nearly(rng, chat)))
+            READERS[path](parsed(nearly(rng, json.dumps(BODIES[path]).encode())))
         except KithError:
             pass
 
-    def chat_values(rng: Rng) -> None:
+    def http_values(rng: Rng) -> None:
         """JSON that is right, with values of wrong kinds in right places."""
-        body = json.loads(chat)
-        for _ in range(rng.randint(1, 3)):
-            at = rng.choice((body, body["messages"][0])) if isinstance(body.get("messages"), list) else body
-            if not (isinstance(at, dict) and at):
-                break
-            at[rng.choice(sorted(at))] = copy.deepcopy(rng.choice(ODD_VALUES))
-            if not (isinstance(body["messages"], list) and body["messages"] and isinstance(body["messages"][0], dict)):
-                break
+        path = rng.choice(sorted(READERS))
         try:
-            generate_request(parsed(json.dumps(body).encode()))
+            READERS[path](parsed(json.dumps(with_odd_values(rng, BODIES[path], ODD_VALUES)).encode()))
         except KithError:
             pass
+
+    def tool_calls(rng: Rng) -> None:
+        """What a model may write: no character is lost, unless a call stands for it."""
+        call = b'<tool_call>{"name": "f", "arguments": {"a": [1]}}</tool_call>'
+        written = nearly(rng, call + b" and " + call, b"[TOOL_CALLS][" + call[11:-12] + b"]", call[11:-12] + b"; {}")
+        text = written.decode("utf-8", "replace")
+        reader = ToolReader(frozenset({"f"}), forced=rng.random() < 0.2)
+        found: list[str | Call] = []
+        at = 0
+        while at < len(text):
+            step = rng.randint(1, 9)
+            found += reader.feed(text[at : at + step])
+            at += step
+        found += reader.finish()
+        said = "".join(one for one in found if isinstance(one, str))
+        assert len(found) - sum(isinstance(one, str) for one in found) == reader.calls
+        assert reader.calls or said == text
 
     def invite_codes(rng: Rng) -> None:
         text = nearly(rng, b"7-cactus-violin", token).decode("utf-8", rng.choice(("replace", "surrogateescape")))
@@ -470,8 +472,9 @@ def _texts() -> Iterator[Target]:
         host_of_header(text)
         split_address(text)
 
-    yield Target("chat requests", chat_requests, 3)
-    yield Target("chat values", chat_values, 2)
+    yield Target("HTTP bodies", http_bodies, 3)
+    yield Target("HTTP values", http_values, 3)
+    yield Target("tool calls", tool_calls, 2)
     yield Target("invite codes", invite_codes, 2)
     yield Target("names", names)
 

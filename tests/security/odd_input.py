@@ -75,7 +75,12 @@ class Pool:
             setattr(message, descriptor.name, self._value(rng, descriptor))
 
     def _set_messages(self, rng: Rng, message: Message, descriptor: FieldDescriptor, depth: int) -> None:
-        if descriptor.is_repeated:
+        assert descriptor.message_type is not None
+        if descriptor.message_type.GetOptions().map_entry:
+            key, value = (descriptor.message_type.fields_by_name[name] for name in ("key", "value"))
+            for _ in range(rng.randint(0, 3)):
+                getattr(message, descriptor.name)[self._value(rng, key)] = self._value(rng, value)
+        elif descriptor.is_repeated:
             for _ in range(rng.randint(0, 3)):
                 self.fill(rng, getattr(message, descriptor.name).add(), depth + 1)
         else:

@@ -13,10 +13,11 @@ Does not: know routes beyond the scope that each needs.
 import asyncio
 import json
 import math
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mesh.rate import Rate
@@ -36,13 +37,27 @@ CALLER = "kith_caller"
 #: And whether it may know the state of the node.
 TRUSTED = "kith_trusted"
 
-STATUS_OF_CODE = {"no-such-host": 421, "no-key": 401, "scope-missing": 403, "too-slow": 408}
+STATUS_OF_CODE = {
+    "no-such-host": 421,
+    "no-key": 401,
+    "scope-missing": 403,
+    "no-such-path": 404,
+    "wrong-method": 405,
+    "too-slow": 408,
+    "too-large": 413,
+    "timed-out": 504,
+}
 STATUS_OF_EXIT = {
     ExitCode.BAD_INPUT: 400,
     ExitCode.NOT_FOUND: 404,
     ExitCode.UNAVAILABLE: 503,
     ExitCode.UNREACHABLE: 503,
 }
+
+
+#: Nothing of the request runs anywhere, and soon it may. Of all other errors a client should not ask again by itself:
+#: a request that a slow node works on already must not run three times.
+WORTH_A_RETRY = NO_ROOM | {"no-agent", "engine-not-ready", "engine-gone", "node-unreachable", "node-draining"}
 
 
 class Connection(H11Protocol):
@@ -89,7 +104,7 @@ class Guard:
 
     Args:
         hosts: names and addresses of this machine, as a Host header may name it; `*.example.org` is one label more.
-        needs: path → scope that a key must have; other paths need any key.
+        needs: path → scope that a key must have, also for what lies below the path; other paths need any key.
         open_paths: paths that need none.
         keys_needed: whether a key is needed even where none was ever made.
     """
@@ -115,12 +130,19 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        request_id = (b"x-request-id", f"req_{uuid.uuid4().hex}".encode())
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), request_id]}
+            await send(message)
+
         try:
             self._check(scope)
         except KithError as error:
-            await respond(send, error)
+            await respond(named, error)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, named)
 
     def _check(self, scope: Scope) -> None:
         named = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
@@ -140,7 +162,7 @@ class Guard:
             return
         if key is None:
             raise KithError("no-key", "a valid API key is needed", "Make one with `kith key add NAME` on the node.")
-        need = self._needs.get(path, "")
+        need = next((scope for at, scope in self._needs.items() if path == at or path.startswith(f"{at}/")), "")
         if need and need not in key.scopes:
             raise KithError("scope-missing", f"this key is not good for {need!r}", "Use one with that scope.")
 
@@ -172,18 +194,22 @@ def status_of(error: KithError) -> int:
 
 
 def headers_of(error: KithError) -> dict[str, str]:
-    if error.code in NO_ROOM:
-        return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    """`x-should-retry` is what OpenAI's clients look at before the status."""
+    headers = {"x-should-retry": "true" if error.code in WORTH_A_RETRY else "false"}
+    if error.code in NO_ROOM or error.retry_after_s:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.code == "no-key":
-        return {"www-authenticate": "Bearer"}
-    # Clients repeat 5xx by themselves; a request that a slow node already works on must not run three times.
-    return {"x-should-retry": "false"}
+        headers["www-authenticate"] = "Bearer"
+    return headers
 
 
 def body_of(error: KithError) -> dict[str, Any]:
-    """In OpenAI's form."""
-    kind = "invalid_request_error" if 400 <= status_of(error) < 500 else "server_error"
-    return {"error": {"message": f"{error.message}. {error.remedy}", "type": kind, "param": None, "code": error.code}}
+    """In OpenAI's form. `param` is the field of the request that is wrong, where it is one."""
+    status = status_of(error)
+    kind = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
+    message = ". ".join(part.rstrip(".") for part in (error.message, error.remedy) if part) + "."
+    param = getattr(error, "param", "") or None
+    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
 
 
 async def respond(send: Send, error: KithError) -> None:

@@ -1,0 +1,106 @@
+"""/v1/embeddings: texts to vectors, by an agent that embeds.
+
+Vectors of different models can not be compared. A client that names `kith` is therefore answered as long as one model
+embeds in the mesh, and has to name one as soon as there are two.
+"""
+
+import array
+import base64
+import sys
+from collections.abc import Hashable
+from typing import Any
+
+from mesh.replica import Replica
+from mesh.wire import common_pb2, engine_pb2
+from node.errors import KithError
+from node.http.answering import add_usage
+from node.http.fields import Refused, integer, listing, text
+from node.http.naming import ANY_MODEL, PANEL, Named, check_abilities, live_agents, resolve
+from node.router import Route, Router
+
+TEXTS_MAX = 2048
+#: Texts a call between nodes: its answer has to fit into a message (limits.MESSAGE_BYTES_MAX), vectors of 8,192 too.
+BATCH = 64
+
+
+async def embeddings(router: Router, replica: Replica, body: dict[str, Any], who: Hashable) -> dict[str, Any]:
+    """The body of the answer. Raises `KithError`."""
+    texts = _texts(body.get("input"))
+    encoding = body.get("encoding_format") or "float"
+    if encoding not in ("float", "base64"):
+        raise Refused("encoding_format is neither float nor base64", "encoding_format")
+    route, named = _route(router, replica, text(body.get("model") or ANY_MODEL, "model"))
+    dimensions = integer(body, "dimensions", 0, 1, 1 << 20) if body.get("dimensions") is not None else 0
+    size = max((one.agent.embedding_size for one in named.agents if one.agent.model == route.model), default=0)
+    if dimensions and size and dimensions != size:
+        raise _other_size(size)
+    vectors: list[list[float]] = []
+    usage = common_pb2.Usage()
+    for start in range(0, len(texts), BATCH):
+        request = engine_pb2.EmbedRequest(texts=texts[start : start + BATCH], owner=owner_of(who))
+        reply = await router.embed(route, request, who)
+        if len(reply.vectors) != len(request.texts):
+            raise KithError("engine-failed", "the engine gave another number of vectors than of texts", "Tell us.")
+        vectors += [list(vector.values) for vector in reply.vectors]
+        add_usage(usage, reply.usage)
+    if dimensions and dimensions != len(vectors[0]):
+        raise _other_size(len(vectors[0]))
+    data = [
+        {"object": "embedding", "index": index, "embedding": _base64(vector) if encoding == "base64" else vector}
+        for index, vector in enumerate(vectors)
+    ]
+    counts = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
+    return {"object": "list", "data": data, "model": route.model, "usage": counts}
+
+
+def owner_of(who: Hashable) -> str:
+    """On whose behalf, for the engine's queue; what a client writes as `user` does not count, for it can write any."""
+    return ":".join(map(str, who)) if isinstance(who, tuple) else str(who)
+
+
+def _route(router: Router, replica: Replica, name: str) -> tuple[Route, Named]:
+    named = resolve(name, live_agents(replica))
+    if named.panel:
+        raise Refused(f"{PANEL} does not embed", "model", "Name a model that does.", "unsupported")
+    check_abilities(named, {"embed": "model"})
+    try:
+        return router.choose_embedder(named.model, named.node), named
+    except KithError as error:
+        if error.code == "bad-request":
+            raise Refused(error.message, "model", error.remedy) from None
+        raise
+
+
+def _other_size(size: int) -> Refused:
+    return Refused(
+        f"this model's vectors have {size:,} dimensions, and cut off they would mean nothing",
+        "dimensions",
+        "Leave it out.",
+        "unsupported",
+    )
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        texts = [text(value, "input")]
+    else:
+        given = listing(value, "input", TEXTS_MAX)
+        if any(isinstance(one, int | list) for one in given):
+            raise Refused(
+                "input holds token ids, which mean something else to each model",
+                "input",
+                "Send texts. In LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False).",
+                "unsupported",
+            )
+        texts = [text(one, f"input[{i}]") for i, one in enumerate(given)]
+    if not all(texts):
+        raise Refused("input holds an empty text", "input")
+    return texts
+
+
+def _base64(vector: list[float]) -> str:
+    """32-bit floats, little-endian."""
+    packed = array.array("f", vector)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return base64.b64encode(packed.tobytes()).decode("ascii")

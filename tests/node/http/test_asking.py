@@ -1,0 +1,69 @@
+"""Fields of a request meet what the live agents can."""
+
+import pytest
+
+from mesh.wire import engine_pb2
+from node.errors import KithError
+from node.http.answering import Ask
+from node.http.asking import answered
+from node.http.fields import Refused
+from node.http.tools import toolbox_of
+from tests.node.http.scripted import Scripted, agent
+
+TOOLS = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
+
+
+def asked(mesh: Scripted, ask: Ask) -> engine_pb2.GenerateRequest:
+    answered(mesh.router, mesh.replica(), ask, ("key", "me"))
+    return ask.requests[0]
+
+
+def talk(*contents: str, **fields: str) -> engine_pb2.GenerateRequest:
+    return engine_pb2.GenerateRequest(
+        messages=[engine_pb2.ChatMessage(role="user", content=content, **fields) for content in contents]
+    )
+
+
+def test_the_owner_is_the_key_whatever_the_client_says() -> None:
+    assert asked(Scripted(), Ask([talk("x")], "kith")).owner == "key:me"
+
+
+def test_words_for_a_template_that_knows_no_tools_go_into_the_system_message() -> None:
+    mesh = Scripted([agent("a", abilities=("chat", "grammar"))])
+    request = engine_pb2.GenerateRequest(messages=[engine_pb2.ChatMessage(role="system", content="Be brief.")])
+    box = toolbox_of({"tools": TOOLS, "tool_choice": "required"})
+    said = asked(mesh, Ask([request], "kith", box, {"grammar": "tool_choice"})).messages[0].content
+    assert said.startswith("Be brief.\n\nYou call a function")
+
+
+def test_an_agent_that_has_all_is_preferred_to_words() -> None:
+    mesh = Scripted([agent("a", abilities=("chat", "tools")), agent("b", abilities=("chat", "grammar"))])
+    box = toolbox_of({"tools": TOOLS, "tool_choice": "required"})
+    request = asked(mesh, Ask([talk("x")], "kith", box, {"grammar": "tool_choice"}))
+    assert not request.tools_json, "who knows tools has no grammar"
+    assert request.messages[0].role == "system"
+
+
+def test_a_dialogue_that_holds_calls_needs_a_template_that_knows_them() -> None:
+    mesh = Scripted([agent("a", abilities=("chat",))])
+    request = talk("x")
+    request.messages.add(role="tool", content="rain", tool_call_id="c")
+    with pytest.raises(Refused) as caught:
+        asked(mesh, Ask([request], "kith"))
+    assert caught.value.param == "messages"
+
+
+def test_what_is_too_long_for_all_is_the_clients_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = Scripted()
+
+    def nobody(*_: object) -> None:
+        raise KithError("no-agent", "no agent can answer now")
+
+    monkeypatch.setattr(mesh, "choose", nobody)
+    with pytest.raises(KithError) as short:
+        asked(mesh, Ask([talk("short")], "kith"))
+    assert short.value.code == "no-agent"
+    with pytest.raises(Refused) as long:
+        asked(mesh, Ask([talk("x" * 100_000)], "kith"))
+    assert long.value.code == "prompt-too-long"
+    assert long.value.param == "messages"

@@ -1,0 +1,155 @@
+"""What stands before the door: names, keys, pace, and connections that mean no good."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.api_keys import ApiKeys
+from node.http import guard as http_guard
+from node.http.guard import Guard, host_of_header
+from node.http.routes import NEEDS
+from node.limits import HTTP_BURST
+from tests.node.http.serving import passed, passed_whole, plain_server
+
+
+@pytest.mark.parametrize(
+    ("header", "host"),
+    [
+        ("LocalHost:80", "localhost"),
+        ("[::1]:8420", "::1"),
+        ("[::1]", "::1"),
+        ("a.b.", "a.b"),
+        (" x :1", "x "),
+        ("", ""),
+    ],
+)
+def test_the_host_in_a_header(header: str, host: str) -> None:
+    assert host_of_header(header) == host
+
+
+async def asked(guard: Guard, path: str = "/v1/models", host: str = "localhost", key: str = "") -> int:
+    """The status; 200 where the request got through."""
+    statuses: list[int | None] = []
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    headers = [(b"host", host.encode())] + ([(b"authorization", f"Bearer {key}".encode())] if key else [])
+    scope = {"type": "http", "path": path, "headers": headers, "client": ("10.0.0.9", 1)}
+    await guard(scope, None, send)  # type: ignore[arg-type]
+    return next(status for status in statuses if status)
+
+
+def guard(keys: ApiKeys, *, keys_needed: bool = True) -> Guard:
+    return Guard(
+        passed,
+        hosts=frozenset({"localhost", "*.lab.example"}),
+        keys=keys,
+        keys_needed=keys_needed,
+        needs=NEEDS,
+        open_paths=frozenset({"/health"}),
+    )
+
+
+async def test_a_key_opens_what_its_scopes_say(tmp_path: Path) -> None:
+    keys = ApiKeys(tmp_path / "keys.json")
+    secret = keys.add("a", ["models"], 1)
+    door = guard(keys)
+    assert await asked(door, key=secret) == 200
+    assert await asked(door, "/v1/chat/completions", key=secret) == 403
+    assert await asked(door) == 401
+    assert await asked(door, key="kith-wrong") == 401
+    assert await asked(door, "/health") == 200
+    assert await asked(door, host="evil.example", key=secret) == 421
+    assert await asked(door, host="x.lab.example", key=secret) == 200
+    assert await asked(door, host="x.y.lab.example", key=secret) == 421
+    keys.remove("a")
+    assert await asked(door, key=secret) == 401
+
+
+async def test_without_keys_a_loopback_door_is_open_and_any_other_is_not(tmp_path: Path) -> None:
+    keys = ApiKeys(tmp_path / "keys.json")
+    assert await asked(guard(keys, keys_needed=False)) == 200
+    assert await asked(guard(keys, keys_needed=False), key="whatever a client has to send") == 200
+    assert await asked(guard(keys)) == 401
+    keys.add("a", ["chat"], 1)
+    assert await asked(guard(keys, keys_needed=False)) == 401
+
+
+async def test_a_damaged_file_of_keys_closes_the_door(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text("nonsense")
+    assert await asked(guard(ApiKeys(tmp_path / "keys.json"), keys_needed=False)) == 500
+
+
+async def test_who_asks_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:
+    keys = ApiKeys(tmp_path / "keys.json")
+    one, other = keys.add("one", ["models"], 1), keys.add("other", ["models"], 1)
+    door = guard(keys)
+    answers = [await asked(door, key=one) for _ in range(int(HTTP_BURST) + 20)]
+    assert answers.count(429) >= 15
+    assert await asked(door, key=other) == 200
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost: loc", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /"]
+)
+async def test_a_connection_that_brings_no_whole_request_is_closed(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(http_guard, "REQUEST_WITHIN_S", 0.2)
+    async with plain_server(passed_whole) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+        writer.close()
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["answers at the end", "answers at once"])
+async def test_a_request_that_turns_into_nonsense_gets_one_answer(
+    caplog: pytest.LogCaptureFixture, early: bool
+) -> None:
+    begun = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": []}
+        if early:
+            await send(start)
+        begun.set()
+        while (await receive()).get("more_body"):
+            pass
+        if not early:
+            await send(start)
+        await send({"type": "http.response.body", "body": b""})
+
+    async with plain_server(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await begun.wait()
+        writer.write(b"nonsense\r\n")
+        answer = b""
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionError):
+                answer = await reader.read()
+        writer.close()
+    assert answer.count(b"HTTP/1.1 ") <= 1
+    assert early or answer.startswith(b"HTTP/1.1 400")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_host_that_opens_many_connections_gets_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_guard, "CONNECTIONS_PER_HOST_MAX", 3)
+    async with plain_server(passed_whole) as port:
+        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionError):
+                assert await pairs[3][0].read() == b""
+        pairs[0][1].write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert (await pairs[0][0].readline()).startswith(b"HTTP/1.1 200")
+        for _, writer in pairs:
+            writer.close()
