@@ -59,6 +59,10 @@ from node.links import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from node.listening import Lock, address_of, bind, prepare_folders, require_loopback, where_to_listen
 from node.local_service import LocalService
 from node.mesh_service import MeshService
+from node.models.peers import PeerModels
+from node.models.serving import Serving
+from node.models.sharing import ModelSharing
+from node.models.source import is_hub
 from node.paths import NodePaths
 from node.peers import load_peers, save_peers
 from node.plans import Plans
@@ -96,6 +100,7 @@ class Daemon:
         self.mdns = False
         self.http_address = ""
         self.model_path: Path | None = None
+        self.serving = Serving()
         self.disk_used_bytes = 0
         self._stop = asyncio.Event()
         self._drain_s = 10.0
@@ -160,6 +165,8 @@ class Daemon:
             await self.shell.learn([self.enrolment.identity.certificate])
         links = self.shell.links
         self.blobs = Blobs(self.store, self.shell.post, links.stub, self.shell.live_peers)
+        self.peer_models = PeerModels(links.stub)
+        stack.callback(self.serving.close)
         self.plans = Plans(self.blobs)
         self.snapshots = Snapshots(self.replica, self.plans)
         if self.enrolment is not None:
@@ -173,7 +180,7 @@ class Daemon:
         self.router = Router(self.replica, self.engine_door, links)
         self.submissions = Submissions(self.shell.post, self.replica, self.blobs, self._agents_live)
 
-        if config.engine == "llama" and config.model:
+        if config.engine == "llama" and config.model and not is_hub(config.model):
             # What the owner named is checked before anything is served; a bad file ends the start.
             await asyncio.to_thread(self._find_model)
             await asyncio.to_thread(self.engine.check_model)
@@ -183,7 +190,14 @@ class Daemon:
                 options=PORT_OPTIONS, interceptors=[self.shell.callers], maximum_concurrent_rpcs=CALLS_MAX
             )
             mesh_pb2_grpc.add_MeshServicer_to_server(
-                MeshService(links, self.engine_door, self.store, lambda: trust_of(self)), server
+                MeshService(
+                    links,
+                    self.engine_door,
+                    self.store,
+                    lambda: trust_of(self),
+                    ModelSharing(lambda: self.serving.entries),
+                ),
+                server,
             )
             self.addresses = bind(server, self.credentials.server(), config.listen, config.interfaces, self.paths)
             doors.append(server)
@@ -269,19 +283,31 @@ class Daemon:
         try:
             if self.config.engine == "llama" and self.model_path is None:
                 await asyncio.to_thread(self._find_model)
+            if self.model_path is not None:
+                self._background.spawn(self._describe_model(self.model_path), "describe the model")
             await self.engine.start()
         except KithError as error:
             self.engine.give_up(error.message)
             logs.log("error", f"{error.message}. {error.remedy}")
 
     def _find_model(self) -> None:
-        """Tell the engine the model's file; the default one is fetched at first use. Runs in a thread."""
+        """Tell the engine the model's file; what is not here yet is fetched. Runs in a thread."""
         # Imported here: a node with another back end never needs it.
-        from node.models import ensure_default_model, resolve_model
+        from node.models.obtaining import obtain
 
-        spec = self.config.model
-        self.model_path = resolve_model(spec) if spec else ensure_default_model(self._say)
+        self.model_path = obtain(self.config.model, self._say)
+        self.serving.mark(self.model_path)
         self.engine.use_model(self.model_path)
+
+    async def _describe_model(self, path: Path) -> None:
+        """The file's hash, for the profile and for peers; a large file that is not of the store takes a while."""
+        try:
+            await asyncio.to_thread(self.serving.use, path)
+        except KithError as error:
+            logs.log("warning", f"the model file is not offered to other nodes: {error.message}")
+            return
+        if self.engine.state == "ready":
+            await self._publish_profile()
 
     def _say(self, text: str) -> None:
         logs.log("info", text)
@@ -325,6 +351,7 @@ class Daemon:
                 agent=AGENT,
                 backend=self.config.engine,
                 model=loaded.model,
+                model_sha256=self.serving.sha256_of(self.model_path),
                 model_bytes=loaded.model_bytes,
                 parameters=loaded.parameters,
                 quantization=loaded.quantization,

@@ -15,17 +15,26 @@ from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
 from node.limits import HOPS_MAX
 from node.links import Links
+from node.models.sharing import ModelSharing
 from node.rpc import CLOCK_KEY, abort
 from node.store import Store
 from node.trust import Trust
 
 
 class MeshService(mesh_pb2_grpc.MeshServicer):
-    def __init__(self, links: Links, engine: EngineDoor, store: Store, trust: Callable[[], Trust]) -> None:
+    def __init__(
+        self,
+        links: Links,
+        engine: EngineDoor,
+        store: Store,
+        trust: Callable[[], Trust],
+        models: ModelSharing | None = None,
+    ) -> None:
         self._links = links
         self._engine = engine
         self._store = store
         self._trust = trust
+        self._models = models or ModelSharing(list)
 
     async def Link(  # type: ignore[override]  # the stubs know handlers only as generators
         self,
@@ -76,9 +85,12 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     async def FetchModel(
         self, request: mesh_pb2.FetchModelRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[mesh_pb2.BlobChunk]:
-        error = KithError("model-missing", "this node does not hold it", "Ask another one.", ExitCode.NOT_FOUND)
-        await abort(context, error)
-        yield mesh_pb2.BlobChunk()
+        try:
+            async with contextlib.aclosing(self._models.chunks(caller_of(context).node_id, request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except KithError as error:
+            await abort(context, error)
 
     async def FetchKv(
         self, request: mesh_pb2.FetchKvRequest, context: "grpc.aio.ServicerContext[Any, Any]"

@@ -50,7 +50,8 @@ def up(
         int | None, typer.Option("--disk-budget", metavar="MIB", help="Most that jobs and copies may take on disk.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="A GGUF file; with --engine openai the model's name there.")
+        str | None,
+        typer.Option("--model", help="A stored model, a GGUF file or hf://…; with --engine openai its name there."),
     ] = None,
     engine: Annotated[str | None, typer.Option("--engine", metavar="llama|openai|echo", help="What generates.")] = None,
     engine_url: Annotated[str | None, typer.Option("--engine-url", metavar="URL", help="Base URL for openai.")] = None,
@@ -196,7 +197,13 @@ def membership_warnings(now: local_pb2.StatusReply) -> list[str]:
 
 def _loading(config: NodeConfig) -> str:
     from node.models import has_default_model
+    from node.models.source import HubSource, is_hub, parse, pulled_from
+    from node.models.store import ModelStore
 
+    if is_hub(config.model):
+        source = parse(config.model)
+        if isinstance(source, HubSource) and pulled_from(source, ModelStore()) is None:
+            return f"engine starting: {source} is fetched; kith logs --follow shows how far it is"
     if config.model or has_default_model():
         return "engine starting: it loads the model and measures itself"
     return "engine starting: the default model is fetched once (98 MB); kith logs --follow shows how far it is"

@@ -4,13 +4,14 @@ Idea: a file is asked for by its hash, or by name where the hash is not known; t
 are read in threads. Each asker has a part of this node's link, and only so many read at once, so that a fetch of many
 gigabytes costs dialogues and heartbeats little.
 
-Threat: a member that asks for one file again and again keeps disk and link busy. It can not ask for anything else: names
-are compared with those of the store, never opened.
+Threat: a member that asks for one file again and again keeps disk and link busy. It can not ask for anything else:
+names are compared with those of the store, never opened.
 """
 
 import asyncio
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,7 +42,9 @@ class ModelSharing:
         self._pace = pace or Rate(MODEL_BYTES_PER_S, MODEL_BYTES_BURST)
         self._readers: Counter[Hashable] = Counter()
 
-    async def chunks(self, who: Hashable, request: mesh_pb2.FetchModelRequest) -> AsyncIterator[mesh_pb2.BlobChunk]:
+    async def chunks(
+        self, who: Hashable, request: mesh_pb2.FetchModelRequest
+    ) -> AsyncGenerator[mesh_pb2.BlobChunk, None]:
         """Raises `KithError` (`model-unknown`, `too-many-requests`, `bad-request`, `bad-model`)."""
         if self._readers[who] >= MODELS_OF_ONE_MAX or self._readers.total() >= MODELS_OUT_MAX:
             raise too_many("this node sends as many model files as it may", COME_AGAIN_S)
@@ -58,14 +61,13 @@ class ModelSharing:
                 licence=manifest.licence,
             )
             yield mesh_pb2.BlobChunk(size_bytes=manifest.size_bytes, model=said)
-            file = await asyncio.to_thread(_open, entry.path)
+            reader = _Reader(entry.path, request.offset_bytes)
             try:
-                await asyncio.to_thread(file.seek, request.offset_bytes)
-                while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                while data := await asyncio.to_thread(reader.read):
                     yield mesh_pb2.BlobChunk(data=data)
                     await asyncio.sleep(self._pace.charge(who, clock.now(), len(data)))
             finally:
-                file.close()
+                reader.close()
         finally:
             self._readers[who] -= 1
             if not self._readers[who]:
@@ -89,9 +91,32 @@ class ModelSharing:
         raise KithError("model-unknown", "this node does not hold that model", "Ask another one.", ExitCode.NOT_FOUND)
 
 
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        message = f"the model file can not be read there: {error.strerror}"
-        raise KithError("model-unknown", message, "Ask another node.", ExitCode.NOT_FOUND) from error
+class _Reader:
+    """A file that is opened and read in threads, and closed whatever a thread still does."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self._path, self._offset = path, offset
+        self._file: BinaryIO | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def read(self) -> bytes:
+        """The next chunk; empty at the end. Raises `KithError`."""
+        with self._lock:
+            if self._closed:
+                return b""
+            try:
+                if self._file is None:
+                    self._file = self._path.open("rb")
+                    self._file.seek(self._offset)
+                return self._file.read(CHUNK_BYTES)
+            except OSError as error:
+                message = f"the model file can not be read there: {error.strerror}"
+                raise KithError("model-unknown", message, "Ask another node.", ExitCode.NOT_FOUND) from error
+
+    def close(self) -> None:
+        """Waits for a read that is under way: a megabyte."""
+        with self._lock:
+            self._closed = True
+            if self._file is not None:
+                self._file.close()
