@@ -223,6 +223,25 @@ def remove(
         print(f"removed {what}: {output.size(freed)} freed")
 
 
+@group.command("advise")
+def advise(
+    ctx: typer.Context,
+    task: Annotated[
+        str,
+        typer.Option("--task", metavar="chat|summarise|code|extract|embed|classify", help="What it is for."),
+    ] = "chat",
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="SIZE", help="What the model may take, as in 8G. [default: what is free]")
+    ] = "",
+    mesh: Annotated[bool, typer.Option("--mesh", help="Also list what the live mesh serves.")] = False,
+    as_json: session.Json = False,
+) -> None:
+    """Say which model suits this machine and kind of task, and why."""
+    from node.cli.advising import advise_model
+
+    advise_model(ctx, task, memory, mesh, as_json)
+
+
 def _remove(store: ModelStore, name: str) -> tuple[str, int]:
     """Name, and bytes that are free now: none where the file has another name elsewhere."""
     entry = store.require(name)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from node.cli.advising import parse_bytes
 from node.errors import ExitCode
 from node.models.store import hold
 from scripts.daemons import Daemon, until
 from tests.conftest import DaemonFactory
 from tests.node.cli.conftest import Kith
+from tests.node.cli.local_node import LocalNode
 from tests.node.models.gguf_files import write_gguf
 
 
@@ -83,6 +85,18 @@ def test_unfinished_pulls_are_told_and_removed(kith: Kith, folder: Path) -> None
     assert kith("model", "rm", "--unfinished", "--json").json["freed_bytes"] == 5
 
 
+def test_progress_is_a_line_for_each_tenth_without_a_terminal(kith: Kith, folder: Path, local_node: LocalNode) -> None:
+    pulled = kith("model", "pull", "peer:anna/Tiny")
+    assert "Tiny.gguf is at /models/Tiny.gguf" in pulled.out
+    lines = pulled.err.splitlines()
+    assert lines[0] == "fetching 1.0 GiB"
+    assert lines[-1] == "1.0 GiB of 1.0 GiB"
+    assert len(lines) == 10
+    quiet = kith("model", "pull", "peer:anna/Tiny", "--json")
+    assert quiet.err == ""
+    assert quiet.json["bytes"] == 1 << 30
+
+
 def kith_of(node: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "node.cli.main", "--data-dir", str(node.data_dir), *arguments]
     environment = node._surroundings()
@@ -125,3 +139,34 @@ def test_from_node_to_node(daemon: DaemonFactory, tmp_path: Path) -> None:
     nobody = kith_of(ben, "model", "pull", "peer:clara/Tiny")
     assert nobody.returncode == ExitCode.NOT_FOUND
     assert "no live node" in nobody.stderr
+
+
+def test_advice_names_a_model_why_and_what_a_hosted_one_costs(kith: Kith, folder: Path) -> None:
+    said = kith("model", "advise", "--task", "summarise", "--memory", "8G").out
+    for words in ("Choice", "why:", "kith model pull hf://", "estimated from memory that is read at", "Hosted:", "$"):
+        assert words in said, words
+    advice = kith("model", "advise", "--memory", "8G", "--json").json
+    assert advice["choice"] in {row["name"] for row in advice["local"] if row["fits"]}
+    assert advice["model_memory_bytes"] == 8 << 30
+    assert kith("model", "advise", "--memory", "10M", "--json").json["choice"] is None
+    assert "none fits" in kith("model", "advise", "--memory", "10M").out
+
+
+def test_advice_uses_what_the_node_measured_and_lists_the_mesh(kith: Kith, folder: Path, local_node: LocalNode) -> None:
+    advice = kith("model", "advise", "--mesh", "--json").json
+    assert "what this node measured with" in advice["rates_from"]
+    assert {row["node_name"] for row in advice["mesh"]} >= {"anna"}
+    assert "In the mesh now: SmolLM2-135M-Instruct on anna" in kith("model", "advise", "--mesh").out
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("", 0), ("8G", 8 << 30), ("1.5g", 3 << 29), ("512MiB", 512 << 20), ("9", 9)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+def test_wrong_words_of_advise_are_answered(kith: Kith, folder: Path) -> None:
+    for arguments in (("--task", "cook"), ("--memory", "much"), ("--memory", "0")):
+        assert kith("model", "advise", *arguments).code == ExitCode.USAGE
+    assert kith("model", "advise", "--mesh").code == ExitCode.UNREACHABLE
