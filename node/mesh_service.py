@@ -49,7 +49,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         await self._check_hops(request.hop_count, context)
         try:
             who = caller_of(context).node_id
-            async with contextlib.aclosing(self._engine.generate(who, request.request)) as events:
+            async with contextlib.aclosing(self._engine.of(request.agent).generate(who, request.request)) as events:
                 async for event in events:
                     yield event
         except KithError as error:
@@ -60,7 +60,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     ) -> engine_pb2.ScoreReply:
         await self._check_hops(request.hop_count, context)
         try:
-            return await self._engine.score(caller_of(context).node_id, request.request)
+            return await self._engine.of(request.agent).score(caller_of(context).node_id, request.request)
         except KithError as error:
             await abort(context, error)
 
@@ -69,7 +69,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     ) -> engine_pb2.EmbedReply:
         await self._check_hops(request.hop_count, context)
         try:
-            return await self._engine.embed(caller_of(context).node_id, request.request)
+            return await self._engine.of(request.agent).embed(caller_of(context).node_id, request.request)
         except KithError as error:
             await abort(context, error)
 

@@ -35,6 +35,7 @@ class ModelService:
         return local_pb2.ShowModelReply(
             agents=profile.agents if profile else (),
             path=str(self._daemon.model_path or ""),
+            paths=[str(path) for path in self._daemon.model_paths],
             engine=engine.loaded,
             calibrated=engine.calibrated,
         )

@@ -97,7 +97,7 @@ class Router:
         within_s = min(ANSWER_WITHIN_S, ANSWER_WITHIN_S if within_s is None else within_s - DEADLINE_MARGIN_S)
         deadline = asyncio.get_running_loop().time() + within_s
         if route.agent.node_id == self._replica.me:
-            async with contextlib.aclosing(self._engine.generate(who, request)) as events:
+            async with contextlib.aclosing(self._engine.of(route.agent.agent).generate(who, request)) as events:
                 while (event := await _next_by(deadline, events)) is not None:
                     yield event
             return

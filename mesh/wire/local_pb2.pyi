@@ -1119,6 +1119,7 @@ class ShowModelReply(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     CALIBRATED_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     @_builtins.property
     def agents(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.AgentProfile]: ...
@@ -1126,6 +1127,10 @@ class ShowModelReply(_message.Message):
     def engine(self) -> _engine_pb2.EngineLoaded: ...
     @_builtins.property
     def calibrated(self) -> _engine_pb2.Calibrated: ...
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of all models of the node"""
+
     def __init__(
         self,
         *,
@@ -1133,10 +1138,11 @@ class ShowModelReply(_message.Message):
         path: _builtins.str = ...,
         engine: _engine_pb2.EngineLoaded | None = ...,
         calibrated: _engine_pb2.Calibrated | None = ...,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calibrated", b"calibrated", "engine", b"engine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "calibrated", b"calibrated", "engine", b"engine", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "calibrated", b"calibrated", "engine", b"engine", "path", b"path", "paths", b"paths"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -68,7 +68,8 @@ def _row(entry: Entry, serving: set[str], used: bool) -> tuple[str, ...]:
 def _served_here(ctx: typer.Context) -> set[str]:
     """Paths of the files that the node of this data directory serves; empty where none runs."""
     try:
-        return {session.ask_node(ctx, lambda node: node.show_model()).path} - {""}
+        shown = session.ask_node(ctx, lambda node: node.show_model())
+        return {shown.path, *shown.paths} - {""}
     except KithError:
         return set()
 

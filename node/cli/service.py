@@ -50,8 +50,11 @@ def up(
         int | None, typer.Option("--disk-budget", metavar="MIB", help="Most that jobs and copies may take on disk.")
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option("--model", help="A stored model, a GGUF file or hf://…; with --engine openai its name there."),
+        list[str] | None,
+        typer.Option("--model", help="A stored model, a GGUF file or hf://…; may be repeated. For openai: its name."),
+    ] = None,
+    memory_budget: Annotated[
+        int | None, typer.Option("--memory-budget", metavar="MIB", help="Most that all engines may take.")
     ] = None,
     engine: Annotated[str | None, typer.Option("--engine", metavar="llama|openai|echo", help="What generates.")] = None,
     engine_url: Annotated[str | None, typer.Option("--engine-url", metavar="URL", help="Base URL for openai.")] = None,
@@ -87,7 +90,9 @@ def up(
             "network": network,
             "disk_budget_mb": disk_budget,
             "engine": engine,
-            "model": model,
+            "model": model[0] if model else None,
+            "models": tuple(model[1:]) if model and len(model) > 1 else None,
+            "memory_budget_mb": memory_budget,
             "engine_url": engine_url,
             "slots": slots,
             "ctx": ctx_tokens,

@@ -96,6 +96,10 @@ def _hosts(values: tuple[str, ...]) -> str:
     return ""
 
 
+def _models(values: tuple[str, ...]) -> str:
+    return "may name at most 15 models beside the first" if len(values) > 15 else ""
+
+
 def _label(value: str) -> str:
     if len(value) > 64:
         return "may have at most 64 characters"
@@ -122,6 +126,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("disk_budget_mb", int, _between(64, 1 << 30, or_zero=True), "--disk-budget"),
     Setting("engine", str, _one_of("llama", "openai", "echo"), "--engine"),
     Setting("model", str, _any, "--model"),
+    Setting("models", tuple, _models),
+    Setting("memory_budget_mb", int, _between(64, 1 << 30, or_zero=True), "--memory-budget"),
     Setting("model_sha256", str, _sha256),
     Setting("engine_url", str, _url, "--engine-url"),
     Setting("engine_key_env", str, _any),
@@ -192,6 +198,8 @@ def load_config(
             f"{origins['engine']}: the engine openai needs engine_url",
             "give it, as in: --engine-url http://127.0.0.1:11434/v1",
         )
+    if values.get("models") and values.get("engine", "llama") != "llama":
+        raise _bad(f"{origins['models']}: several models need the engine llama", "run a node for each other one")
     return NodeConfig(data_dir=data_dir, origins=origins, **values)
 
 
@@ -233,6 +241,8 @@ def _read_file(path: Path, required: bool) -> dict[str, Any]:
 def _from_toml(setting: Setting, value: Any, origin: str, base: Path) -> Value:
     kind = setting.kind
     if kind is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        if setting.name == "models":
+            return tuple(str((base / one).resolve()) if one.startswith(("./", "../")) else one for one in value)
         return tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
