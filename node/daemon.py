@@ -144,7 +144,7 @@ class Daemon:
             incarnation,
             int(time.time()),
             random.Random(secrets.randbits(64)),
-            slots=config.slots * (1 + len(config.models)),
+            slots=config.slots * (1 + len(config.more_models)),
             timing=PRESETS[config.network],
             may_lead=self.enrolment is None or may_lead(self.enrolment.identity.role),
         )
@@ -186,7 +186,7 @@ class Daemon:
             # What the owner named is checked before anything is served; a bad file ends the start.
             await asyncio.to_thread(self._find_model)
             await asyncio.to_thread(self.engine.check_model)
-        await self._add_models([spec for spec in config.models if not is_hub(spec)])
+        await self._add_models([spec for spec in config.more_models if not is_hub(spec)])
         doors = []
         if self.credentials is not None and self.shell.callers is not None:
             server = grpc.aio.server(
@@ -293,7 +293,7 @@ class Daemon:
             self.engine.give_up(error.message)
             logs.log("error", f"{error.message}. {error.remedy}")
         try:
-            await self._add_models([spec for spec in self.config.models if is_hub(spec)])
+            await self._add_models([spec for spec in self.config.more_models if is_hub(spec)])
         except KithError as error:
             logs.log("error", f"{error.message}. {error.remedy}")
 
@@ -323,7 +323,7 @@ class Daemon:
         self.model_path = obtain(self.config.model, self._say)
         self.serving.mark(self.model_path)
         self.engine.use_model(self.model_path)
-        if self.config.models:
+        if self.config.more_models:
             header = gguf.read_header(self.model_path)
             self.engines.first_bytes = gguf.needed_bytes(header, self.config.ctx, self.config.slots)
 
@@ -343,7 +343,7 @@ class Daemon:
     async def _keep_load(self) -> None:
         """What peers hear of this node beside what the machines know themselves."""
         load = self.replica.membership.load
-        load.slots_total = self.config.slots * (1 + len(self.config.models))
+        load.slots_total = self.config.slots * (1 + len(self.config.more_models))
         while True:
             load.slots_busy = max(len(self.replica.work.intake.running), self.engines.slots_busy)
             await asyncio.sleep(LOAD_EVERY_S)

@@ -312,6 +312,6 @@ def memory_budget_bytes(config: NodeConfig) -> int:
 
 def engine_config(config: NodeConfig) -> NodeConfig:
     """Settings of one of the node's engines: several share the cores, because they may run at the same time."""
-    if config.threads or not config.models:
+    if config.threads or not config.more_models:
         return config
-    return dataclasses.replace(config, threads=max(1, (os.cpu_count() or 1) // (1 + len(config.models))))
+    return dataclasses.replace(config, threads=max(1, (os.cpu_count() or 1) // (1 + len(config.more_models))))

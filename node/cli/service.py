@@ -91,7 +91,7 @@ def up(
             "disk_budget_mb": disk_budget,
             "engine": engine,
             "model": model[0] if model else None,
-            "models": tuple(model[1:]) if model and len(model) > 1 else None,
+            "more_models": tuple(model[1:]) if model and len(model) > 1 else None,
             "memory_budget_mb": memory_budget,
             "engine_url": engine_url,
             "slots": slots,
