@@ -183,6 +183,10 @@ class NodeClient:
         call = self._connect().ShowModel(local_pb2.ShowModelRequest(), timeout=DEADLINE_S)
         return await self._call(call, DEADLINE_S)
 
+    def pull_model(self, request: local_pb2.PullModelRequest) -> AsyncGenerator[local_pb2.PullModelEvent, None]:
+        """A model file from another node: progress, last what it became. Closing the iterator ends the transfer."""
+        return self._stream(self._connect().PullModel(request))
+
     async def shutdown(self, drain_s: float = 0.0) -> int:
         """Ask the node to stop; the number of tasks that it lets finish. `drain_s` 0: the node's default."""
         deadline_s = DEADLINE_S + drain_s

@@ -21,6 +21,8 @@ class NodeConfig:
     disk_budget_mb: int = 0  # MiB that journal and blobs may take; 0: a tenth of the disk, 1 to 10 GiB
     engine: str = "llama"  # llama, xllamacpp, openai or echo
     model: str = ""  # path of a GGUF file; openai: the model's name there; empty: the default model
+    more_models: tuple[str, ...] = ()  # llama: each an agent of its own, loaded when it is asked for
+    memory_budget_mb: int = 0  # MiB that all engines may take; 0: four fifths of the machine's
     model_sha256: str = ""  # hex; a GGUF file with another hash is not loaded; empty: any
     engine_url: str = ""  # openai: base URL, with /v1
     engine_key_env: str = "OPENAI_API_KEY"  # openai: name of the environment variable that holds the key

@@ -12,6 +12,7 @@ Does not: hold logic; each part has a file of its own.
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import random
 import secrets
@@ -38,7 +39,7 @@ from mesh.wire import (
     mesh_pb2,
     mesh_pb2_grpc,
 )
-from node import __version__, clock, enrolment, logs
+from node import __version__, clock, enrolment, gguf, logs
 from node.authors import Authors
 from node.away import set_aside
 from node.background import Background
@@ -49,6 +50,7 @@ from node.credentials import Credentials
 from node.discovery import Discovery
 from node.engine.process import EngineProcess
 from node.engine_door import EngineDoor
+from node.engines import FIRST, Engines, agent_profile, engine_config, memory_budget_bytes, planned
 from node.errors import KithError
 from node.grpc_options import PORT_OPTIONS
 from node.hellos import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
@@ -60,6 +62,10 @@ from node.limits import CALLS_MAX
 from node.listening import Lock, address_of, bind, prepare_folders, require_loopback, where_to_listen
 from node.local_service import LocalService
 from node.mesh_service import MeshService
+from node.models.peers import PeerModels
+from node.models.serving import Serving
+from node.models.sharing import ModelSharing
+from node.models.source import is_hub
 from node.paths import NodePaths
 from node.peers import load_peers, save_peers
 from node.plans import Plans
@@ -80,7 +86,6 @@ DISK_EVERY_S = 10.0
 DISK_SHARE, DISK_BYTES_MIN, DISK_BYTES_MAX = 0.1, 1 << 30, 10 << 30
 #: How often a stopping node looks whether its tasks have ended.
 DRAIN_LOOK_S = 0.02
-AGENT = "default"
 
 
 class Daemon:
@@ -97,6 +102,7 @@ class Daemon:
         self.mdns = False
         self.http_address = ""
         self.model_path: Path | None = None
+        self.serving = Serving()
         self.disk_used_bytes = 0
         self._stop = asyncio.Event()
         self._drain_s = 10.0
@@ -139,7 +145,7 @@ class Daemon:
             incarnation,
             int(time.time()),
             random.Random(secrets.randbits(64)),
-            slots=config.slots,
+            slots=config.slots * (1 + len(config.more_models)),
             timing=PRESETS[config.network],
             may_lead=self.enrolment is None or may_lead(self.enrolment.identity.role),
         )
@@ -154,38 +160,50 @@ class Daemon:
             )
         logs.log("info", f"node {key.node_id} ({self.name}), kithmesh {__version__}, {self.store.facts_read} facts")
 
-        self.engine = EngineProcess(config, self.model_path, lambda line: logs.log("info", line), self._engine_changed)
+        self.engine = EngineProcess(engine_config(config), self.model_path, self._say, self._engine_changed)
+        self.engines = Engines(self.engine, memory_budget_bytes(config), self._further_changed)
         authors = Authors(self.enrolment.roots if self.enrolment is not None else None, self.store.certificates)
         self.shell = Shell(self.replica, self.store, self.hello, self, authors, self.credentials)
         if self.enrolment is not None:
             await self.shell.learn([self.enrolment.identity.certificate])
         links = self.shell.links
         self.blobs = Blobs(self.store, self.shell.post, links.stub, self.shell.live_peers)
+        self.peer_models = PeerModels(links.stub)
+        stack.callback(self.serving.close)
         self.plans = Plans(self.blobs)
         self.snapshots = Snapshots(self.replica, self.plans)
         if self.enrolment is not None:
             self.snapshots.restored(self.shell.authors.knows)
         self.solver = SolverProcess(logs.logger)
-        self.worker = Worker(self.engine, self.blobs, self.shell.post)
+        self.worker = Worker(self.engine, self.blobs, self.shell.post, self.engines.of, lambda: self.engines.steps)
         self.leader = Leader(
             self.shell.post, self._counter, self.blobs, self.plans, self.solver, self.snapshots.name_of
         )
-        self.engine_door = EngineDoor(self.engine)
+        self.engine_door = EngineDoor(self.engine, self.engines.of)
         self.kv = KvMoves(self.engine_door, links.stub, lambda: self._profile, self.replica.profiles.of)
         self.router = Router(self.replica, self.engine_door, links, self.kv)
         self.submissions = Submissions(self.shell.post, self.replica, self.blobs, self._agents_live)
 
-        if config.engine in FILE_ENGINES and config.model:
+        if config.engine in FILE_ENGINES and config.model and not is_hub(config.model):
             # What the owner named is checked before anything is served; a bad file ends the start.
             await asyncio.to_thread(self._find_model)
             await asyncio.to_thread(self.engine.check_model)
+        await self._add_models([spec for spec in config.more_models if not is_hub(spec)])
         doors = []
         if self.credentials is not None and self.shell.callers is not None:
             server = grpc.aio.server(
                 options=PORT_OPTIONS, interceptors=[self.shell.callers], maximum_concurrent_rpcs=CALLS_MAX
             )
             mesh_pb2_grpc.add_MeshServicer_to_server(
-                MeshService(links, self.engine_door, self.store, lambda: trust_of(self), kv=self.kv), server
+                MeshService(
+                    links,
+                    self.engine_door,
+                    self.store,
+                    lambda: trust_of(self),
+                    kv=self.kv,
+                    models=ModelSharing(lambda: self.serving.entries),
+                ),
+                server,
             )
             self.addresses = bind(server, self.credentials.server(), config.listen, config.interfaces, self.paths)
             doors.append(server)
@@ -239,7 +257,7 @@ class Daemon:
             await self.discovery.stop()
         if self.trust is not None:
             await self.trust.door.close()
-        await asyncio.gather(self.solver.stop(), self.engine.stop())
+        await asyncio.gather(self.solver.stop(), self.engines.stop())
         self.submissions.close()
         await self.shell.stop()
         await self.blobs.close()
@@ -271,19 +289,56 @@ class Daemon:
         try:
             if self.config.engine in FILE_ENGINES and self.model_path is None:
                 await asyncio.to_thread(self._find_model)
+            if self.model_path is not None:
+                self._background.spawn(self._describe_model(self.model_path), "describe the model")
             await self.engine.start()
         except KithError as error:
             self.engine.give_up(error.message)
             logs.log("error", f"{error.message}. {error.remedy}")
+        try:
+            await self._add_models([spec for spec in self.config.more_models if is_hub(spec)])
+        except KithError as error:
+            logs.log("error", f"{error.message}. {error.remedy}")
+
+    async def _add_models(self, specs: Sequence[str]) -> None:
+        """Further agents. Raises `KithError` where a file can not be had or read."""
+        from node.models.obtaining import obtain
+
+        for spec in specs:
+            path = await asyncio.to_thread(obtain, spec, self._say)
+            header = await asyncio.to_thread(gguf.read_header, path)
+            config = dataclasses.replace(engine_config(self.config), model_sha256="")
+            process = EngineProcess(config, path, self._say, self._further_changed)
+            needs_bytes = gguf.needed_bytes(header, config.ctx, config.slots)
+            self.engines.add(path, process, needs_bytes, planned(path, header, config))
+            self._background.spawn(self._describe_model(path), "describe a model")
+
+    @property
+    def model_paths(self) -> list[Path]:
+        first = [self.model_path] if self.model_path is not None else []
+        return [*first, *(one.path for one in self.engines.further.values())]
 
     def _find_model(self) -> None:
-        """Tell the engine the model's file; the default one is fetched at first use. Runs in a thread."""
+        """Tell the engine the model's file; what is not here yet is fetched. Runs in a thread."""
         # Imported here: a node with another back end never needs it.
-        from node.models import ensure_default_model, resolve_model
+        from node.models.obtaining import obtain
 
-        spec = self.config.model
-        self.model_path = resolve_model(spec) if spec else ensure_default_model(self._say)
+        self.model_path = obtain(self.config.model, self._say)
+        self.serving.mark(self.model_path)
         self.engine.use_model(self.model_path)
+        if self.config.more_models:
+            header = gguf.read_header(self.model_path)
+            self.engines.first_bytes = gguf.needed_bytes(header, self.config.ctx, self.config.slots)
+
+    async def _describe_model(self, path: Path) -> None:
+        """The file's hash, for the profile and for peers; a large file that is not of the store takes a while."""
+        try:
+            await asyncio.to_thread(self.serving.use, path)
+        except KithError as error:
+            logs.log("warning", f"the model file is not offered to other nodes: {error.message}")
+            return
+        if self.engine.state == "ready":
+            await self._publish_profile()
 
     def _say(self, text: str) -> None:
         logs.log("info", text)
@@ -291,9 +346,9 @@ class Daemon:
     async def _keep_load(self) -> None:
         """What peers hear of this node beside what the machines know themselves."""
         load = self.replica.membership.load
-        load.slots_total = self.config.slots
+        load.slots_total = self.config.slots * (1 + len(self.config.more_models))
         while True:
-            load.slots_busy = max(len(self.replica.work.intake.running), self.engine.figures.slots_busy)
+            load.slots_busy = max(len(self.replica.work.intake.running), self.engines.slots_busy)
             await asyncio.sleep(LOAD_EVERY_S)
 
     async def _measure_disk(self) -> None:
@@ -312,6 +367,10 @@ class Daemon:
         if self.engine.state in ("ready", "failed", "restarting"):
             self._background.spawn(self._publish_profile(), "profile")
 
+    def _further_changed(self) -> None:
+        if self.engine.state == "ready":
+            self._background.spawn(self._publish_profile(), "profile")
+
     async def _publish_profile(self) -> None:
         """Tell the mesh what this node can do now; only when it differs from what was told."""
         profile = facts_pb2.NodeProfile(
@@ -321,27 +380,13 @@ class Daemon:
             cores=os.cpu_count() or 1,
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         )
-        loaded, calibrated = self.engine.loaded, self.engine.calibrated
-        if self.engine.state == "ready" and loaded is not None:
-            profile.agents.add(
-                agent=AGENT,
-                backend=self.config.engine,
-                model=loaded.model,
-                model_bytes=loaded.model_bytes,
-                parameters=loaded.parameters,
-                quantization=loaded.quantization,
-                context_tokens=loaded.context_tokens,
-                slots=loaded.slots,
-                prefill_tokens_per_s=calibrated.prefill_tokens_per_s if calibrated else 0.0,
-                decode_tokens_per_s=calibrated.decode_tokens_per_s if calibrated else 0.0,
-                load_seconds=loaded.load_seconds,
-                abilities=loaded.abilities,
-                licence=loaded.licence,
-                vocabulary_sha256=loaded.vocabulary_sha256,
-                embedding_size=loaded.embedding_size,
-                adapters=loaded.adapters,
-                kv_layout=loaded.kv_layout,
-            )
+        if self.engine.state == "ready" and self.engine.loaded is not None:
+            sha256 = self.serving.sha256_of(self.model_path)
+            profile.agents.append(agent_profile(FIRST, self.config.engine, self.engine, sha256))
+            for one in self.engines.further.values():
+                if one.state == "ready":
+                    sha256 = self.serving.sha256_of(one.path)
+                    profile.agents.append(agent_profile(one.agent, self.config.engine, one, sha256))
         if profile != self._profile:
             self._profile = profile
             await self.shell.author("node_profile", profile)

@@ -8,7 +8,7 @@ Does not: count requests a second (callers.py, http/guard.py), or choose a node 
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 
 from mesh.wire import engine_pb2
 from node.engine.api import Engine
@@ -19,9 +19,21 @@ from node.turns import Turns
 class EngineDoor:
     """All methods raise `KithError`, also `busy`, `prompt-too-long`. `who`: whose turn it is."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, pick: Callable[[str], Engine] | None = None) -> None:
+        """`pick`: the engine of an agent of this node, where it has several; else `engine` is everybody's."""
         self._engine = engine
+        self._pick = pick
+        self._doors: dict[str, EngineDoor] = {}
         self.turns = Turns(self._places, time.monotonic)
+
+    def of(self, agent: str) -> "EngineDoor":
+        """The door of an agent, with a queue of its own. Raises `KithError` (`no-agent`)."""
+        engine = self._engine if self._pick is None else self._pick(agent)
+        if engine is self._engine:
+            return self
+        if agent not in self._doors:
+            self._doors[agent] = EngineDoor(engine)
+        return self._doors[agent]
 
     async def generate(
         self, who: Hashable, request: engine_pb2.GenerateRequest

@@ -89,6 +89,8 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "panel-too-large": ExitCode.UNAVAILABLE,
     "no-agent": ExitCode.UNAVAILABLE,
     "model-unknown": ExitCode.NOT_FOUND,
+    "model-exists": ExitCode.BAD_INPUT,
+    "model-interrupted": ExitCode.UNAVAILABLE,
     "too-few-copies": ExitCode.UNAVAILABLE,
     "busy": ExitCode.UNAVAILABLE,
     "too-many-requests": ExitCode.UNAVAILABLE,

@@ -122,15 +122,26 @@ def check_memory(header: GgufHeader, context_tokens: int, slots: int, available_
     available = memory_available_bytes() if available_bytes is None else available_bytes
     if available is None:
         return
-    context = context_tokens or min(header.context_tokens or CONTEXT_TOKENS_DEFAULT, CONTEXT_TOKENS_DEFAULT)
-    cache = header.kv_bytes_per_token * context * max(1, slots)
-    needed = header.tensor_bytes + cache + OVERHEAD_BYTES
+    context = slot_tokens(header, context_tokens)
+    needed = needed_bytes(header, context_tokens, slots)
+    cache = needed - header.tensor_bytes - OVERHEAD_BYTES
     if needed > available:
         message = (
             f"The model needs about {_gb(needed)} of memory ({_gb(header.tensor_bytes)} of weights, {_gb(cache)} for "
             f"{max(1, slots)} × {context:,} tokens of context), and {_gb(available)} are available."
         )
         raise KithError("bad-model", message, "Use a smaller model, --ctx or --slots.", ExitCode.BAD_INPUT)
+
+
+def slot_tokens(header: GgufHeader, context_tokens: int) -> int:
+    """Context of a slot; `context_tokens` 0: the default."""
+    return context_tokens or min(header.context_tokens or CONTEXT_TOKENS_DEFAULT, CONTEXT_TOKENS_DEFAULT)
+
+
+def needed_bytes(header: GgufHeader, context_tokens: int, slots: int) -> int:
+    """Memory that weights, caches and libraries take, about."""
+    cache = header.kv_bytes_per_token * slot_tokens(header, context_tokens) * max(1, slots)
+    return header.tensor_bytes + cache + OVERHEAD_BYTES
 
 
 def memory_limit_bytes(header: GgufHeader, context_tokens: int, slots: int, cores: int) -> int:
@@ -141,8 +152,7 @@ def memory_limit_bytes(header: GgufHeader, context_tokens: int, slots: int, core
     """
     if not header.kv_bytes_per_token:
         return 0
-    context = context_tokens or min(header.context_tokens or CONTEXT_TOKENS_DEFAULT, CONTEXT_TOKENS_DEFAULT)
-    cache = header.kv_bytes_per_token * context * max(1, slots)
+    cache = header.kv_bytes_per_token * slot_tokens(header, context_tokens) * max(1, slots)
     return 2 * header.tensor_bytes + 2 * cache + LIBRARIES_BYTES + cores * THREAD_BYTES
 
 

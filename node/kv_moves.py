@@ -21,6 +21,7 @@ import grpc.aio
 from mesh.identity import NodeId
 from mesh.wire import engine_pb2, facts_pb2, mesh_pb2
 from node.engine_door import EngineDoor
+from node.engines import FIRST
 from node.errors import ExitCode, KithError
 from node.logs import log
 from node.rpc import to_kith_error
@@ -179,7 +180,8 @@ def kv_kind(agent: facts_pb2.AgentProfile) -> tuple[bytes, str] | None:
 
 
 def _exchanges(agent: facts_pb2.AgentProfile) -> bool:
-    return "kv" in agent.abilities and bool(agent.kv_layout) and bool(agent.model_sha256)
+    """Of a node with several models only the first one's engine does: it is always loaded."""
+    return agent.agent == FIRST and "kv" in agent.abilities and bool(agent.kv_layout) and bool(agent.model_sha256)
 
 
 def _kind(agent: facts_pb2.AgentProfile) -> tuple[bytes, str]:

@@ -54,6 +54,11 @@ FACT_BYTES_PER_S, FACT_BYTES_BURST = float(1 << 20), float(64 << 20)
 #: Bytes of blobs that are fetched for one peer which asks this node to hold them: the next fetch waits. Same threat.
 BLOB_BYTES_PER_S, BLOB_BYTES_BURST = float(16 << 20), float(256 << 20)
 
+#: Model files that are sent at once, in all and to one member; bytes a second to one. Threat: files of many gigabytes
+#: that are asked for again and again keep disk and link busy. The pace leaves room beside it on a gigabit link.
+MODELS_OUT_MAX, MODELS_OF_ONE_MAX = 4, 2
+MODEL_BYTES_PER_S, MODEL_BYTES_BURST = float(64 << 20), float(64 << 20)
+
 # The engine
 
 #: Requests of one caller that wait for the engine, and of all: an answer that comes after its asker has gone is waste.

@@ -10,6 +10,7 @@ import grpc.aio
 from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, Job
 from mesh.wire import facts_pb2, local_pb2, local_pb2_grpc, work_pb2
 from node.errors import ExitCode, KithError
+from node.model_service import ModelService
 from node.overview import node_infos, status_of
 from node.rpc import abort
 from node.stories import story_of
@@ -34,7 +35,7 @@ ALTERNATIVES_MAX = 20
 DRAIN_S = 10.0
 
 
-class LocalService(TrustService, local_pb2_grpc.LocalServicer):
+class LocalService(TrustService, ModelService, local_pb2_grpc.LocalServicer):
     def __init__(self, daemon: "Daemon") -> None:
         self._daemon = daemon
         self._replica = daemon.replica
@@ -47,16 +48,6 @@ class LocalService(TrustService, local_pb2_grpc.LocalServicer):
 
     async def Nodes(self, request: local_pb2.NodesRequest, context: Context) -> local_pb2.NodesReply:
         return local_pb2.NodesReply(nodes=node_infos(self._daemon))
-
-    async def ShowModel(self, request: local_pb2.ShowModelRequest, context: Context) -> local_pb2.ShowModelReply:
-        engine = self._daemon.engine
-        profile = self._replica.profiles.of(self._replica.me)
-        return local_pb2.ShowModelReply(
-            agents=profile.agents if profile else (),
-            path=str(self._daemon.model_path or ""),
-            engine=engine.loaded,
-            calibrated=engine.calibrated,
-        )
 
     async def Shutdown(self, request: local_pb2.ShutdownRequest, context: Context) -> local_pb2.ShutdownReply:
         running = self._daemon.worker.running

@@ -17,6 +17,7 @@ from node.errors import ExitCode, KithError
 from node.kv_moves import KvMoves
 from node.limits import HOPS_MAX
 from node.links import Links
+from node.models.sharing import ModelSharing
 from node.rpc import CLOCK_KEY, abort
 from node.store import Store
 from node.trust import Trust
@@ -24,13 +25,20 @@ from node.trust import Trust
 
 class MeshService(mesh_pb2_grpc.MeshServicer):
     def __init__(
-        self, links: Links, engine: EngineDoor, store: Store, trust: Callable[[], Trust], kv: KvMoves | None = None
+        self,
+        links: Links,
+        engine: EngineDoor,
+        store: Store,
+        trust: Callable[[], Trust],
+        kv: KvMoves | None = None,
+        models: ModelSharing | None = None,
     ) -> None:
         self._kv = kv
         self._links = links
         self._engine = engine
         self._store = store
         self._trust = trust
+        self._models = models or ModelSharing(list)
 
     async def Link(  # type: ignore[override]  # the stubs know handlers only as generators
         self,
@@ -47,7 +55,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
             who = caller_of(context).node_id
             if request.kv_holder and self._kv is not None:
                 await self._kv.bring(NodeId(request.kv_holder), request.request, request.kv_tokens)
-            async with contextlib.aclosing(self._engine.generate(who, request.request)) as events:
+            async with contextlib.aclosing(self._engine.of(request.agent).generate(who, request.request)) as events:
                 async for event in events:
                     yield event
         except KithError as error:
@@ -58,7 +66,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     ) -> engine_pb2.ScoreReply:
         await self._check_hops(request.hop_count, context)
         try:
-            return await self._engine.score(caller_of(context).node_id, request.request)
+            return await self._engine.of(request.agent).score(caller_of(context).node_id, request.request)
         except KithError as error:
             await abort(context, error)
 
@@ -67,7 +75,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     ) -> engine_pb2.EmbedReply:
         await self._check_hops(request.hop_count, context)
         try:
-            return await self._engine.embed(caller_of(context).node_id, request.request)
+            return await self._engine.of(request.agent).embed(caller_of(context).node_id, request.request)
         except KithError as error:
             await abort(context, error)
 
@@ -83,9 +91,12 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     async def FetchModel(
         self, request: mesh_pb2.FetchModelRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[mesh_pb2.BlobChunk]:
-        error = KithError("model-missing", "this node does not hold it", "Ask another one.", ExitCode.NOT_FOUND)
-        await abort(context, error)
-        yield mesh_pb2.BlobChunk()
+        try:
+            async with contextlib.aclosing(self._models.chunks(caller_of(context).node_id, request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except KithError as error:
+            await abort(context, error)
 
     async def FetchKv(
         self, request: mesh_pb2.FetchKvRequest, context: "grpc.aio.ServicerContext[Any, Any]"

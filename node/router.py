@@ -343,7 +343,7 @@ class Router:
     ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
         if self._kv is not None and route.kv_holder:
             await self._kv.bring(NodeId(route.kv_holder), request, route.kv_tokens)
-        async with contextlib.aclosing(self._engine.generate(who, request)) as events:
+        async with contextlib.aclosing(self._engine.of(route.agent.agent).generate(who, request)) as events:
             async for event in events:
                 yield event
 
@@ -398,7 +398,7 @@ class Router:
     ) -> engine_pb2.EmbedReply:
         """Raises `KithError`."""
         if route.agent.node_id == self._replica.me:
-            return await _in_time(self._engine.embed(who, request))
+            return await _in_time(self._engine.of(route.agent.agent).embed(who, request))
         stub = self._links.stub(NodeId(route.agent.node_id))
         if stub is None:
             raise _went_away(route)
@@ -410,7 +410,7 @@ class Router:
     ) -> engine_pb2.ScoreReply:
         """Raises `KithError`."""
         if route.agent.node_id == self._replica.me:
-            return await _in_time(self._engine.score(who, request))
+            return await _in_time(self._engine.of(route.agent.agent).score(who, request))
         stub = self._links.stub(NodeId(route.agent.node_id))
         if stub is None:
             raise _went_away(route)

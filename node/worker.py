@@ -40,8 +40,17 @@ class _Running:
 
 
 class Worker:
-    def __init__(self, engine: Engine, blobs: Blobs, post: Callable[[events.Event], None]) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        engine: Engine,
+        blobs: Blobs,
+        post: Callable[[events.Event], None],
+        pick: Callable[[str], Engine] | None = None,
+        steps: Callable[[], int] | None = None,
+    ) -> None:
+        """`pick` and `steps`: where the node has several engines, the one of an agent, and the steps of all."""
+        self._pick = pick or (lambda _agent: engine)
+        self._steps = steps or (lambda: engine.figures.steps)
         self._blobs = blobs
         self._post = post
         self._running: dict[TaskKey, _Running] = {}
@@ -69,11 +78,11 @@ class Worker:
 
     async def watch_steps(self) -> None:
         """Until cancelled: tell that what runs moves, while the engine does."""
-        steps = self._engine.figures.steps
+        steps = self._steps()
         while True:
             await asyncio.sleep(STEPS_EVERY_S)
-            if self._engine.figures.steps != steps:
-                steps = self._engine.figures.steps
+            if self._steps() != steps:
+                steps = self._steps()
                 for key, running in list(self._running.items()):
                     if not running.reads:
                         self._moved(key, None)
@@ -87,12 +96,13 @@ class Worker:
             replica=assign.task.replica,
             task_key=task_key(assign.task, [ref.sha256 for ref in assign.inputs]),
             agent=assign.agent,
-            model=self._engine.loaded.model if self._engine.loaded else "",
         )
         try:
+            engine = self._pick(assign.agent.agent)
+            finished.model = engine.loaded.model if engine.loaded else ""
             read = partial(self._read, self._running[key])
             inputs = [work_pb2.TaskResult.FromString(await read(ref)) for ref in assign.inputs]
-            result, usage = await run_task(assign.task, inputs, read, self._engine, partial(self._moved, key))
+            result, usage = await run_task(assign.task, inputs, read, engine, partial(self._moved, key))
             finished.result.CopyFrom(await self._blobs.put(to_bytes(result)))
             finished.usage.CopyFrom(usage)
             log("debug", f"{key.label} ran for {time.monotonic() - began:.1f} s")

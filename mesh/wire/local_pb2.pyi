@@ -1119,6 +1119,7 @@ class ShowModelReply(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     CALIBRATED_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     @_builtins.property
     def agents(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.AgentProfile]: ...
@@ -1126,6 +1127,10 @@ class ShowModelReply(_message.Message):
     def engine(self) -> _engine_pb2.EngineLoaded: ...
     @_builtins.property
     def calibrated(self) -> _engine_pb2.Calibrated: ...
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of all models of the node"""
+
     def __init__(
         self,
         *,
@@ -1133,14 +1138,129 @@ class ShowModelReply(_message.Message):
         path: _builtins.str = ...,
         engine: _engine_pb2.EngineLoaded | None = ...,
         calibrated: _engine_pb2.Calibrated | None = ...,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calibrated", b"calibrated", "engine", b"engine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "calibrated", b"calibrated", "engine", b"engine", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "calibrated", b"calibrated", "engine", b"engine", "path", b"path", "paths", b"paths"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShowModelReply: _TypeAlias = ShowModelReply  # noqa: Y015
+
+@_typing.final
+class PullModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """name, id, or the beginning of the id; empty: any that has it"""
+    model: _builtins.str
+    """name of the file or the model there"""
+    sha256: _builtins.bytes
+    """instead of a model's name, or what it must be"""
+    name: _builtins.str
+    """of the file here; empty: as it is called there"""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        model: _builtins.str = ...,
+        sha256: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "node", b"node", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullModelRequest: _TypeAlias = PullModelRequest  # noqa: Y015
+
+@_typing.final
+class PullModelEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    PULLED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___PullModelProgress: ...
+    @_builtins.property
+    def pulled(self) -> Global___PulledModel: ...
+    def __init__(
+        self,
+        *,
+        progress: Global___PullModelProgress | None = ...,
+        pulled: Global___PulledModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "pulled", b"pulled"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "pulled", b"pulled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "pulled"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___PullModelEvent: _TypeAlias = PullModelEvent  # noqa: Y015
+
+@_typing.final
+class PullModelProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    done_bytes: _builtins.int
+    size_bytes: _builtins.int
+    node_name: _builtins.str
+    def __init__(
+        self,
+        *,
+        done_bytes: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        node_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_bytes", b"done_bytes", "node_name", b"node_name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullModelProgress: _TypeAlias = PullModelProgress  # noqa: Y015
+
+@_typing.final
+class PulledModel(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    WAS_HERE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    name: _builtins.str
+    sha256: _builtins.bytes
+    size_bytes: _builtins.int
+    was_here: _builtins.bool
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        name: _builtins.str = ...,
+        sha256: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
+        was_here: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes", "was_here", b"was_here"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PulledModel: _TypeAlias = PulledModel  # noqa: Y015
 
 @_typing.final
 class ShutdownRequest(_message.Message):

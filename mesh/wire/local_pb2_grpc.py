@@ -99,6 +99,11 @@ class LocalStub:
                 request_serializer=mesh_dot_wire_dot_local__pb2.ShowModelRequest.SerializeToString,
                 response_deserializer=mesh_dot_wire_dot_local__pb2.ShowModelReply.FromString,
                 _registered_method=True)
+        self.PullModel = channel.unary_stream(
+                '/kith.mesh.v1.Local/PullModel',
+                request_serializer=mesh_dot_wire_dot_local__pb2.PullModelRequest.SerializeToString,
+                response_deserializer=mesh_dot_wire_dot_local__pb2.PullModelEvent.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/kith.mesh.v1.Local/Shutdown',
                 request_serializer=mesh_dot_wire_dot_local__pb2.ShutdownRequest.SerializeToString,
@@ -204,6 +209,13 @@ class LocalServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullModel(self, request, context):
+        """From another node into the user's model folder: progress, then what it became. The call's end ends the transfer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -299,6 +311,11 @@ def add_LocalServicer_to_server(servicer, server):
                     servicer.ShowModel,
                     request_deserializer=mesh_dot_wire_dot_local__pb2.ShowModelRequest.FromString,
                     response_serializer=mesh_dot_wire_dot_local__pb2.ShowModelReply.SerializeToString,
+            ),
+            'PullModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullModel,
+                    request_deserializer=mesh_dot_wire_dot_local__pb2.PullModelRequest.FromString,
+                    response_serializer=mesh_dot_wire_dot_local__pb2.PullModelEvent.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -672,6 +689,33 @@ class Local:
             '/kith.mesh.v1.Local/ShowModel',
             mesh_dot_wire_dot_local__pb2.ShowModelRequest.SerializeToString,
             mesh_dot_wire_dot_local__pb2.ShowModelReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kith.mesh.v1.Local/PullModel',
+            mesh_dot_wire_dot_local__pb2.PullModelRequest.SerializeToString,
+            mesh_dot_wire_dot_local__pb2.PullModelEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,8 @@ class LocalStub:
     AddKnowledge: _grpc.UnaryUnaryMultiCallable[_local_pb2.AddKnowledgeRequest, _local_pb2.AddKnowledgeReply]
     SearchKnowledge: _grpc.UnaryUnaryMultiCallable[_local_pb2.SearchKnowledgeRequest, _local_pb2.SearchKnowledgeReply]
     ShowModel: _grpc.UnaryUnaryMultiCallable[_local_pb2.ShowModelRequest, _local_pb2.ShowModelReply]
+    PullModel: _grpc.UnaryStreamMultiCallable[_local_pb2.PullModelRequest, _local_pb2.PullModelEvent]
+    """From another node into the user's model folder: progress, then what it became. The call's end ends the transfer."""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_local_pb2.ShutdownRequest, _local_pb2.ShutdownReply]
     Invite: _grpc.UnaryStreamMultiCallable[_local_pb2.InviteRequest, _local_pb2.InviteEvent]
     """First `opened`, then what happens, last "closed". The invite ends with the stream, unless it is detached: then the
@@ -76,6 +78,8 @@ class LocalAsyncStub(LocalStub):
     AddKnowledge: _aio.UnaryUnaryMultiCallable[_local_pb2.AddKnowledgeRequest, _local_pb2.AddKnowledgeReply]  # type: ignore[assignment]
     SearchKnowledge: _aio.UnaryUnaryMultiCallable[_local_pb2.SearchKnowledgeRequest, _local_pb2.SearchKnowledgeReply]  # type: ignore[assignment]
     ShowModel: _aio.UnaryUnaryMultiCallable[_local_pb2.ShowModelRequest, _local_pb2.ShowModelReply]  # type: ignore[assignment]
+    PullModel: _aio.UnaryStreamMultiCallable[_local_pb2.PullModelRequest, _local_pb2.PullModelEvent]  # type: ignore[assignment]
+    """From another node into the user's model folder: progress, then what it became. The call's end ends the transfer."""
     Shutdown: _aio.UnaryUnaryMultiCallable[_local_pb2.ShutdownRequest, _local_pb2.ShutdownReply]  # type: ignore[assignment]
     Invite: _aio.UnaryStreamMultiCallable[_local_pb2.InviteRequest, _local_pb2.InviteEvent]  # type: ignore[assignment]
     """First `opened`, then what happens, last "closed". The invite ends with the stream, unless it is detached: then the
@@ -179,6 +183,14 @@ class LocalServicer(metaclass=_abc_1.ABCMeta):
         request: _local_pb2.ShowModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_local_pb2.ShowModelReply, _abc.Awaitable[_local_pb2.ShowModelReply]]: ...
+
+    @_abc_1.abstractmethod
+    def PullModel(
+        self,
+        request: _local_pb2.PullModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_local_pb2.PullModelEvent], _abc.AsyncIterator[_local_pb2.PullModelEvent]]:
+        """From another node into the user's model folder: progress, then what it became. The call's end ends the transfer."""
 
     @_abc_1.abstractmethod
     def Shutdown(

@@ -125,7 +125,7 @@ class MeshServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchModel(self, request, context):
-        """The model file of an agent of the asked node; chunks as of FetchBlob. NOT_FOUND where it has no such file.
+        """A model file that the asked node serves or keeps; chunks as of FetchBlob. NOT_FOUND where it has no such file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class MeshStub:
     CountTokens: _grpc.UnaryUnaryMultiCallable[_engine_pb2.CountTokensRequest, _engine_pb2.CountTokensReply]
     Embed: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.EmbedCall, _engine_pb2.EmbedReply]
     FetchModel: _grpc.UnaryStreamMultiCallable[_mesh_pb2.FetchModelRequest, _mesh_pb2.BlobChunk]
-    """The model file of an agent of the asked node; chunks as of FetchBlob. NOT_FOUND where it has no such file."""
+    """A model file that the asked node serves or keeps; chunks as of FetchBlob. NOT_FOUND where it has no such file."""
     FetchKv: _grpc.UnaryStreamMultiCallable[_mesh_pb2.FetchKvRequest, _mesh_pb2.KvChunk]
     """What the asked node's engine holds of a prompt's beginning; chunks of at most 1 MiB, in order."""
     FetchBlob: _grpc.UnaryStreamMultiCallable[_mesh_pb2.FetchBlobRequest, _mesh_pb2.BlobChunk]
@@ -69,7 +69,7 @@ class MeshAsyncStub(MeshStub):
     CountTokens: _aio.UnaryUnaryMultiCallable[_engine_pb2.CountTokensRequest, _engine_pb2.CountTokensReply]  # type: ignore[assignment]
     Embed: _aio.UnaryUnaryMultiCallable[_mesh_pb2.EmbedCall, _engine_pb2.EmbedReply]  # type: ignore[assignment]
     FetchModel: _aio.UnaryStreamMultiCallable[_mesh_pb2.FetchModelRequest, _mesh_pb2.BlobChunk]  # type: ignore[assignment]
-    """The model file of an agent of the asked node; chunks as of FetchBlob. NOT_FOUND where it has no such file."""
+    """A model file that the asked node serves or keeps; chunks as of FetchBlob. NOT_FOUND where it has no such file."""
     FetchKv: _aio.UnaryStreamMultiCallable[_mesh_pb2.FetchKvRequest, _mesh_pb2.KvChunk]  # type: ignore[assignment]
     """What the asked node's engine holds of a prompt's beginning; chunks of at most 1 MiB, in order."""
     FetchBlob: _aio.UnaryStreamMultiCallable[_mesh_pb2.FetchBlobRequest, _mesh_pb2.BlobChunk]  # type: ignore[assignment]
@@ -125,7 +125,7 @@ class MeshServicer(metaclass=_abc_1.ABCMeta):
         request: _mesh_pb2.FetchModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_mesh_pb2.BlobChunk], _abc.AsyncIterator[_mesh_pb2.BlobChunk]]:
-        """The model file of an agent of the asked node; chunks as of FetchBlob. NOT_FOUND where it has no such file."""
+        """A model file that the asked node serves or keeps; chunks as of FetchBlob. NOT_FOUND where it has no such file."""
 
     @_abc_1.abstractmethod
     def FetchKv(

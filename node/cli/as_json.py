@@ -5,9 +5,12 @@ the wire contract to people's scripts. Hashes and ids are lower-case hex in full
 milliseconds since 1970 or seconds as the name says.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mesh.wire import common_pb2, facts_pb2, local_pb2, membership_pb2, work_pb2
+
+if TYPE_CHECKING:
+    from node.models.store import Entry
 
 STATE_OF_JOB = {
     local_pb2.JOB_STATE_OPEN: "open",
@@ -335,4 +338,25 @@ def model(message: local_pb2.ShowModelReply) -> dict[str, Any]:
         "system_info": engine.system_info,
         "prefill_tokens_per_s": message.calibrated.prefill_tokens_per_s,
         "decode_tokens_per_s": message.calibrated.decode_tokens_per_s,
+    }
+
+
+def stored(entry: "Entry", used: bool, served_here: bool) -> dict[str, Any]:
+    manifest = entry.manifest
+    return {
+        "name": entry.name,
+        "path": str(entry.path),
+        "bytes": manifest.size_bytes,
+        "sha256": manifest.sha256,
+        "model": manifest.model,
+        "parameters": manifest.parameters,
+        "quantization": manifest.quantization,
+        "architecture": manifest.architecture,
+        "trained_context_tokens": manifest.context_tokens,
+        "licence": manifest.licence,
+        "source": manifest.source,
+        "revision": manifest.revision,
+        "added_ms": manifest.added_ms,
+        "in_use": used,
+        "served_here": served_here,
     }

@@ -50,7 +50,11 @@ def up(
         int | None, typer.Option("--disk-budget", metavar="MIB", help="Most that jobs and copies may take on disk.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="A GGUF file; with --engine openai the model's name there.")
+        list[str] | None,
+        typer.Option("--model", help="A stored model, a GGUF file or hf://…; may be repeated. For openai: its name."),
+    ] = None,
+    memory_budget: Annotated[
+        int | None, typer.Option("--memory-budget", metavar="MIB", help="Most that all engines may take.")
     ] = None,
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="llama|xllamacpp|openai|echo", help="What generates.")
@@ -88,7 +92,9 @@ def up(
             "network": network,
             "disk_budget_mb": disk_budget,
             "engine": engine,
-            "model": model,
+            "model": model[0] if model else None,
+            "more_models": tuple(model[1:]) if model and len(model) > 1 else None,
+            "memory_budget_mb": memory_budget,
             "engine_url": engine_url,
             "slots": slots,
             "ctx": ctx_tokens,
@@ -199,7 +205,13 @@ def membership_warnings(now: local_pb2.StatusReply) -> list[str]:
 
 def _loading(config: NodeConfig) -> str:
     from node.models import has_default_model
+    from node.models.source import HubSource, is_hub, parse, pulled_from
+    from node.models.store import ModelStore
 
+    if is_hub(config.model):
+        source = parse(config.model)
+        if isinstance(source, HubSource) and pulled_from(source, ModelStore()) is None:
+            return f"engine starting: {source} is fetched; kith logs --follow shows how far it is"
     if config.model or has_default_model():
         return "engine starting: it loads the model and measures itself"
     return "engine starting: the default model is fetched once (98 MB); kith logs --follow shows how far it is"

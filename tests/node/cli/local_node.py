@@ -414,6 +414,17 @@ class LocalNode(local_pb2_grpc.LocalServicer):
             calibrated=engine_pb2.Calibrated(prefill_tokens_per_s=177.0, decode_tokens_per_s=51.2),
         )  # fmt: skip
 
+    def PullModel(
+        self, request: local_pb2.PullModelRequest, context: grpc.ServicerContext
+    ) -> Iterator[local_pb2.PullModelEvent]:
+        size = 1 << 30
+        for done in range(0, size + 1, size // 32):
+            at = local_pb2.PullModelProgress(done_bytes=done, size_bytes=size, node_name=request.node)
+            yield local_pb2.PullModelEvent(progress=at)
+        name = request.name or f"{request.model or request.sha256.hex()}.gguf"
+        pulled = local_pb2.PulledModel(path=f"/models/{name}", name=name, sha256=bytes(32), size_bytes=size)
+        yield local_pb2.PullModelEvent(pulled=pulled)
+
     def Shutdown(self, request: local_pb2.ShutdownRequest, context: grpc.ServicerContext) -> local_pb2.ShutdownReply:
         return local_pb2.ShutdownReply(running_tasks=2)
 

@@ -116,3 +116,13 @@ def test_relative_model_in_the_file_is_relative_to_the_file(tmp_path: Path) -> N
     assert load_config(tmp_path, {}, {}).model == str(tmp_path / "a.gguf")
     write(tmp_path, 'model = "gpt-oss"')
     assert load_config(tmp_path, {}, {}).model == "gpt-oss"
+
+
+def test_several_models(tmp_path: Path) -> None:
+    write(tmp_path, 'model = "a"\nmore_models = ["b", "./c.gguf"]\nmemory_budget_mb = 4000')
+    config = load_config(tmp_path, {}, {"KITH_MODELS": "/the/folder"})  # which is no setting
+    assert (config.model, config.more_models) == ("a", ("b", str(tmp_path / "c.gguf")))
+    assert config.memory_budget_mb == 4000
+    assert load_config(tmp_path, {"more_models": ("d",)}, {}).more_models == ("d",)
+    assert "need the engine llama" in wrong(tmp_path, given={"engine": "echo"}).message
+    assert "at most 15" in wrong(tmp_path, given={"more_models": ("x",) * 16}).message

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from node import models
 from node.errors import ExitCode, KithError
+from node.models import default as models
 
 MODEL = b"GGUF and then the weights" * 1000
 
@@ -62,20 +62,6 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
-
-
-def test_path_that_was_given_must_be_a_file(tmp_path: Path) -> None:
-    with pytest.raises(KithError, match="there is no model file") as caught:
-        models.resolve_model(str(tmp_path / "none.gguf"))
-    assert caught.value.exit_code == ExitCode.BAD_INPUT
-    with pytest.raises(KithError, match="is a folder"):
-        models.resolve_model(str(tmp_path))
-    (tmp_path / "some.gguf").write_bytes(b"x")
-    assert models.resolve_model(str(tmp_path / "some.gguf")) == tmp_path / "some.gguf"
-
-
-def test_no_path_means_the_default_model(folder: Path) -> None:
-    assert models.resolve_model("") == models.default_model_path() == folder / models.DEFAULT_FILE
 
 
 def test_default_model_is_fetched_once(folder: Path, index: Path) -> None:

