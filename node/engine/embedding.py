@@ -18,8 +18,8 @@ from node.engine import llama
 from node.engine.backend import Request
 from node.errors import ExitCode, KithError
 
-#: Tokens of one text, at most; it has to fit in one batch. Threat: a batch's buffers grow with its square.
-TEXT_TOKENS_MAX = 1024
+#: Tokens of one text, at most; it has to fit in one batch. Threat: a batch needs half a megabyte a token in buffers.
+TEXT_TOKENS_MAX = 512
 #: Tokens of a batch that more texts are put into: what is being written waits for it.
 BATCH_TOKENS = 128
 TEXTS_AT_ONCE = 16
