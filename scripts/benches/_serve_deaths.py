@@ -1,8 +1,9 @@
 """Death of the node that answers, in the middle of the answer; a part of `serve`.
 
 Node A has no model; B and C have it. The node that serves is killed (SIGKILL to the daemon; its engine goes with it)
-once 32 tokens have come; the other one knows nothing of the prompt until then, because the uninterrupted run that the
-text is compared with comes afterwards. Then the dead node is started again.
+once 32 tokens have come; the other one knows nothing of the prompt until then. The uninterrupted run that the text is
+compared with comes afterwards, on the node that died, started again: it has nothing cached either, so the two texts are
+computed alike up to the move.
 """
 
 import math
@@ -85,6 +86,8 @@ async def _deaths(daemons: list[Daemon], model: Path) -> dict[str, float]:
         if await _tells_logprobs(daemons[0], model):
             asked.request.logprobs, asked.request.top_logprobs = True, 5
         moved = await _heard(daemons, asked, kill=True)
+        await _up(daemons)
+        asked.node = moved.node  # started anew: it knows as little of the prompt as it did then
         whole = await _heard(daemons, asked)
         pauses.append(moved.pause_s)
         prompts.append(moved.prompt_tokens)
