@@ -32,8 +32,9 @@ BACKOFF_LAST = 10.0
 #: Tokens of the longest step of any back end (llama_loop.BATCH_TOKENS), for the watchdog.
 STEP_TOKENS = 128
 
-#: Memory of an engine for prefixes that fell out of the KV cache, and for those that other nodes send.
-SPILL_BYTES = 256 << 20
+#: Memory of an engine for prefixes that fell out of the KV cache, and for those that other nodes send: at most this,
+#: and at most this share of what is free when it starts.
+SPILL_BYTES_MAX, SPILL_SHARE = 256 << 20, 1 / 16
 
 #: More restarts than this within the window, and the engine is given up.
 RESTARTS_MAX = 6
@@ -203,7 +204,7 @@ class EngineProcess:
             config = self._config
             gguf.check_memory(header, config.ctx, config.slots)
             limit = gguf.memory_limit_bytes(header, config.ctx, config.slots, os.cpu_count() or 1)
-            self._model_limit_bytes = limit + SPILL_BYTES if limit else 0
+            self._model_limit_bytes = limit + SPILL_BYTES_MAX if limit else 0
 
     async def _bring_up(self) -> None:
         """A child that is ready, on the second attempt where the CPU's special units crash the first."""
@@ -258,7 +259,7 @@ class EngineProcess:
             echo_tokens_per_s=config.echo_tokens_per_s,
             key_env=config.engine_key_env,
             plain_kernels=self._plain_kernels,
-            spill_bytes=SPILL_BYTES,
+            spill_bytes=_spill_bytes(),
         )
 
     async def _supervise(self) -> None:
@@ -311,3 +312,8 @@ class EngineProcess:
             return False
         self._restarts.append(now)
         return True
+
+
+def _spill_bytes() -> int:
+    free = gguf.memory_available_bytes()
+    return SPILL_BYTES_MAX if free is None else min(SPILL_BYTES_MAX, int(free * SPILL_SHARE))
