@@ -33,8 +33,9 @@ BACKOFF_LAST = 10.0
 STEP_TOKENS = {"xllamacpp": 512}
 STEP_TOKENS_DEFAULT = 128
 
-#: Memory of an engine for prefixes that fell out of the KV cache, and for those that other nodes send.
-SPILL_BYTES = 256 << 20
+#: Memory of an engine for prefixes that fell out of the KV cache, and for those that other nodes send: at most this,
+#: and at most this share of what is free when it starts.
+SPILL_BYTES_MAX, SPILL_SHARE = 256 << 20, 1 / 16
 
 #: More restarts than this within the window, and the engine is given up.
 RESTARTS_MAX = 6
@@ -208,7 +209,7 @@ class EngineProcess:
             config = self._config
             gguf.check_memory(header, config.ctx, config.slots)
             limit = gguf.memory_limit_bytes(header, config.ctx, config.slots, os.cpu_count() or 1)
-            self._model_limit_bytes = limit + SPILL_BYTES if limit else 0
+            self._model_limit_bytes = limit + SPILL_BYTES_MAX if limit else 0
 
     async def _bring_up(self) -> None:
         """A child that is ready, on the second attempt where the CPU's special units crash the first."""
@@ -263,7 +264,7 @@ class EngineProcess:
             echo_tokens_per_s=config.echo_tokens_per_s,
             key_env=config.engine_key_env,
             plain_kernels=self._plain_kernels,
-            spill_bytes=SPILL_BYTES,
+            spill_bytes=_spill_bytes(),
             adapters=[_adapter(text) for text in config.adapters] if config.engine == "llama" else [],
         )
 
@@ -322,3 +323,8 @@ class EngineProcess:
 def _adapter(text: str) -> engine_pb2.Adapter:
     name, _, path = text.partition("=")
     return engine_pb2.Adapter(name=name, path=str(Path(path).expanduser()))
+
+
+def _spill_bytes() -> int:
+    free = gguf.memory_available_bytes()
+    return SPILL_BYTES_MAX if free is None else min(SPILL_BYTES_MAX, int(free * SPILL_SHARE))
