@@ -449,7 +449,8 @@ def capacity_of(agent: facts_pb2.AgentProfile) -> int:
 def _parts(request: engine_pb2.GenerateRequest, answer: bool = True) -> list[str]:
     """The prompt as `blocks_of` wants it. `answer`: with what of the answer is given."""
     parts = [f"{message.role}\0{message.content}" for message in request.messages] or [request.prompt]
-    parts[0] = f"{request.adapter}\0{request.tools_json}\0{parts[0]}"  # they change what is held of it
+    if request.adapter or request.tools_json:  # they change what is held of all of it
+        parts[0] = f"{request.adapter}\0{request.tools_json}\0{parts[0]}"
     if answer and request.continue_from:
         parts.append(f"assistant\0{request.continue_from}")
     return parts

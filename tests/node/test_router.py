@@ -104,7 +104,7 @@ def test_a_request_goes_only_where_it_can_be_served() -> None:
     assert world.router.choose(chat("x", adapter="law")).agent.node_id == ONE
     with pytest.raises(KithError) as caught:
         world.router.choose(chat("x", logprobs=True))
-    assert "a: it can not logprobs" in caught.value.message
+    assert "a: it can not tell log-probabilities" in caught.value.message
     world.loads[ONE] = membership_pb2.NodeLoad(engine_stalled=True)
     with pytest.raises(KithError, match="stands still"):
         world.router.choose(chat("x", tools_json="[]"))

@@ -114,7 +114,7 @@ async def test_a_hello_in_anothers_name_opens_no_link(besieged: Besieged, place:
 
 def test_the_calls_without_a_wrong_role_are_these() -> None:
     """Whatever is open to every member is so on purpose: asking for text, and having one's own certificate renewed."""
-    assert {rpc for rpc in METHODS if RPCS[rpc] == set(Role)} == {"Generate", "Score", "CountTokens", "Renew"}
+    assert {rpc for rpc in METHODS if RPCS[rpc] == set(Role)} == {"Generate", "Score", "CountTokens", "Embed", "Renew"}
 
 
 @pytest.mark.parametrize("rpc", sorted(METHODS))

@@ -117,4 +117,4 @@ def test_affinity_gives_way_to_a_queue() -> None:
 
 def test_an_agent_needs_all_abilities() -> None:
     task = TaskNeed("t", 1, 1, "chat", abilities=frozenset({"chat", "tools", "grammar"}))
-    assert why_not(AgentLoad("a", abilities=frozenset({"chat", "tools"})), task) == "it can not grammar"
+    assert why_not(AgentLoad("a", abilities=frozenset({"chat", "tools"})), task) == "it can not follow a grammar"

@@ -14,6 +14,7 @@ import pytest
 from mesh.wire import engine_pb2
 from node.config import NodeConfig
 from node.engine import process as process_module
+from node.engine.frames import FRAME_BYTES_MAX
 from node.engine.process import EngineProcess
 from node.errors import KithError
 from tests.node.engine.engines import PATIENCE, answer, ask, idle, running
@@ -151,7 +152,7 @@ async def test_cancelled_start_leaves_nothing_running(tmp_path: Path) -> None:
 async def test_request_that_no_frame_holds_is_refused() -> None:
     async with running() as watched:
         with pytest.raises(KithError) as caught:
-            await answer(watched.engine, ask("x" * 17_000_000))
+            await answer(watched.engine, ask("x" * (FRAME_BYTES_MAX + 1)))
         assert caught.value.code == "prompt-too-long"
         assert (await answer(watched.engine, ask("Still here.")))[0] == "Still here."
 
