@@ -175,7 +175,7 @@ def _print(advice: Advice, machine: Machine, served: list[local_pb2.NodeInfo], r
             seconds = _seconds(agent, kind)
             takes = f", such a task in {output.seconds(seconds)}" if seconds else ""
             print(output.one_line(f"In the mesh now: {agent.model} on {node.name}{takes}"))
-    print(output.dim(f"Facts of the list were checked on {read}; tiers are its own order, by the reports it names."))
+    print(output.dim(f"The list is of {read}; its tiers are our order of what to expect, no measurement."))
 
 
 def _row(one: Candidate, advice: Advice) -> tuple[str, ...]:

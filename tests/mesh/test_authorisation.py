@@ -24,7 +24,7 @@ def test_every_rpc_message_and_fact_has_a_row_and_nothing_else_has() -> None:
         (Role.ISSUER, RPCS.keys(), True),
         (Role.NODE, RPCS.keys() - {"TakeAuthority"}, True),
         (Role.WORKER, RPCS.keys() - {"TakeAuthority"}, False),
-        (Role.CLIENT, {"Generate", "Score", "CountTokens", "Renew"}, False),
+        (Role.CLIENT, {"Generate", "Score", "CountTokens", "Embed", "Renew"}, False),
     ],
 )
 def test_roles_and_their_rpcs(role: Role, rpcs: set[str], leads: bool) -> None:

@@ -62,7 +62,7 @@ async def test_what_can_not_be_done_is_refused_by_name(fields: dict[str, Any], p
 
 
 async def test_an_agent_that_does_not_embed() -> None:
-    async with mesh(agent("a", abilities=["chat"])).client() as client:
+    async with mesh(agent("a", abilities=("chat",))).client() as client:
         with pytest.raises(openai.BadRequestError, match="embed") as caught:
             await client.embeddings.create(model="kith", input="a")
     assert caught.value.param == "model"
