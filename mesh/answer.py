@@ -14,8 +14,8 @@ The next agent goes on from the tokens where its vocabulary is the same, else fr
 move is a pause.
 
 Does not: open streams, choose by cost (it asks `pick`), or read a clock. Not guaranteed: that text after a move is what
-the first agent would have said. Greedy text is, as far as both compute alike; sampled text is another draw, because the
-state of the sampler is lost with its process.
+the first agent would have said. Greedy text is, as far as both compute alike; so is sampled text where the engine draws
+each token from the seed and its place in the answer, as the llama one does. Elsewhere it is another draw.
 
 Source: hedged requests, Dean and Barroso, "The tail at scale" (2013).
 """
@@ -287,7 +287,8 @@ class Answer:
         known = self._ids_of if self._told else self._last.vocabulary
         rest = self._rest(False, now)
         while (choice := self._pick(rest, frozenset(without), self._last)) is not None:
-            same = bool(known) and choice.vocabulary == known
+            # A beginning that the client gave as text was never cut into tokens here.
+            same = bool(known) and choice.vocabulary == known and not (self._told and self._request.continue_from)
             if same or not self._request.continue_tokens:
                 return choice, self._rest(True, now) if same else rest
             without.add(choice.agent)  # the client's own tokens would mean something else there

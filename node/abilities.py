@@ -3,6 +3,7 @@
     chat         messages through the model's template
     generate     a prompt as it is
     continue     goes on exactly from a given beginning
+    continue_form  does so within a grammar or schema: others begin the form anew
     logprobs     tells log-probabilities of what it wrote
     tools        its template knows tools
     json_schema  holds an answer to a JSON schema
@@ -16,18 +17,24 @@ from collections.abc import Iterable
 
 from mesh.wire import engine_pb2
 
+#: Of the llama back end, whatever the model; "tools" and "kv" depend on it.
+LLAMA_ABILITIES = ("generate", "chat", "score", "embed", "grammar", "logprobs", "continue", "continue_form")
+
 #: Abilities that come with another one.
 _IMPLIED = {"grammar": frozenset({"json_schema"})}
 
 
 def needed(request: engine_pb2.GenerateRequest) -> frozenset[str]:
     """Every ability that an agent must have to answer the request as it is meant."""
+    continues = bool(request.continue_from or request.continue_tokens)
+    speaks_of_tools = any(message.tool_calls_json or message.role == "tool" for message in request.messages)
     wanted = {
         "chat": bool(request.messages),
         "generate": not request.messages,
-        "continue": bool(request.continue_from or request.continue_tokens),
+        "continue": continues,
+        "continue_form": continues and bool(request.json_schema or request.grammar),
         "logprobs": request.logprobs,
-        "tools": bool(request.tools_json),
+        "tools": bool(request.tools_json) or speaks_of_tools,
         "json_schema": bool(request.json_schema),
         "grammar": bool(request.grammar),
     }

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from mesh.wire import engine_pb2, facts_pb2
 from node import gguf
+from node.abilities import LLAMA_ABILITIES
 from node.config import NodeConfig
 from node.engine.api import Engine
 from node.engine.process import EngineProcess
@@ -229,7 +230,7 @@ class Engines:
             total = (self.first_bytes + wanted.needs_bytes) / 1e9
             why = f"with the first model it needs {total:.1f} GB, more than {self._budget_bytes / 1e9:.1f} GB"
             raise _not_ready(wanted, why, "Give the node a larger --memory-budget, or a node of its own.")
-        while self._taken() + wanted.needs_bytes > self._budget_bytes:
+        while self._taken_beside(wanted) + wanted.needs_bytes > self._budget_bytes:
             idle = [one for one in self.further.values() if one.up and not one.users and one is not wanted]
             if not idle:
                 await self._somebody_finished(wanted)
@@ -248,8 +249,10 @@ class Engines:
             error.retry_after_s = COME_AGAIN_S
             raise error from None
 
-    def _taken(self) -> int:
-        return self.first_bytes + sum(one.needs_bytes for one in self.further.values() if one.up)
+    def _taken_beside(self, wanted: Further) -> int:
+        """By all others: one that crashed is up until it is brought up again."""
+        others = [one for one in self.further.values() if one.up and one is not wanted]
+        return self.first_bytes + sum(one.needs_bytes for one in others)
 
     def _agent_name(self, path: Path) -> str:
         base = re.sub(r"[^a-z0-9._-]+", "-", path.name.lower().removesuffix(".gguf")).strip("-")[:48] or "model"
@@ -272,7 +275,8 @@ def planned(path: Path, header: gguf.GgufHeader, config: NodeConfig) -> engine_p
         quantization=header.quantization,
         context_tokens=gguf.slot_tokens(header, config.ctx),
         slots=config.slots,
-        abilities=["generate", "chat", "score"],
+        abilities=[*LLAMA_ABILITIES, *(["tools"] if "tools" in header.chat_template else [])],
+        adapters=[text.partition("=")[0] for text in config.adapters],
         licence=header.licence,
         architecture=header.architecture,
         vocabulary_size=header.vocabulary_size,

@@ -5,8 +5,8 @@ in milliseconds. The router names a holder where that is the cheaper by its cost
 what it holds, takes it in as a cached prefix, and then generates as always. It waits for it no longer than reading
 would take, and whatever goes wrong, it reads.
 
-Between members only, and only where model file and KV layout are the same. The bytes go to the engine's child process
-as they came: a member that sends others than it says can spoil answers, or end that process.
+Between members only, and only where model file and KV layout are the same. The engine's child process checks sizes and
+hashes, and takes numbers only (node/engine/kv_state.py): a member that sends wrong ones can spoil answers.
 
 Not guaranteed: that anything is saved. The holder's cache may have moved on.
 """

@@ -113,7 +113,7 @@ def bounded(request: engine_pb2.GenerateRequest, context_tokens: int) -> engine_
     capped = engine_pb2.GenerateRequest()
     capped.CopyFrom(request)
     capped.max_tokens = min(request.max_tokens or OUTPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX)
-    capped.priority = min(request.priority, PRIORITY_MAX)
+    capped.priority = max(0, min(request.priority, PRIORITY_MAX))
     capped.top_logprobs = min(request.top_logprobs, TOP_LOGPROBS_MAX) if request.logprobs else 0
     capped.useful_seconds = request.useful_seconds if 0 < request.useful_seconds < ANSWER_WITHIN_S else 0.0
     return capped

@@ -13,6 +13,7 @@ Does not: plan for others. Two routers that send to the same node learn of each 
 
 import asyncio
 import contextlib
+import re
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Collection, Hashable
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
 from node.kv_moves import MOVE_TOKENS_MIN, KvMoves, kv_kind
 from node.leader import agent_id, load_of
-from node.limits import ANSWER_WITHIN_S, DEADLINE_MARGIN_S
+from node.limits import ANSWER_WITHIN_S, DEADLINE_MARGIN_S, OUTPUT_TOKENS_MAX
 from node.links import Links
 from node.rpc import to_kith_error
 from solver.costs import AgentLoad, Cached, TaskNeed, cost_terms, rates, why_not
@@ -145,7 +146,7 @@ class Router:
         found: list[tuple[bool, float, str, Route]] = []
         reasons: list[str] = []
         agents = list(self._agents(model, node))
-        holders = self._holders(agents, blocks, need.prompt_tokens)
+        holders = self._holders(agents, blocks, need.prompt_tokens, without)
         for node_id, name, agent in agents:
             load = self._load(node_id, agent)
             ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)
@@ -274,7 +275,11 @@ class Router:
         return sum(one.agent == agent for one in self._under_way.values())
 
     def _holders(
-        self, agents: list[tuple[NodeId, str, facts_pb2.AgentProfile]], blocks: list[Block], prompt_tokens: int
+        self,
+        agents: list[tuple[NodeId, str, facts_pb2.AgentProfile]],
+        blocks: list[Block],
+        prompt_tokens: int,
+        without: Collection[str],
     ) -> list[tuple[NodeId, tuple[bytes, str], int]]:
         """Node, kind of KV and tokens of those that hold so much of the prompt that it is worth moving."""
         found = []
@@ -282,6 +287,8 @@ class Router:
             if (kind := kv_kind(agent)) is None or self._kv is None:
                 continue
             name = agent_id(node_id, agent.agent)
+            if name in without or self._replica.membership.load_of(node_id).engine_stalled:
+                continue  # who fell silent would be waited for
             tokens = int(prompt_tokens * self.prefixes.held(blocks, name, capacity_of(agent)))
             if tokens >= MOVE_TOKENS_MIN:
                 found.append((node_id, kind, tokens))
@@ -376,7 +383,7 @@ class Router:
         routes = []
         for node_id in sorted(self._replica.membership.view()):
             profile, load = self._replica.profiles.of(node_id), self._replica.membership.load_of(node_id)
-            if profile is None or load.draining or not _is(node_id, profile.name, node):
+            if profile is None or load.draining or load.engine_stalled or not _is(node_id, profile.name, node):
                 continue
             for agent in profile.agents:
                 if "embed" in agent.abilities and model in ("", agent.model):
@@ -435,7 +442,7 @@ def need_of(request: engine_pb2.GenerateRequest) -> TaskNeed:
     return TaskNeed(
         task_id="chat",
         prompt_tokens=int(characters / CHARACTERS_PER_TOKEN) + 1 + len(request.continue_tokens),
-        output_tokens=request.max_tokens or OUTPUT_TOKENS_GUESS,
+        output_tokens=min(request.max_tokens, OUTPUT_TOKENS_MAX) or OUTPUT_TOKENS_GUESS,
         ability="chat" if request.messages else "generate",
         abilities=needed(request),
     )
@@ -481,4 +488,6 @@ async def _answered(call: Awaitable[Reply], route: Route) -> Reply:
 
 
 def _is(node_id: str, name: str, wanted: str) -> bool:
+    if re.fullmatch("[0-9a-f]{32}", wanted):  # an id: whoever calls itself so is not meant
+        return node_id == wanted
     return not wanted or name == wanted or (len(wanted) >= 4 and node_id.startswith(wanted))

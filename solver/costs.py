@@ -119,6 +119,7 @@ _PHRASES = {
     "tools": "call tools",
     "kv": "move its cache",
     "continue": "go on from a given beginning",
+    "continue_form": "go on within a grammar or schema",
 }
 
 

@@ -8,6 +8,7 @@ in pure Python, with a limit on everything. What is read is the same notation (l
 Source: grammars/README.md of llama.cpp.
 """
 
+import bisect
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -31,10 +32,11 @@ _ESCAPED = frozenset('\\"[]-^/')
 class Characters:
     """A set of characters as inclusive, ascending, disjoint ranges of code points."""
 
-    ranges: tuple[tuple[int, int], ...]
+    ranges: tuple[tuple[int, int], ...]  # disjoint, in order
 
     def has(self, code_point: int) -> bool:
-        return any(low <= code_point <= high for low, high in self.ranges)
+        at = bisect.bisect_right(self.ranges, (code_point, LAST_CODE_POINT)) - 1
+        return at >= 0 and code_point <= self.ranges[at][1]
 
     def meets(self, low: int, high: int) -> bool:
         """Is any code point from `low` to `high` in the set?"""

@@ -23,6 +23,7 @@ from node.limits import GRAMMAR_CHARACTERS_MAX
 #: Threat: a schema of a few bytes that converts to gigabytes, or recurses until the interpreter gives up.
 DEPTH_MAX = 32
 NODES_MAX = 4000
+VISITS_MAX = 20_000  # of parts, by whatever ways references lead to them
 PROPERTIES_MAX = 100  # of one object; optional ones cost their square
 ENUM_MAX = 500
 PATTERN_CHARACTERS_MAX = 500
@@ -96,7 +97,9 @@ def _check(schema: Any) -> None:
 
 def _pattern(pattern: str) -> str:
     """A regular expression whose matches are JSON strings as they are, in the converter's dialect."""
-    longest = max([0, *map(int, re.findall(r"\d{1,9}", "".join(re.findall(r"\{[^}]*\}", pattern))))])
+    longest = 0
+    if len(pattern) <= PATTERN_CHARACTERS_MAX:
+        longest = max([0, *map(int, re.findall(r"\d{1,9}", "".join(re.findall(r"\{[^}]*\}", pattern))))])
     if len(pattern) > PATTERN_CHARACTERS_MAX or longest > REPEAT_MAX:
         raise _bad(f"a pattern has more than {PATTERN_CHARACTERS_MAX} characters or {REPEAT_MAX} repetitions")
 
@@ -155,7 +158,12 @@ def _library() -> Any:
                 self._rules[names[ref]] = body
             return names[ref]
 
+        visits = 0
+
         def visit(self, schema: Any, name: str) -> str:
+            self.visits += 1
+            if self.visits > VISITS_MAX:
+                raise _bad("its references make it too large")
             if schema is True or schema == {}:
                 return str(self._add_primitive("value", library.PRIMITIVE_RULES["value"]))
             if not isinstance(schema, dict):

@@ -148,6 +148,8 @@ class KvCache:
 
     def _take(self, slot: Slot) -> None:
         assert not slot.busy
+        if self._copied is not None and self._copied[0] == slot.id:
+            self._copied = None  # it is about to hold something else, maybe as long
         slot.busy = True
         self._uses += 1
         slot.last_used = self._uses

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mesh.wire import engine_pb2
 from node import gguf
+from node.abilities import LLAMA_ABILITIES
 from node.engine import llama
 from node.engine.adapters import Adapters
 from node.engine.backend import Outbox, Request, unsupported
@@ -26,8 +27,6 @@ from node.engine.template import ChatTemplate
 from node.engine.threads import choose as choose_threads
 from node.engine.threads import cores, other_engines
 from node.errors import KithError
-
-ABILITIES = ("generate", "chat", "score", "embed", "grammar", "logprobs", "continue")
 
 #: Rows of the first batch: enough for the kernels that work on many rows.
 WARM_UP_TOKENS = 16
@@ -79,7 +78,7 @@ class LlamaBackend:
             slots=slots,
             threads=threads,
             abilities=[
-                *ABILITIES,
+                *LLAMA_ABILITIES,
                 *(["tools"] if template.knows_tools else []),
                 *(["kv"] if self._kv.name else []),
             ],

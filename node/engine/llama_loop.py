@@ -179,14 +179,21 @@ class LlamaLoop:
             if seat.joins is None:
                 self._begin(seat)
 
-    def _join(self, seat: _Seat) -> None:
-        """Wait for another one, where it is about to read more of this prompt than can be had now."""
+    def _join(self, seat: _Seat, reading: bool = False) -> None:
+        """Wait for another one, where it is about to read more of this prompt than can be had now.
+
+        Args:
+            reading: only for one that has begun: among those that wait, two could wait for each other.
+        """
         if not self._context.divisible or not self._seats:
             return
         adapter, prompt = seat.work.adapter, seat.work.target[: seat.work.reuse_max]
-        alike = [one for one in self._seats if one.work.adapter == adapter]
+        alike = [one for one in self._seats if one.work.adapter == adapter and one is not seat]
+        if reading:
+            alike = [one for one in alike if one.slot is not None]
+        # What a scoring reads beyond its prompt, it takes back.
         length, other = max(
-            ((common_prefix(one.work.target, prompt), one) for one in alike),
+            ((common_prefix(one.work.target[: one.work.prompt_tokens], prompt), one) for one in alike),
             key=lambda pair: (pair[0], -pair[1].order),
             default=(0, None),
         )
@@ -206,7 +213,12 @@ class LlamaLoop:
             other = seat.joins
             if other is not None:
                 gone = other.work.done or other not in self._seats
-                if gone or (other.slot is not None and len(other.slot.held) >= seat.joins_at):
+                if gone:
+                    seat.joins = None
+                    self._join(seat, reading=True)
+                    if seat.joins is None:
+                        self._begin(seat)
+                elif other.slot is not None and len(other.slot.held) >= seat.joins_at:
                     self._begin(seat)
 
     def _leave(self, seat: _Seat) -> None:

@@ -24,6 +24,9 @@ from node.limits import TOP_LOGPROBS_MAX
 
 CONTINUATIONS_MAX = 256
 
+#: Of all vectors of one answer, which is one message between nodes. Threat: one that no frame holds ends the engine.
+EMBED_REPLY_BYTES_MAX = 3 << 20
+
 #: Grammars that are kept ready. Threat: a new one with every request.
 GRAMMARS_MAX = 16
 
@@ -122,7 +125,12 @@ class LlamaRequests:
         return ScoreWork(request, tokens, continuations)
 
     def embed(self, request: Request) -> EmbedWork:
-        texts = [self._model.tokenize(text, special=True, control=False) for text in request.command.embed.texts]
+        command = request.command.embed
+        most = EMBED_REPLY_BYTES_MAX // (4 * max(1, self._model.embedding_size))
+        if len(command.texts) > most:
+            message = f"one answer holds {most:,} vectors of this model, and {len(command.texts):,} texts are given"
+            raise KithError("bad-request", message, "Send them in several calls.", ExitCode.BAD_INPUT)
+        texts = [self._model.tokenize(text, special=True, control=False) for text in command.texts]
         return EmbedWork(request, texts, self._embedder)
 
     def _continuation(self, prompt: str, prompt_tokens: list[int], text: str) -> list[int]:

@@ -71,9 +71,13 @@ class Waiting(Generic[T]):
 
     def drop(self, unwanted: Callable[[T], bool]) -> list[T]:
         """Take out those that nobody wants any more."""
-        dropped = [entry.item for entry in self._entries if unwanted(entry.item)]
-        if dropped:
-            self._entries = [entry for entry in self._entries if not unwanted(entry.item)]
+        dropped, kept = [], []
+        for entry in self._entries:  # each is asked once: the answer may change meanwhile
+            if unwanted(entry.item):
+                dropped.append(entry.item)
+            else:
+                kept.append(entry)
+        self._entries = kept
         return dropped
 
     def too_late(self, now: float) -> list[T]:

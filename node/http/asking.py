@@ -8,12 +8,14 @@ from collections.abc import Hashable
 
 from mesh.replica import Replica
 from mesh.wire import engine_pb2
+from node.abilities import offered
 from node.errors import KithError
 from node.http.answering import Answering, Ask, routed
 from node.http.embeddings import owner_of
 from node.http.fields import Refused
 from node.http.naming import PANEL, Named, check_abilities, live_agents, resolve
 from node.http.panel import convened
+from node.limits import OUTPUT_TOKENS_MAX
 from node.router import CHARACTERS_PER_TOKEN, OUTPUT_TOKENS_GUESS, Router
 
 
@@ -43,7 +45,7 @@ def answered(router: Router, replica: Replica, ask: Ask, who: Hashable) -> Answe
 def _tell_of_tools(ask: Ask, named: Named) -> None:
     """Through the chat template, where one knows tools; a call that is required can be asked for in words too."""
     needed = ask.needs.keys() | {"tools"}
-    knows = any(needed <= set(one.agent.abilities) for one in named.agents)
+    knows = any(needed <= offered(one.agent.abilities) for one in named.agents)
     for request in ask.requests:
         if knows or not ask.tools.forced:
             request.tools_json = ask.tools.as_json()
@@ -67,7 +69,8 @@ def _say_first(request: engine_pb2.GenerateRequest, words: str) -> None:
 def _check_length(request: engine_pb2.GenerateRequest, named: Named) -> None:
     """Too long for everybody is the client's to change, and not worth a retry."""
     characters = len(request.prompt) + sum(len(message.content) for message in request.messages)
-    needed = int(characters / CHARACTERS_PER_TOKEN) + (request.max_tokens or OUTPUT_TOKENS_GUESS)
+    output = min(request.max_tokens, OUTPUT_TOKENS_MAX) or OUTPUT_TOKENS_GUESS
+    needed = int(characters / CHARACTERS_PER_TOKEN) + output
     most = max((one.agent.context_tokens or needed for one in named.agents), default=needed)
     if most < needed:
         raise Refused(

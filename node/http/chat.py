@@ -68,12 +68,12 @@ def apply_format(ask: Ask, request: engine_pb2.GenerateRequest, schema: str, par
         )
     if ask.tools.forced:
         request.json_schema = ask.tools.call_schema()
-        ask.needs["grammar"] = "tool_choice"
+        ask.needs["json_schema"] = "tool_choice"
     elif ask.tools.active:
         ask.needs["tools"] = "tools"
     elif schema:
         request.json_schema = schema
-        ask.needs["grammar"] = param
+        ask.needs["json_schema"] = param
 
 
 def choices_of(request: engine_pb2.GenerateRequest, n: int) -> list[engine_pb2.GenerateRequest]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from mesh.identity import NodeId
 from mesh.replica import Replica
 from mesh.wire import facts_pb2
+from node.abilities import offered
 from node.errors import ExitCode
 from node.http.fields import Refused
 
@@ -88,14 +89,14 @@ def check_abilities(named: Named, needs: Mapping[str, str]) -> None:
     if not named.agents:
         return  # the router says why
     for ability, param in needs.items():
-        if not any(ability in one.agent.abilities for one in named.agents):
+        if not any(ability in offered(one.agent.abilities) for one in named.agents):
             raise Refused(
                 f"{param} can not be honoured: no live agent of this name has the ability {ability!r}",
                 param,
                 "GET /v1/models tells what each can.",
                 "unsupported",
             )
-    if not any(needs.keys() <= set(one.agent.abilities) for one in named.agents):
+    if not any(needs.keys() <= offered(one.agent.abilities) for one in named.agents):
         raise Refused(
             f"no live agent has all of {', '.join(sorted(needs))}", next(iter(needs.values())), code="unsupported"
         )

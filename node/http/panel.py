@@ -80,7 +80,7 @@ def convened(router: Router, named: Named, ask: Ask, who: Hashable) -> Answering
     if ask.requests[0].json_schema and not options:
         raise Refused(
             "a panel answers in text, or with one of an enumeration",
-            ask.needs.get("grammar", "response_format"),
+            ask.needs.get("json_schema", "response_format"),
             code="unsupported",
         )
     seats = seated(router, named, ask.requests[0], who)

@@ -172,9 +172,16 @@ class PeerModels:
             progress(Step(file.tell(), size, peer))
 
     async def _write(self, file: IO[bytes], pending: bytearray) -> None:
-        with told_of_disk(self._store().folder):
-            await asyncio.to_thread(_write, file, bytes(pending))
+        """Whoever is cancelled in it leaves a thread that writes on: what it has must not be written once more."""
+        data = bytes(pending)
         pending.clear()
+        with told_of_disk(self._store().folder):
+            writing = asyncio.ensure_future(asyncio.to_thread(_write, file, data))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await writing
+                raise
 
 
 def _write(file: IO[bytes], data: bytes) -> None:

@@ -18,6 +18,11 @@ HELLO = engine_pb2.ChatMessage(role="user", content="Hi")
         (engine_pb2.GenerateRequest(prompt="Hi", max_tokens=3), {"generate"}),
         (engine_pb2.GenerateRequest(prompt="Hi", continue_from="x"), {"generate", "continue"}),
         (engine_pb2.GenerateRequest(messages=[HELLO], continue_tokens=[1]), {"chat", "continue"}),
+        (
+            engine_pb2.GenerateRequest(prompt="Hi", continue_tokens=[1], json_schema="{}"),
+            {"generate", "continue", "continue_form", "json_schema"},
+        ),
+        (engine_pb2.GenerateRequest(messages=[HELLO, engine_pb2.ChatMessage(role="tool")]), {"chat", "tools"}),
         (engine_pb2.GenerateRequest(messages=[HELLO], logprobs=True), {"chat", "logprobs"}),
         (engine_pb2.GenerateRequest(messages=[HELLO], tools_json="[]"), {"chat", "tools"}),
         (engine_pb2.GenerateRequest(messages=[HELLO], json_schema="{}"), {"chat", "json_schema"}),

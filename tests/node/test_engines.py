@@ -132,7 +132,7 @@ async def test_model_that_can_not_be_loaded_is_given_up(node: Node, monkeypatch:
 
 
 async def test_crashed_one_comes_back(node: Node) -> None:
-    one = node.add("A", 30)
+    one = node.add("A", 50)  # of 100, with 20 for the first: its own remains do not count beside it
     await one.start()
     before = one._process.pid
     await one._process.stop()  # as if its supervisor had given it up

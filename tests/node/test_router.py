@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from mesh.prefixes import blocks_of
 from mesh.wire import common_pb2, engine_pb2, facts_pb2, membership_pb2
 from node.engine_door import EngineDoor
 from node.errors import KithError
@@ -184,13 +185,41 @@ async def test_the_holder_is_asked_before_this_nodes_engine_reads() -> None:
     kv = {"abilities": ["chat", "kv"], "kv_layout": "f16", "model_sha256": bytes(32)}
     world.agent(ME, **kv)
     world.agent(ONE, **kv)
-    from mesh.prefixes import blocks_of
-
     world.router.prefixes.sent(blocks_of([f"user\0{LONG}"]), ONE + "/default", 2000)
     world.loads[ONE] = membership_pb2.NodeLoad(queued_prompt_tokens=9000)
     assert await said(world, chat(LONG)) == "yes"
     assert world.brought[0][0] == ONE
     assert world.brought[1] == ("told", 0), "the engine found nothing in its cache"
+
+
+def test_who_is_left_out_or_stands_still_is_not_asked_for_what_it_holds() -> None:
+    world = World()
+    kv = {"abilities": ["chat", "kv"], "kv_layout": "f16", "model_sha256": bytes(32)}
+    world.agent(ME, **kv)
+    world.agent(ONE, **kv)
+    world.router.prefixes.sent(blocks_of([f"user\0{LONG}"]), ONE + "/default", 2000)
+    world.loads[ONE] = membership_pb2.NodeLoad(queued_prompt_tokens=9000)
+    assert world.router.choose(chat(LONG)).kv_holder == ONE
+    [route] = world.router.routes(chat(LONG), without={ONE + "/default"})[0]
+    assert route.kv_holder == ""
+    world.loads[ONE] = membership_pb2.NodeLoad(engine_stalled=True)
+    assert world.router.choose(chat(LONG)).kv_holder == ""
+
+
+def test_an_id_is_nobodys_name() -> None:
+    world = World()
+    world.agent(ONE)
+    world.agent(TWO, prefill_tokens_per_s=1e6, decode_tokens_per_s=1e6)
+    world.profiles[TWO].name = ONE
+    assert world.router.choose(chat("x"), node=ONE).agent.node_id == ONE
+
+
+def test_what_is_written_at_most_is_what_needs_room() -> None:
+    world = World()
+    world.agent(ME, context_tokens=16_384)
+    request = chat("x")
+    request.max_tokens = 100_000
+    assert world.router.choose(request).agent.node_id == ME
 
 
 async def test_token_ids_reach_only_who_asked_for_them() -> None:

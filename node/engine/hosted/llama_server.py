@@ -139,6 +139,8 @@ class LlamaServer:
             body["n_probs"] = max(1, command.top_logprobs)
         if command.adapter:
             raise unsupported("openai", "use LoRA adapters")
+        if (command.grammar or command.json_schema) and (command.continue_tokens or command.continue_from):
+            raise unsupported("openai", "go on within a grammar or schema")
         if command.grammar:
             if len(command.grammar) > FORM_BYTES_MAX:
                 message = f"the grammar is longer than {FORM_BYTES_MAX:,} characters"

@@ -118,6 +118,8 @@ class OpenaiApi:
     def _add_form(self, body: dict[str, Any], command: engine_pb2.GenerateRequest) -> None:
         if command.adapter:
             raise unsupported("openai", "use LoRA adapters")
+        if (command.grammar or command.json_schema) and (command.continue_tokens or command.continue_from):
+            raise unsupported("openai", "go on within a grammar or schema")
         if command.grammar:
             if not self._vllm:
                 raise unsupported("openai", "follow a grammar with this server")

@@ -119,14 +119,25 @@ class Serving:
             raise KithError("bad-request", message, "Send other continuations.", ExitCode.BAD_INPUT)
 
     def _begin(self, request: Request) -> None:
-        self._running[request.id] = (request, self._loop.create_task(self._serve(request)))
+        if request.cancelled:
+            _say_cancelled(request)
+            return
+        task = self._loop.create_task(self._serve(request))
+        self._running[request.id] = (request, task)
+        # Not in the task: one that is cancelled before its first step runs none of its lines.
+        task.add_done_callback(lambda _: self._ended(request))
         if self._progress is not None and (self._watching is None or self._watching.done()):
             self._watching = self._loop.create_task(self._watch(self._progress))
 
     def _cancel_cancelled(self) -> None:
         for request, task in self._running.values():
-            if request.cancelled:
+            if request.cancelled and not task.cancelling():
                 task.cancel()
+
+    def _ended(self, request: Request) -> None:
+        del self._running[request.id]
+        if not request.over:
+            _say_cancelled(request)
 
     async def _watch(self, progress: Callable[[], Awaitable[int]]) -> None:
         """While requests run."""
@@ -155,18 +166,13 @@ class Serving:
                     self._stats.slots_busy -= 1
                     self._stats.busy_seconds += time.monotonic() - begun
         except asyncio.CancelledError:
-            if kind == "generate":
-                request.finished("cancelled", common_pb2.Usage())
-            else:
-                problem = common_pb2.Problem(code="cancelled", message="The request was cancelled.")
-                request.put(engine_pb2.EngineEvent(problem=problem), last=True)
+            _say_cancelled(request)
         except KithError as error:
             request.fail(error)
         except Exception as error:
             request.fail(KithError("engine-failed", f"the engine's client failed ({type(error).__name__})", ""))
         finally:
             request.flush()
-            del self._running[request.id]
 
     async def _work(self, request: Request, kind: str, queued_s: float) -> None:
         if kind == "calibrate":
@@ -267,3 +273,12 @@ async def calibrate(
     decode = (tokens - 1) / writing if writing > 1e-3 and tokens > 1 else tokens / reading
     assert math.isfinite(decode)
     return engine_pb2.Calibrated(prefill_tokens_per_s=prompt_tokens / reading, decode_tokens_per_s=decode)
+
+
+def _say_cancelled(request: Request) -> None:
+    if request.command.WhichOneof("command") == "generate":
+        request.finished("cancelled", common_pb2.Usage())
+    else:
+        problem = common_pb2.Problem(code="cancelled", message="The request was cancelled.")
+        request.put(engine_pb2.EngineEvent(problem=problem), last=True)
+    request.flush()

@@ -187,6 +187,17 @@ def test_what_can_not_be_converted_is_refused(schema: str, reason: str) -> None:
     assert len(caught.value.message) < 300
 
 
+def test_references_that_multiply_are_refused() -> None:
+    """Each definition names the next one twice: 2 to the power of 30 ways to the last."""
+    following = {
+        f"k{i}": {"properties": {"x": {"allOf": [{"$ref": f"#/$defs/k{i + 1}"}, {"$ref": f"#/$defs/k{i + 1}"}]}}}
+        for i in range(30)
+    }
+    schema = {"properties": {"x": {"$ref": "#/$defs/k0"}}, "$defs": following | {"k30": {"type": "object"}}}
+    with pytest.raises(KithError, match="too large"):
+        to_gbnf(json.dumps(schema))
+
+
 def test_a_reference_to_itself_is_refused_by_the_grammar() -> None:
     with pytest.raises(KithError) as caught:
         Grammar(to_gbnf('{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}'))

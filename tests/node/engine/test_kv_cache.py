@@ -145,3 +145,26 @@ def test_state_of_the_longest_beginning() -> None:
     assert found[0] == LONG
     cache.close(used(cache, memory, [7] * 40))
     assert cache.state_of(LONG[:30]) == found
+
+
+def test_a_state_that_was_read_of_a_slot_is_not_that_of_what_the_slot_holds_next() -> None:
+    """Three requests of one step: the second takes over the slot that the first copied from, with as many tokens."""
+    memory = Remembering()
+    cache = KvCache(memory, 4, 10_000)
+    cache.read_s_per_token = 1.0
+    length = 2 * COPY_TOKENS_MIN
+    first, second = LONG[:length], [7 + token for token in LONG[:length]]
+    cache.spill.put(second, bytearray(b"".join(token.to_bytes(2, "big") for token in second)))
+    slots = [cache.open([])[0] for _ in range(4)]
+    memory.feed(slots[0], first)
+    for number, slot in enumerate(slots[1:]):
+        memory.feed(slot, [number] * 4)
+    for slot in slots:
+        cache.close(slot)
+    cache.forget_copy()
+    cache.open([*first[:-4], 1])  # copies from the first slot
+    slots[0].last_used = 0  # the next to give way
+    taken, held = cache.open([*second, 2])
+    assert (taken, held) == (slots[0], length)
+    third, _ = cache.open([*second[:-2], 3])
+    assert memory.cells[third.id] == third.held

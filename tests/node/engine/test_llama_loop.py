@@ -218,6 +218,20 @@ def test_reader_cancelled_half_way_leaves_what_it_read(engine: Engine, alone: Al
     assert same(waiting, alone)
 
 
+def test_of_all_who_waited_for_a_cancelled_reader_one_reads_the_rest(engine: Engine, alone: Alone) -> None:
+    long = [(7907 * i) % 40_000 + 100 for i in range(200)]
+    reader, *waiting = [Probe([*long, number, 4]) for number in range(1, 4)]
+    for probe in (reader, *waiting):
+        engine.loop.add(probe)
+    engine.loop.step()
+    reader.request.cancelled = True
+    while not all(probe.done for probe in waiting):
+        engine.loop.step()
+    # Both had what the reader had; the rest of the common beginning is read once.
+    assert [probe.cached_tokens for probe in waiting] == [128, 200]
+    assert all(same(probe, alone) for probe in waiting)
+
+
 def test_random_traffic_gets_right_logits(model: llama.Model, alone: Alone) -> None:
     """Few slots, a small spill, prompts that share beginnings of many lengths, some cancelled: always as if alone."""
     draw = np.random.default_rng(7)

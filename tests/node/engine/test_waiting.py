@@ -124,3 +124,12 @@ def test_served_costs_stay_close_while_both_wait(requests: list[tuple[str, int]]
         left[item[0]] -= 1
         served[item[0]] += item[1]
         assert abs(served["a"] - served["b"]) <= 20
+
+
+def test_what_is_dropped_is_also_returned() -> None:
+    """A request that is cancelled between two looks would else be lost without an answer."""
+    waiting: Waiting[str] = Waiting()
+    waiting.add(entry("a", "a"))
+    answers = iter([False, True])
+    first = waiting.drop(lambda _: next(answers))
+    assert len(first) + len(drained(waiting)) == 1

@@ -32,14 +32,14 @@ def test_words_for_a_template_that_knows_no_tools_go_into_the_system_message() -
     mesh = Scripted([agent("a", abilities=("chat", "grammar"))])
     request = engine_pb2.GenerateRequest(messages=[engine_pb2.ChatMessage(role="system", content="Be brief.")])
     box = toolbox_of({"tools": TOOLS, "tool_choice": "required"})
-    said = asked(mesh, Ask([request], "kith", box, {"grammar": "tool_choice"})).messages[0].content
+    said = asked(mesh, Ask([request], "kith", box, {"json_schema": "tool_choice"})).messages[0].content
     assert said.startswith("Be brief.\n\nYou call a function")
 
 
 def test_an_agent_that_has_all_is_preferred_to_words() -> None:
     mesh = Scripted([agent("a", abilities=("chat", "tools")), agent("b", abilities=("chat", "grammar"))])
     box = toolbox_of({"tools": TOOLS, "tool_choice": "required"})
-    request = asked(mesh, Ask([talk("x")], "kith", box, {"grammar": "tool_choice"}))
+    request = asked(mesh, Ask([talk("x")], "kith", box, {"json_schema": "tool_choice"}))
     assert not request.tools_json, "who knows tools has no grammar"
     assert request.messages[0].role == "system"
 

@@ -39,6 +39,7 @@ def test_a_name_that_nobody_serves(name: str) -> None:
 def test_what_nobody_can_is_refused_by_its_field() -> None:
     everybody = resolve("kith", live_agents(MESH.replica()))
     check_abilities(everybody, {"tools": "tools", "grammar": "response_format"})
+    check_abilities(everybody, {"json_schema": "response_format"})  # comes with a grammar
     small = resolve("a/small", live_agents(MESH.replica()))
     with pytest.raises(Refused) as caught:
         check_abilities(small, {"tools": "tools"})

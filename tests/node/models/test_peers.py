@@ -2,10 +2,11 @@
 
 import asyncio
 import filecmp
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc.aio
 import pytest
@@ -30,6 +31,10 @@ SIZE = len(gguf_bytes("Big Model", ELEMENTS))
 
 def same(entry: Entry, content: Path) -> bool:
     return filecmp.cmp(entry.path, content, shallow=False)
+
+
+def begins(part: Path, content: Path) -> bool:
+    return content.read_bytes().startswith(part.read_bytes())
 
 
 class Node(MeshService):
@@ -161,6 +166,30 @@ async def test_cancelled_pull_goes_on_later(world: World, content: Path) -> None
     entry, _ = await world.models.pull([A], "Tiny-F32")
     assert world.nodes[A].offsets[-1] == size
     assert same(entry, content)
+
+
+async def test_a_pull_that_is_cancelled_while_it_writes_writes_nothing_twice(
+    world: World, content: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.give(A, content)
+    writing, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    real = peers_module._write
+
+    def slow(file: IO[bytes], data: bytes) -> None:
+        loop.call_soon_threadsafe(writing.set)
+        go_on.wait(10)
+        real(file, data)
+
+    monkeypatch.setattr(peers_module, "_write", slow)
+    pull = asyncio.create_task(world.models.pull([A], "Tiny-F32"))
+    await writing.wait()
+    pull.cancel()
+    loop.call_soon(go_on.set)
+    await asyncio.gather(pull, return_exceptions=True)
+    [(part, size)] = world.mine.unfinished()
+    assert 0 < size < SIZE
+    assert begins(part, content)
 
 
 async def test_changed_file_of_a_peer_is_not_taken(world: World, content: Path) -> None:

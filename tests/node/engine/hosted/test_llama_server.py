@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,16 @@ async def dialect(real: str) -> AsyncIterator[LlamaServer]:
 async def server() -> AsyncIterator[Told]:
     async with told_server() as one:
         yield one
+
+
+@pytest.mark.parametrize("form", [{"json_schema": "{}"}, {"grammar": 'root ::= "x"'}])
+@pytest.mark.parametrize("beginning", [{"continue_from": "{"}, {"continue_tokens": [1]}])
+def test_a_form_that_was_begun_elsewhere_is_not_begun_anew(form: Any, beginning: Any) -> None:
+    """The server would start the grammar at its own first token."""
+    with pytest.raises(KithError, match="within a grammar"):
+        LlamaServer(client_of("http://127.0.0.1:9"), "m").body(
+            engine_pb2.GenerateRequest(prompt="x", **form, **beginning), "x"
+        )
 
 
 def test_every_sampler_is_set() -> None:

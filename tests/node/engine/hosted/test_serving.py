@@ -1,13 +1,15 @@
 """Measuring a server from outside; the rest of serving is tested through the child, in test_openai.py."""
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
 
 import pytest
 
 from mesh.wire import engine_pb2
+from node.engine.backend import Outbox, Request
 from node.engine.hosted.dialect import Piece, estimate_prompt
-from node.engine.hosted.serving import CALIBRATION_TOKENS, calibrate
+from node.engine.hosted.serving import CALIBRATION_TOKENS, Serving, calibrate
 from node.errors import KithError
 
 
@@ -57,3 +59,28 @@ async def test_model_that_says_nothing_is_no_model() -> None:
 
     with pytest.raises(KithError, match="answers nothing"):
         await calibrate(generate)
+
+
+@pytest.mark.parametrize("when", ["before", "at once"])
+def test_a_request_that_is_cancelled_before_its_first_step_ends(when: str) -> None:
+    """A task that never began runs none of its lines: the request would be open, and the engine busy, for ever."""
+    serving = Serving("test")
+    sent: list[bytes] = []
+    ended: list[int] = []
+    command = engine_pb2.EngineCommand(id=7, generate=engine_pb2.GenerateRequest(prompt="x"))
+    request = Request(command, Outbox(sent.append), ended.append)
+
+    async def both() -> None:
+        request.cancelled = when == "before"
+        serving._begin(request)
+        request.cancelled = True
+        serving._cancel_cancelled()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    serving.run(both())
+    serving._loop.call_soon_threadsafe(serving._loop.stop)
+    next(thread for thread in threading.enumerate() if thread.name == "test").join(10)
+    serving._loop.close()
+    assert (ended, len(sent)) == ([7], 1)
+    assert not serving._running
