@@ -58,6 +58,7 @@ class JobChecks:
         self._started_under: dict[tuple[int, int], tuple[int, str]] = {}  # (host, life) → highest token
         self._refuses: dict[tuple[int, int], tuple[tuple[int, str], float]] = {}  # (host, life) → which leader, since
         self._places: dict[bytes, set[Place]] = {}  # job → its `submitted` facts
+        self.gone_for_good: set[bytes] = set()  # content whose only holder was lost
         self._held: dict[bytes, set[tuple[int, int]]] = {}  # job → (host, generation) that ever held it
         self._outcomes: dict[tuple[int, int, TaskKey], float] = {}  # when the engine had the result
         self._said: set[tuple[object, ...]] = set()
@@ -309,6 +310,8 @@ class JobChecks:
                 host for host in self.hosts
                 if ref.sha256 in host.disk.content.blobs and host.id not in self.checks.revoked
             ]  # fmt: skip
+            if ref.sha256 in self.gone_for_good and not any(host in live for host in holding):
+                continue
             if self._robbed() or any(host.disk.full_ever for host in self.hosts):
                 continue
             wanted = min(COPIES, len([host for host in live if host.stores]))

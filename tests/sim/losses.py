@@ -50,6 +50,9 @@ class Losses:
         victim = self.rng.choice(victims)
         self.checks.fault(victim, "is lost for good, at work")
         self.faults.dead.add(victim.index)
+        # What it made while it was cut off, and nobody else had yet, is lost with it (seed 312).
+        elsewhere = {sha256 for host in staying if host is not victim for sha256 in host.disk.content.blobs}
+        self.checks.jobs.gone_for_good |= victim.disk.content.blobs.keys() - elsewhere
         victim.crash(self.rng.choice([0.05, 8.0]))
 
     def _stays(self, host: Host) -> bool:
