@@ -24,7 +24,7 @@ MARKDOWN = "text/markdown"
 PLAIN = "text/plain"
 
 _CJK = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-_WORD = re.compile(rf"[{_CJK}]|(?:[^\W_{_CJK}]|_(?=\w))+(?:['’.,:-][^\W_{_CJK}]+)*")
+_WORD = re.compile(rf"[{_CJK}]|(?:[^\W_{_CJK}]|_+(?=[^\W_{_CJK}]))+(?:['’.,:-][^\W_{_CJK}]+)*")
 _END = re.compile(r"[.!?…]+[\"'”’»)\]*_`]*(?=\s|$)|[。！？｡．]+[”’」』）》】\"']*|…+[”’」』）》】]+|[।॥؟۔]+")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")

@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from solver.text import MARKDOWN, PLAIN, Outline, count_words, is_cjk, normalise, outline, plain, sentence_spans, words
@@ -135,6 +135,9 @@ def test_words_are_counted(text: str, expected: int) -> None:
 
 
 @given(st.text(max_size=80))
+@example("__")
+@example("_山")
+@example("a__b __c")
 def test_normalising_is_idempotent_and_counts_no_punctuation(text: str) -> None:
     once = normalise(text)
     assert normalise(once) == once
