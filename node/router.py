@@ -16,7 +16,7 @@ import contextlib
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Collection, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TypeVar
 
@@ -30,7 +30,7 @@ from mesh.rate import Rate
 from mesh.replica import Replica
 from mesh.wire import common_pb2, engine_pb2, facts_pb2, mesh_pb2
 from node import clock
-from node.abilities import needed, offered
+from node.abilities import needed
 from node.answering import Answering
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
@@ -257,7 +257,7 @@ class Router:
         own_lately = sum(agent == name for at, agent in self._ended if at > since)
         others = max(0, told.slots_busy - len(own) - own_lately)
         own_output = sum(one.output_tokens for one in own)
-        load = load_of(
+        return load_of(
             AgentState(
                 agent=common_pb2.AgentRef(node_id=node_id, agent=agent.agent),
                 profile=agent,
@@ -269,7 +269,6 @@ class Router:
                 draining=told.draining,
             )
         )
-        return replace(load, abilities=offered(load.abilities))
 
     def _open_at(self, agent: str) -> int:
         return sum(one.agent == agent for one in self._under_way.values())

@@ -106,5 +106,10 @@ class Backend(Protocol):
         """Figures of now. Called by the reader; must not block."""
 
 
+def cancelled() -> KithError:
+    """How a request ends that was cancelled and has no other way to say so."""
+    return KithError("cancelled", "the request was cancelled")
+
+
 def unsupported(backend: str, what: str) -> KithError:
     return KithError("bad-request", f"the {backend} engine can not {what}", "Use --engine llama for this.")

@@ -24,9 +24,9 @@ import sys
 import threading
 import traceback
 
-from mesh.wire import common_pb2, engine_pb2
+from mesh.wire import engine_pb2
 from node.engine import frames
-from node.engine.backend import REQUESTS_MAX, Backend, Outbox, Request, at_end
+from node.engine.backend import REQUESTS_MAX, Backend, Outbox, Request, at_end, cancelled
 from node.engine.installed import installed
 from node.errors import KithError
 
@@ -161,8 +161,7 @@ class _Child:
             self._backend = backend
             request.answer(engine_pb2.EngineEvent(loaded=loaded))
         elif request.cancelled:
-            problem = common_pb2.Problem(code="cancelled", message="The request was cancelled.")
-            request.answer(engine_pb2.EngineEvent(problem=problem))
+            request.fail(cancelled())
         elif self._backend is None:
             request.fail(KithError("engine-not-ready", "no model is loaded yet", "Wait until the node is ready."))
         else:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mesh.wire import common_pb2, engine_pb2
 from node.engine import llama
-from node.engine.backend import Request
+from node.engine.backend import Request, cancelled
 from node.errors import ExitCode, KithError
 
 #: Tokens of one text, at most; it has to fit in one batch. Threat: a batch needs half a megabyte a token in buffers.
@@ -146,7 +146,7 @@ class EmbedWork:
         return size
 
     def cancel(self) -> None:
-        self.fail(KithError("cancelled", "the request was cancelled"))
+        self.fail(cancelled())
 
     def fail(self, error: KithError) -> None:
         """End without an answer."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from mesh.wire import common_pb2, engine_pb2
 from node.engine import llama
-from node.engine.backend import Request
+from node.engine.backend import Request, cancelled
 from node.errors import KithError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Work(ABC):
 
     def cancel(self) -> None:
         """End early; the last event says so."""
-        self.fail(KithError("cancelled", "the request was cancelled"))
+        self.fail(cancelled())
 
     def fail(self, error: KithError) -> None:
         """End without an answer."""

@@ -29,6 +29,7 @@ from node.engine.hosted.client import HttpClient
 from node.engine.hosted.probe import Found, explore
 from node.engine.hosted.serving import Serving
 from node.engine.openai import context_of, loaded_of
+from node.engine.threads import cores
 from node.errors import ExitCode, KithError
 
 #: Tokens of one step, and so of the longest text that embeddings are made of.
@@ -59,7 +60,7 @@ class XllamacppBackend:
         slots = max(1, command.slots)
         trained = header.context_tokens or gguf.CONTEXT_TOKENS_DEFAULT
         wanted = command.context_tokens or min(trained, gguf.CONTEXT_TOKENS_DEFAULT)
-        threads = command.threads or _cores()
+        threads = command.threads or cores()
         path = _new_folder() / _SOCKET
         at_end.append(lambda: shutil.rmtree(path.parent, ignore_errors=True))
         key = secrets.token_urlsafe(32)
@@ -179,10 +180,3 @@ def _answers(path: Path) -> bool:
         except ConnectionRefusedError:
             return False
     return True
-
-
-def _cores() -> int:
-    """Cores that this process may use; a container or cpuset often allows fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

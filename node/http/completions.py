@@ -12,7 +12,7 @@ from node.errors import KithError
 from node.http.answering import Answering, Ask, Choice, Collected, Piece, add_usage, usage_of
 from node.http.chat import CHOICES_MAX, PRIORITY, choices_of
 from node.http.event_stream import ALIVE, DONE, Chunks, error_event, event
-from node.http.fields import Refused, flag, integer, listing, mapping, refuse, text
+from node.http.fields import Refused, flag, integer, mapping, refuse, text, texts
 from node.http.naming import ANY_MODEL
 from node.http.sampling import apply_sampling, tokens_max
 
@@ -129,18 +129,7 @@ def _envelope(model: str) -> dict[str, Any]:
 
 
 def _prompts(value: Any) -> list[str]:
-    if isinstance(value, str):
-        prompts = [text(value, "prompt")]
-    else:
-        given = listing(value, "prompt", PROMPTS_MAX)
-        if any(isinstance(one, int | list) for one in given):
-            raise Refused(
-                "prompt holds token ids, which mean something else to each model",
-                "prompt",
-                "Send the text.",
-                "unsupported",
-            )
-        prompts = [text(one, f"prompt[{i}]") for i, one in enumerate(given)]
+    prompts = texts(value, "prompt", PROMPTS_MAX)
     if not all(prompts):
         raise Refused("prompt is empty", "prompt")
     return prompts

@@ -14,7 +14,7 @@ from mesh.replica import Replica
 from mesh.wire import common_pb2, engine_pb2
 from node.errors import KithError
 from node.http.answering import add_usage
-from node.http.fields import Refused, integer, listing, text
+from node.http.fields import Refused, integer, text, texts
 from node.http.naming import ANY_MODEL, PANEL, Named, check_abilities, live_agents, resolve
 from node.router import Route, Router
 
@@ -25,7 +25,7 @@ BATCH = 64
 
 async def embeddings(router: Router, replica: Replica, body: dict[str, Any], who: Hashable) -> dict[str, Any]:
     """The body of the answer. Raises `KithError`."""
-    texts = _texts(body.get("input"))
+    inputs = _inputs(body.get("input"))
     encoding = body.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise Refused("encoding_format is neither float nor base64", "encoding_format")
@@ -36,8 +36,8 @@ async def embeddings(router: Router, replica: Replica, body: dict[str, Any], who
         raise _other_size(size)
     vectors: list[list[float]] = []
     usage = common_pb2.Usage()
-    for start in range(0, len(texts), BATCH):
-        request = engine_pb2.EmbedRequest(texts=texts[start : start + BATCH], owner=owner_of(who))
+    for start in range(0, len(inputs), BATCH):
+        request = engine_pb2.EmbedRequest(texts=inputs[start : start + BATCH], owner=owner_of(who))
         reply = await router.embed(route, request, who)
         if len(reply.vectors) != len(request.texts):
             raise KithError("engine-failed", "the engine gave another number of vectors than of texts", "Tell us.")
@@ -80,22 +80,12 @@ def _other_size(size: int) -> Refused:
     )
 
 
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, str):
-        texts = [text(value, "input")]
-    else:
-        given = listing(value, "input", TEXTS_MAX)
-        if any(isinstance(one, int | list) for one in given):
-            raise Refused(
-                "input holds token ids, which mean something else to each model",
-                "input",
-                "Send texts. In LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False).",
-                "unsupported",
-            )
-        texts = [text(one, f"input[{i}]") for i, one in enumerate(given)]
-    if not all(texts):
+def _inputs(value: Any) -> list[str]:
+    remedy = "Send texts. In LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False)."
+    inputs = texts(value, "input", TEXTS_MAX, remedy)
+    if not all(inputs):
         raise Refused("input holds an empty text", "input")
-    return texts
+    return inputs
 
 
 def _base64(vector: list[float]) -> str:

@@ -79,6 +79,16 @@ def text(value: Any, param: str) -> str:
     return value
 
 
+def texts(value: Any, param: str, most: int, remedy: str = "Send the text.") -> list[str]:
+    """One text, or a list of at most `most`."""
+    if isinstance(value, str):
+        return [text(value, param)]
+    given = listing(value, param, most)
+    if any(isinstance(one, int | list) for one in given):
+        raise Refused(f"{param} holds token ids, which mean something else to each model", param, remedy, "unsupported")
+    return [text(one, f"{param}[{i}]") for i, one in enumerate(given)]
+
+
 def number(body: Mapping[str, Any], key: str, default: float, least: float, most: float) -> float:
     value = body.get(key)
     if value is None:

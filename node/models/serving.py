@@ -13,7 +13,7 @@ from typing import IO
 
 from node import gguf
 from node.files import write_atomically
-from node.models.store import Entry, Manifest, ModelStore, file_sha256, hold
+from node.models.store import Entry, ModelStore, file_sha256, hold, manifest_of
 
 HASHES = ".hashes.json"
 HASHES_MAX = 256
@@ -60,16 +60,11 @@ class Serving:
             if known is not None and known.path == path and known.manifest.sha256:
                 return known
         header = gguf.read_header(path)
-        manifest = Manifest(
+        manifest = manifest_of(
+            header,
             sha256=known_sha256(path, self._store.folder),
             size_bytes=header.file_bytes,
             source=f"file:{path}",
-            licence=header.licence,
-            model=header.name,
-            architecture=header.architecture,
-            quantization=header.quantization,
-            parameters=header.parameters,
-            context_tokens=header.context_tokens,
         )
         return Entry(path, manifest)
 

@@ -18,9 +18,9 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from node import gguf
 from node.errors import ExitCode, KithError
@@ -54,6 +54,19 @@ class Manifest:
     parameters: int = 0
     context_tokens: int = 0  # trained
     added_ms: int = 0  # since 1970
+
+
+def manifest_of(header: gguf.GgufHeader, **known: Any) -> Manifest:
+    """What the file says of itself, and what is `known` beside it or better."""
+    said = Manifest(
+        licence=header.licence,
+        model=header.name,
+        architecture=header.architecture,
+        quantization=header.quantization,
+        parameters=header.parameters,
+        context_tokens=header.context_tokens,
+    )
+    return replace(said, **known)
 
 
 @dataclass(frozen=True)
@@ -212,18 +225,14 @@ class ModelStore:
             if not in_place:
                 part.unlink(missing_ok=True)
             raise KithError("bad-model", f"{name} is no model file: {error.message}", error.remedy, _BAD) from error
-        manifest = Manifest(
-            sha256,
-            part.stat().st_size,
-            origin.source,
-            origin.revision,
-            origin.licence or header.licence,
-            header.name,
-            header.architecture,
-            header.quantization,
-            header.parameters,
-            header.context_tokens,
-            time.time_ns() // 1_000_000,
+        manifest = manifest_of(
+            header,
+            sha256=sha256,
+            size_bytes=part.stat().st_size,
+            source=origin.source,
+            revision=origin.revision,
+            licence=origin.licence or header.licence,
+            added_ms=time.time_ns() // 1_000_000,
         )
         with told_of_disk(self.folder), self._locked():
             if not in_place:
@@ -266,16 +275,12 @@ class ModelStore:
         except KithError:
             return Entry(path, Manifest(size_bytes=size))
         known = path.name == default.DEFAULT_FILE and size == default.DEFAULT_BYTES
-        described = Manifest(
+        described = manifest_of(
+            header,
             sha256=default.DEFAULT_SHA256 if known else "",
             size_bytes=size,
             source=f"pypi:{default.REQUIREMENT}" if known else "",
             licence=header.licence or (default.DEFAULT_LICENCE if known else ""),
-            model=header.name,
-            architecture=header.architecture,
-            quantization=header.quantization,
-            parameters=header.parameters,
-            context_tokens=header.context_tokens,
         )
         return Entry(path, described)
 

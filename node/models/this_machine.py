@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node import gguf
+from node.engine.threads import cores
 
 MEASURE_SECONDS = 0.3
 #: Larger than the caches of one core's share.
@@ -47,12 +48,12 @@ class Machine:
 def this_machine(measured: Measured | None = None) -> Machine:
     """Takes a third of a second where nothing was measured."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = cores()
     return Machine(
-        cores=cores,
+        cores=usable,
         memory_bytes=memory,
         available_bytes=gguf.memory_available_bytes() or memory * 7 // 10,
-        read_bytes_per_s=0.0 if measured is not None else read_rate(min(cores, THREADS_MAX)),
+        read_bytes_per_s=0.0 if measured is not None else read_rate(min(usable, THREADS_MAX)),
         watts_max=watts_max(),
         measured=measured,
     )

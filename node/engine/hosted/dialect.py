@@ -7,7 +7,7 @@ and can do more. Which one a server speaks, and what of it it really does, is fo
 import json
 import math
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -152,6 +152,18 @@ def logprob_of(entry: dict[str, Any]) -> engine_pb2.TokenLogprob:
 def _finite(value: Any) -> float:
     """Servers send -9999 or null for "impossible"; JSON has no minus infinity."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else -9999.0
+
+
+async def vectors_of(texts: Sequence[str], ask: Callable[[list[str]], Awaitable[Any]]) -> tuple[list[list[float]], int]:
+    """As `unit_vectors`, of any number of texts; `ask` gets a part of them and gives the server's reply."""
+    vectors: list[list[float]] = []
+    tokens = 0
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        part = list(texts[start : start + TEXTS_AT_ONCE])
+        some, read = unit_vectors(await ask(part), len(part))
+        vectors += some
+        tokens += read
+    return vectors, tokens
 
 
 def unit_vectors(reply: Any, count: int) -> tuple[list[list[float]], int]:

@@ -19,13 +19,12 @@ from node.engine.backend import unsupported
 from node.engine.hosted.client import HttpClient
 from node.engine.hosted.dialect import (
     FORM_BYTES_MAX,
-    TEXTS_AT_ONCE,
     Piece,
     logprob_of,
     messages_of,
     read_json,
     read_schema,
-    unit_vectors,
+    vectors_of,
 )
 from node.errors import ExitCode, KithError
 
@@ -64,15 +63,10 @@ class LlamaServer:
                 yield piece
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
-        vectors: list[list[float]] = []
-        tokens = 0
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            part = list(texts[start : start + TEXTS_AT_ONCE])
-            reply = await self._client.post("/v1/embeddings", {"model": self._model, "input": part}, root=True)
-            some, read = unit_vectors(reply, len(part))
-            vectors += some
-            tokens += read
-        return vectors, tokens
+        async def ask(part: list[str]) -> Any:
+            return await self._client.post("/v1/embeddings", {"model": self._model, "input": part}, root=True)
+
+        return await vectors_of(texts, ask)
 
     async def score(self, command: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
         prompt = await self._rendered(command)

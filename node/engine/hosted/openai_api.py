@@ -17,14 +17,13 @@ from mesh.wire import engine_pb2
 from node.engine.backend import unsupported
 from node.engine.hosted.client import HttpClient
 from node.engine.hosted.dialect import (
-    TEXTS_AT_ONCE,
     Piece,
     estimate_tokens,
     logprob_of,
     messages_of,
     read_json,
     read_schema,
-    unit_vectors,
+    vectors_of,
 )
 
 #: Completions (not chat) give at most so many alternatives a token.
@@ -59,15 +58,11 @@ class OpenaiApi:
                 yield piece
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
-        vectors: list[list[float]] = []
-        tokens = 0
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            part = list(texts[start : start + TEXTS_AT_ONCE])
+        async def ask(part: list[str]) -> Any:
             body = {"model": self._model, "input": part, "encoding_format": "float"}
-            some, read = unit_vectors(await self._client.post("/embeddings", body), len(part))
-            vectors += some
-            tokens += read
-        return vectors, tokens
+            return await self._client.post("/embeddings", body)
+
+        return await vectors_of(texts, ask)
 
     async def score(self, command: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
         raise unsupported("openai", "score with this server")

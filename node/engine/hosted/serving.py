@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from mesh.wire import common_pb2, engine_pb2
-from node.engine.backend import Request, unsupported
+from node.engine.backend import Request, cancelled, unsupported
 from node.engine.hosted.dialect import Dialect, Piece, estimate_prompt, estimate_tokens
 from node.engine.hosted.places import Places
 from node.errors import ExitCode, KithError
@@ -278,7 +278,6 @@ async def calibrate(
 def _say_cancelled(request: Request) -> None:
     if request.command.WhichOneof("command") == "generate":
         request.finished("cancelled", common_pb2.Usage())
+        request.flush()
     else:
-        problem = common_pb2.Problem(code="cancelled", message="The request was cancelled.")
-        request.put(engine_pb2.EngineEvent(problem=problem), last=True)
-    request.flush()
+        request.fail(cancelled())
