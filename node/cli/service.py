@@ -195,10 +195,10 @@ def membership_warnings(now: local_pb2.StatusReply) -> list[str]:
             f"this node's certificate ended {output.seconds(-left_s)} ago: no member talks to it until an issuer "
             "renews it (is the clock right?)"
         )
-    if mesh.role == "issuer" and mesh.issuers <= 1 and not mesh.backed_up_ms:
+    if mesh.role == "issuer" and mesh.issuers <= 1:
+        remedy = "kith promote NODE" if mesh.backed_up_ms else "kith ca backup FILE, and kith promote NODE"
         warnings.append(
-            "this node alone holds the CA key: without it nobody can be let in, cut off or renewed "
-            "(kith ca backup FILE, or kith promote NODE)"
+            f"this node alone holds the CA key: while it is away nobody can be let in, cut off or renewed ({remedy})"
         )
     return warnings
 

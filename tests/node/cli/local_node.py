@@ -183,6 +183,7 @@ class LocalNode(local_pb2_grpc.LocalServicer):
         self.chat_problem: KithError | None = None
         self.certificate_ends_ms = int((time.time() + 20 * 86_400 + 1800) * 1000)
         self.issuers = 2
+        self.backed_up_ms = 0
 
     def _fail(self, context: grpc.ServicerContext, error: KithError) -> None:
         context.set_trailing_metadata(((PROBLEM_KEY, error.to_wire().SerializeToString()),))
@@ -217,6 +218,7 @@ class LocalNode(local_pb2_grpc.LocalServicer):
                 role="issuer",
                 certificate_ends_ms=self.certificate_ends_ms,
                 issuers=self.issuers,
+                backed_up_ms=self.backed_up_ms,
             ),
         )
 

@@ -27,7 +27,10 @@ def test_status_says_which_mesh_and_what_may_end_it(kith: Kith, local_node: Loca
     mesh = kith("status", "--json").json["mesh"]
     assert (mesh["mesh_id"], mesh["role"], mesh["issuers"], mesh["backed_up_ms"]) == ("5" * 32, "issuer", 2, None)
     local_node.issuers = 1
-    assert "kith ca backup FILE, or kith promote NODE" in kith("status").out
+    assert "kith ca backup FILE, and kith promote NODE" in kith("status").out
+    local_node.backed_up_ms = 1_000
+    out = kith("status").out  # a backup brings the key back; until then nobody is renewed
+    assert "renewed (kith promote NODE)" in out
     local_node.certificate_ends_ms = 1000
     out = kith("status").out
     assert "certificate has ended" in out
