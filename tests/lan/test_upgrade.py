@@ -1,43 +1,23 @@
 """An upgrade from an earlier release keeps a node's data: its directory is used as it is, then enters a mesh.
 
-previous/ holds the wheel of a release that spoke plain text. It runs with the dependencies of this environment. Such a
-node and one of this release do not link, and could never meet: it bound loopback or a test network only.
+The release is one that spoke plain text. Such a node and one of this release do not link, and could never meet: it
+bound loopback or a test network only.
 """
-
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
 
 import pytest
 
 from scripts.daemons import Daemon
 from scripts.workload import agreed, completed, standing, submit, up
 from tests.lan.conftest import LanFactory
+from tests.lan.releases import unpacked
 
 pytestmark = [pytest.mark.lan, pytest.mark.slow, pytest.mark.timeout(240)]
-
-WHEELS = Path(__file__).parent / "previous"
 
 
 @pytest.fixture(scope="module")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which `node` is the previous release's."""
-    [wheel] = WHEELS.glob("kithmesh-*.whl")
-    folder = tmp_path_factory.mktemp("previous")
-    with zipfile.ZipFile(wheel) as content:
-        content.extractall(folder)
-    environment = {"PYTHONPATH": str(folder)}
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        "import node, mesh, solver; print(node.__file__, mesh.__file__, solver.__file__)",
-    ]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-    assert len(found) == 3
-    assert all(Path(file).is_relative_to(folder) for file in found)
-    return environment
+    """The environment in which `node` is the release that spoke plain text."""
+    return unpacked("0.1.0", tmp_path_factory.mktemp("previous"))
 
 
 async def test_nodes_of_an_earlier_release_are_upgraded_in_place_and_keep_all_jobs(
