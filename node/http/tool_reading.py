@@ -145,7 +145,7 @@ def _calls_in(text: str, names: frozenset[str]) -> list[Call]:
 def _call_of(value: Any, names: frozenset[str]) -> Call | None:
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
-    if not isinstance(value, dict) or value.get("name") not in names:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or value["name"] not in names:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
@@ -155,4 +155,9 @@ def _call_of(value: Any, names: frozenset[str]) -> Call | None:
             return None
     if not isinstance(arguments, dict):
         return None
-    return Call(value["name"], json.dumps(arguments, ensure_ascii=False))
+    try:
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        written.encode()
+    except ValueError:  # NaN, or half of a surrogate pair: no JSON that a client could read
+        return None
+    return Call(value["name"], written)
