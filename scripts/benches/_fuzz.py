@@ -2,18 +2,20 @@
 
 KITH_BENCH_FUZZ_INPUTS chooses another number, KITH_BENCH_SEED another seed. One in a hundred goes to the doors of a
 running node, through real sockets. `fuzz_crashes` counts exceptions that no caller expects, and nodes that are not well
-afterwards; the first of each kind is printed with its seed. `fuzz_growth_mb`: memory of this process after the inputs, less
-that after a tenth of them.
+afterwards; the first of each kind is printed with its seed. `fuzz_growth_mb`: memory of this process after the inputs,
+less that after a tenth of them.
 """
 
 import asyncio
 import gc
+import logging
 import tempfile
 from pathlib import Path
 
 import psutil
 
 from mesh.certificates import Role
+from node import logs
 from node.credentials import Credentials
 from scripts.benches import size
 from scripts.daemons import Daemon, end_all
@@ -33,6 +35,7 @@ def figures() -> dict[str, float]:
     crashes: list[str] = []
     inputs, first_rss = 0, 0
     me = psutil.Process()
+    logs.logger.addHandler(logging.NullHandler())  # refusals by the thousand, as they should be
     with tempfile.TemporaryDirectory(prefix="kith-bench-") as name:
         folder = Path(name)
         while inputs < wanted - at_doors:
