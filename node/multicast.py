@@ -4,8 +4,9 @@ python-zeroconf gives up all interfaces for one that refuses, so each is asked f
 It also believes whatever name a packet gives to an instance. A name of another type raises when it is looked up, in a
 handler, and stays in the browser's queue to raise again with every later packet; a label that was no UTF-8 grows while
 it is read, and the browser never asks again when it fails to write it. So one packet would end discovery: `instance`
-takes plain names only, and removes others from the cache. Library limits: `::1` does not work; link-local IPv6 needs a
-zone.
+takes plain names only, and removes others from the cache; and a question that can not be written with the answers that
+the cache knows is sent without them (they only save others from answering: RFC 6762, section 7.1). Library limits:
+`::1` does not work; link-local IPv6 needs a zone.
 """
 
 import ipaddress
@@ -14,8 +15,9 @@ import socket
 import struct
 from collections.abc import Sequence
 from logging import Logger
+from typing import Any
 
-from zeroconf import IPVersion, Zeroconf
+from zeroconf import DNSOutgoing, Error, IPVersion, Zeroconf
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from node.interfaces import Interface
@@ -24,6 +26,23 @@ _GROUP_4 = socket.inet_pton(socket.AF_INET, "224.0.0.251")
 _GROUP_6 = socket.inet_pton(socket.AF_INET6, "ff02::fb")
 _LABEL = re.compile(r"[!-~]{1,63}")
 _PTR, _IN = 12, 1
+
+
+class Speaker(Zeroconf):
+    """Sends whatever can be sent: no record that a stranger put into the cache keeps a question from being asked."""
+
+    def async_send(self, out: DNSOutgoing, *args: Any, **named: Any) -> None:
+        try:
+            super().async_send(out, *args, **named)
+        except (Error, ValueError):
+            bare = DNSOutgoing(out.flags, out.multicast, out.id)
+            for question in out.questions:
+                bare.add_question(question)
+            try:
+                if bare.questions:
+                    super().async_send(bare, *args, **named)
+            except (Error, ValueError):
+                return  # asks for a name that is none
 
 
 def open_multicast(interfaces: Sequence[Interface], log: Logger) -> AsyncZeroconf | None:
@@ -41,7 +60,7 @@ def open_multicast(interfaces: Sequence[Interface], log: Logger) -> AsyncZerocon
     if not four and not six:
         return None
     version = IPVersion.All if four and six else IPVersion.V6Only if six else IPVersion.V4Only
-    return AsyncZeroconf(interfaces=[*four, *six], ip_version=version)
+    return AsyncZeroconf(zc=Speaker(interfaces=[*four, *six], ip_version=version))
 
 
 def instance(zeroconf: Zeroconf, service_type: str, name: str) -> AsyncServiceInfo | None:

@@ -257,7 +257,7 @@ async def test_sockets_that_are_refused_are_a_reason_and_no_exception(monkeypatc
     def refuse(**_: object) -> None:
         raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr(multicast, "AsyncZeroconf", refuse)
+    monkeypatch.setattr(multicast, "Speaker", refuse)
     node = Discovery("n", 7001, ["127.0.0.1"], [LOOPBACK], lambda host, port: None, LOG, MESH)
     assert await node.start() == "multicast DNS can not be used here: Address already in use"
     await node.stop()

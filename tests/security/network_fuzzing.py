@@ -26,6 +26,7 @@ from node.joining import advert
 from node.joining.door import Door, OpenInvite
 from node.joining.exchange import JoinerSide, Kind, frame
 from node.joining.throwaway_tls import client_context
+from node.multicast import Speaker
 from node.paths import NodePaths
 from tests.security.odd_input import EDGES, Rng, mutated, nearly
 
@@ -70,7 +71,7 @@ class Heard:
         loop.run(self._start())
 
     async def _start(self) -> None:
-        self._zeroconf = AsyncZeroconf(interfaces=["127.0.0.1"], unicast=True)
+        self._zeroconf = AsyncZeroconf(zc=Speaker(interfaces=["127.0.0.1"], unicast=True))
         await self._zeroconf.zeroconf.async_wait_for_start()
         self._found: list[tuple[str, int]] = []
         found = self._found
