@@ -22,11 +22,10 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 
 from mesh.wire import engine_pb2
 from node.engine import frames
-from node.engine.backend import REQUESTS_MAX, Backend, Outbox, Request, at_end, cancelled
+from node.engine.backend import REQUESTS_MAX, Backend, Outbox, Request, at_end, broke, cancelled
 from node.engine.installed import installed
 from node.errors import KithError
 
@@ -143,10 +142,8 @@ class _Child:
                 self._serve_one(request)
             except KithError as error:
                 request.fail(error)
-            except Exception as error:  # the message is left out: it could quote a prompt
-                _print_frames(error)
-                what = f"the engine process failed inside ({type(error).__name__})"
-                request.fail(KithError("engine-failed", what, "The node's log says where; please report it."))
+            except Exception as error:
+                request.fail(broke(error))
 
     def _serve_one(self, request: Request) -> None:
         if request.command.WhichOneof("command") == "load":
@@ -172,11 +169,6 @@ class _Child:
             self._sock.sendall(block)
         except OSError:  # the daemon is gone; there is nobody left to tell
             os._exit(0)
-
-
-def _print_frames(error: BaseException) -> None:
-    frames_text = "".join(traceback.format_tb(error.__traceback__))
-    print(f"{type(error).__name__} at\n{frames_text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
