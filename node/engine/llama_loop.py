@@ -97,6 +97,7 @@ class LlamaLoop:
         self._calls: list[Callable[[KvCache], None]] = []  # guarded by _changed
         self._slots = slots
         self._seats: list[_Seat] = []  # in order of admission
+        self._in_hand = 0  # calls and embeddings that this step is at
         self._admissions = 0
         self._stats = engine_pb2.EngineStats()
         self._woken = False
@@ -138,7 +139,7 @@ class LlamaLoop:
         stats = engine_pb2.EngineStats()
         stats.CopyFrom(self._stats)
         stats.slots_busy = len(self._seats)
-        stats.queue_length = len(self._waiting) + len(self._embeds)
+        stats.queue_length = len(self._waiting) + len(self._embeds) + len(self._calls) + self._in_hand
         return stats
 
     def run(self) -> None:
@@ -182,8 +183,10 @@ class LlamaLoop:
     def _answer_calls(self) -> None:
         with self._changed:
             calls, self._calls = self._calls, []
+            self._in_hand = len(calls)
         for call in calls:
             call(self._cache)
+            self._in_hand -= 1
 
     def _admit(self) -> None:
         while len(self._seats) < self._slots:
@@ -252,14 +255,16 @@ class LlamaLoop:
         """One batch of the first request for embeddings; the next request is next."""
         with self._changed:
             work = self._embeds.popleft() if self._embeds else None
+            self._in_hand = 0 if work is None else 1
         if work is None:
             return
         if work.request.cancelled:
             _guarded(work, work.cancel)
         else:
             self._stats.prompt_tokens_processed += _guarded(work, work.step) or 0
-        if not work.done:
-            with self._changed:
+        with self._changed:
+            self._in_hand = 0
+            if not work.done:
                 self._embeds.append(work)
 
     def _fill_batch(self) -> None:

@@ -327,6 +327,28 @@ def test_an_error_in_one_request_ends_that_one_alone(
         assert "log" in broken.problem.remedy
 
 
+def test_embeddings_and_calls_under_way_count_as_work(model: llama.Model) -> None:
+    """Otherwise the watchdog takes an engine that hangs in one of them for an idle one."""
+    engine = Engine(model, slots=1)
+    seen: list[int] = []
+
+    class Looking(Embedder):
+        def embed(self, texts: Sequence[list[int]]) -> list[list[float]]:
+            seen.append(engine.loop.stats().queue_length)
+            return super().embed(texts)
+
+    request = Request(engine_pb2.EngineCommand(embed=engine_pb2.EmbedRequest()), Outbox(lambda _: None), lambda _: None)
+    work = EmbedWork(request, [[5, 6, 7]] * 20, Looking(model, CONTEXT_TOKENS, 1))
+    engine.loop.add_embed(work)
+    engine.loop.call(lambda _: seen.append(engine.loop.stats().queue_length))
+    assert engine.loop.stats().queue_length == 2
+    while not work.done:
+        engine.loop.step()
+    assert seen == [2, 1, 1]
+    assert engine.loop.stats().queue_length == 0
+    engine.context.close()
+
+
 def test_an_operating_error_of_a_request_is_told_as_it_is(engine: Engine) -> None:
     broken = Broken("take", KithError("bad-grammar", "too hard", "Simplify it."), prompt(7))
     engine.run(broken)
