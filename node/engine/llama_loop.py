@@ -277,6 +277,7 @@ class LlamaLoop:
                 continue
             seat.count = min(len(seat.work.target) - len(seat.slot.held), room)
             room -= seat.count
+        self._adapters.filled(self._context.batch_tokens - room)
         self._context.clear_batch()
         for slot, seat in self._seated():
             begin = len(slot.held)
