@@ -10,7 +10,8 @@ stream ends it at once, whatever its other threads do. The first command is `loa
 problem. Commands after it are answered as each back end can.
 
 Threads: this module's main thread reads and does nothing else; a worker hands requests to the back end; the back end
-has threads of its own. The figures say of both whether they get on, so that the daemon sees where one hangs. Not guaranteed: an orderly end. Nothing here is worth saving.
+has threads of its own. The figures say of both whether they get on, so that the daemon sees where one hangs. Not
+guaranteed: an orderly end. Nothing here is worth saving.
 """
 
 import ctypes

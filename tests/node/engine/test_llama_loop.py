@@ -367,7 +367,9 @@ def test_an_error_in_embeddings_ends_that_request_alone(model: llama.Model, capf
     embedder = BrokenEmbedder(model, CONTEXT_TOKENS, 1)
     works = []
     for texts in ([[5, 6, 7]], [[5, 6]]):
-        request = Request(engine_pb2.EngineCommand(embed=engine_pb2.EmbedRequest()), Outbox(events.append), lambda _: None)
+        request = Request(
+            engine_pb2.EngineCommand(embed=engine_pb2.EmbedRequest()), Outbox(events.append), lambda _: None
+        )
         works.append(EmbedWork(request, texts, embedder))
         engine.loop.add_embed(works[-1])
     for _ in range(2):
