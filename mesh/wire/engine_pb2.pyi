@@ -1004,6 +1004,8 @@ class EngineStats(_message.Message):
     BUSY_SECONDS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    PREPARING_FIELD_NUMBER: _builtins.int
+    PREPARED_FIELD_NUMBER: _builtins.int
     slots_busy: _builtins.int
     queue_length: _builtins.int
     tokens_generated: _builtins.int
@@ -1013,6 +1015,10 @@ class EngineStats(_message.Message):
     """grows while the engine makes progress; a busy engine whose steps stand still is hung"""
     cached_tokens: _builtins.int
     """prompt tokens that a cached prefix saved"""
+    preparing: _builtins.int
+    """requests that are read and checked, or wait for it, before they come into the queue"""
+    prepared: _builtins.int
+    """those that were; stands still while some are being prepared only where that hangs"""
     def __init__(
         self,
         *,
@@ -1023,10 +1029,12 @@ class EngineStats(_message.Message):
         busy_seconds: _builtins.float = ...,
         steps: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        preparing: _builtins.int = ...,
+        prepared: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "cached_tokens", b"cached_tokens", "prompt_tokens_processed", b"prompt_tokens_processed", "queue_length", b"queue_length", "slots_busy", b"slots_busy", "steps", b"steps", "tokens_generated", b"tokens_generated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "cached_tokens", b"cached_tokens", "prepared", b"prepared", "preparing", b"preparing", "prompt_tokens_processed", b"prompt_tokens_processed", "queue_length", b"queue_length", "slots_busy", b"slots_busy", "steps", b"steps", "tokens_generated", b"tokens_generated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

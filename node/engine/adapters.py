@@ -1,7 +1,8 @@
 """LoRA adapters: small files that change what a loaded model says. Loaded with the model, named by a request.
 
-llama.cpp sets adapters for a whole context, so requests with different ones can not share a batch: they take turns,
-step by step. What a sequence holds was computed under its adapter and is of no use under another.
+llama.cpp sets adapters for a whole context, so requests with different ones can not share a batch: they take turns. A
+change makes the library plan its computation anew, so a turn lasts some steps where others wait, and no longer than one
+part of a prompt takes. What a sequence holds was computed under its adapter and is of no use under another.
 
 An adapter's file is from a stranger as a model's is: its header is read with bounds before the library sees it.
 """
@@ -18,6 +19,8 @@ from node.errors import ExitCode, KithError
 #: Adapters of a model. Threat: each is a file that is kept in memory.
 ADAPTERS_MAX = 32
 NAME_CHARACTERS_MAX = 64
+#: Steps of a turn while others wait, and rows: whichever comes first.
+TURN_STEPS, TURN_ROWS = 8, 128
 
 
 class Adapters:
@@ -29,6 +32,7 @@ class Adapters:
             raise _bad(f"{len(wanted)} adapters are more than {ADAPTERS_MAX}")
         self._loaded: dict[str, tuple[object, float]] = {}
         self._now = ""
+        self._steps = self._rows = 0  # of this turn, since others wait
         for one in wanted:
             if not 0 < len(one.name) <= NAME_CHARACTERS_MAX or one.name in self._loaded:
                 raise _bad(f"the name {one.name[:NAME_CHARACTERS_MAX]!r} is empty, too long or there twice")
@@ -52,13 +56,24 @@ class Adapters:
             raise KithError("bad-request", message, "Name one that the node has.", ExitCode.BAD_INPUT)
 
     def turn(self, context: llama.Context, asked: Set[str]) -> str:
-        """Set the next of the adapters that are asked for, in a circle, and return it; empty: none."""
+        """Whose turn the step is, of the adapters that are asked for: the one that is set, till its turn ends; then the
+        next one in a circle, which is set. Empty: none."""
+        if asked == {self._now}:
+            self._steps = self._rows = 0
+        if self._now in asked and self._steps < TURN_STEPS and self._rows < TURN_ROWS:
+            self._steps += 1
+            return self._now
+        self._steps, self._rows = 1, 0
         ring = ["", *self._loaded]
         begin = ring.index(self._now) + 1
         chosen = next(name for name in ring[begin:] + ring[:begin] if name in asked)
         if chosen != self._now:
             self._set(context, chosen)
         return chosen
+
+    def filled(self, rows: int) -> None:
+        """The step has so many rows."""
+        self._rows += rows
 
     def _set(self, context: llama.Context, name: str) -> None:
         lib = llama.lib

@@ -6,7 +6,9 @@ A `Request` is a command that is being answered. It is made by the reader when t
 Threads: the reader makes requests and sets `cancelled`; one worker calls `submit`; a back end replies from any thread.
 """
 
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Protocol
 
@@ -109,6 +111,15 @@ class Backend(Protocol):
 def cancelled() -> KithError:
     """How a request ends that was cancelled and has no other way to say so."""
     return KithError("cancelled", "the request was cancelled")
+
+
+def broke(error: BaseException) -> KithError:
+    """How a request ends in which something failed that nobody expected. Logs where, without the error's message: it
+    could quote a prompt."""
+    frames_text = "".join(traceback.format_tb(error.__traceback__))
+    print(f"{type(error).__name__} at\n{frames_text}", file=sys.stderr, flush=True)
+    what = f"the engine process failed inside ({type(error).__name__})"
+    return KithError("engine-failed", what, "The node's log says where; please report it.")
 
 
 def unsupported(backend: str, what: str) -> KithError:

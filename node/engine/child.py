@@ -10,7 +10,8 @@ stream ends it at once, whatever its other threads do. The first command is `loa
 problem. Commands after it are answered as each back end can.
 
 Threads: this module's main thread reads and does nothing else; a worker hands requests to the back end; the back end
-has threads of its own. Not guaranteed: an orderly end. Nothing here is worth saving.
+has threads of its own. The figures say of both whether they get on, so that the daemon sees where one hangs. Not
+guaranteed: an orderly end. Nothing here is worth saving.
 """
 
 import ctypes
@@ -22,11 +23,10 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 
 from mesh.wire import engine_pb2
 from node.engine import frames
-from node.engine.backend import REQUESTS_MAX, Backend, Outbox, Request, at_end, cancelled
+from node.engine.backend import REQUESTS_MAX, Backend, Outbox, Request, at_end, broke, cancelled
 from node.engine.installed import installed
 from node.errors import KithError
 
@@ -105,6 +105,8 @@ class _Child:
         self._requests: dict[int, Request] = {}  # alive; written by the reader, removed from by any thread
         self._work: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._backend: Backend | None = None
+        self._taken = 0  # requests that the worker was given; written by the reader
+        self._prepared = 0  # those that it is done with; written by the worker
 
     def run(self) -> None:
         """Until the stream ends."""
@@ -123,13 +125,17 @@ class _Child:
             return
         request = Request(command, self._outbox, self._forget)
         if kind == "stats" and self._backend is not None:
-            request.answer(engine_pb2.EngineEvent(stats=self._backend.stats()))
+            stats = self._backend.stats()
+            stats.prepared = self._prepared
+            stats.preparing = self._taken - stats.prepared
+            request.answer(engine_pb2.EngineEvent(stats=stats))
         elif kind is None or kind == "stats":
             request.fail(KithError("bad-request", "the engine process does not know this command", ""))
         elif len(self._requests) >= REQUESTS_MAX:
             request.fail(KithError("busy", f"{REQUESTS_MAX} requests are already open", "Try again later."))
         else:
             self._requests[request.id] = request
+            self._taken += 1
             self._work.put(request)
 
     def _forget(self, request_id: int) -> None:
@@ -143,10 +149,9 @@ class _Child:
                 self._serve_one(request)
             except KithError as error:
                 request.fail(error)
-            except Exception as error:  # the message is left out: it could quote a prompt
-                _print_frames(error)
-                what = f"the engine process failed inside ({type(error).__name__})"
-                request.fail(KithError("engine-failed", what, "The node's log says where; please report it."))
+            except Exception as error:
+                request.fail(broke(error))
+            self._prepared += 1
 
     def _serve_one(self, request: Request) -> None:
         if request.command.WhichOneof("command") == "load":
@@ -172,11 +177,6 @@ class _Child:
             self._sock.sendall(block)
         except OSError:  # the daemon is gone; there is nobody left to tell
             os._exit(0)
-
-
-def _print_frames(error: BaseException) -> None:
-    frames_text = "".join(traceback.format_tb(error.__traceback__))
-    print(f"{type(error).__name__} at\n{frames_text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

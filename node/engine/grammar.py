@@ -9,11 +9,17 @@ llama.cpp's own grammar sampler does the same without bounds: `root ::= "a" root
 "a"` costs it six seconds for the eighth character and ten times more for each that follows, and left recursion behind
 a rule that may be empty never ends. Here both are refused: at once, or when the text gets there.
 
-Thread-safe between `Grammar`'s making and use, not in use: one thread owns all matchers of a grammar.
+Cost is counted in steps and not by a clock: each answer has a `Budget`, which every token fills up by a little, and an
+answer that spends it ends with an error. Only what was not remembered costs. Memory is bounded as well: a grammar that
+remembers much remembers nothing new.
+
+Any threads may use a grammar at once: what was read of it never changes, what it remembers is added under a lock, and
+what belongs to one answer is in its `Matcher`, which one thread at a time may use.
 """
 
 import codecs
 import hashlib
+import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -30,12 +36,18 @@ if TYPE_CHECKING:
 WAYS_MAX = 1024
 #: Steps from one state to the terminals that may follow. Threat: left recursion, which has no end.
 STEPS_MAX = 8192
-#: The same, over all rules, when a grammar is made.
+#: The same, over all rules, when a grammar is made, and over the whole of an answer that is gone on with.
 MAKING_STEPS_MAX = 500_000
+RESUMING_STEPS_MAX = 1_000_000
+#: Steps (about 2 µs each) that a token may take in the mean, and how many an answer may save up; more where the
+#: vocabulary is large, of which two entries are a step. Threat: a grammar that takes a second for every token, while
+#: everybody waits.
+TOKEN_STEPS, TOKENS_SAVED = 25_000, 10
 #: Places on all stacks that were ever seen. Threat: memory, where the nesting has no end.
 PLACES_MAX = 200_000
-#: States that are kept with what each character does to them, and tokens in the lists that are kept with states.
-STATES_MAX, LISTED_MAX = 20_000, 4_000_000
+#: What one grammar may remember, bytes as estimated below: states, what characters do to them, and lists of tokens.
+REMEMBERED_BYTES_MAX = 32 << 20
+_PLACE_BYTES, _STATE_BYTES, _MOVE_BYTES = 250, 300, 120
 #: Characters that may come next, and steps through the vocabulary, so few that working all tokens out is cheap.
 FEW_CHARACTERS, FEW_STEPS = 64, 1000
 
@@ -89,6 +101,22 @@ def _decode(data: bytes) -> tuple[str, bytes] | None:
     return text, data[length:]
 
 
+class Budget:
+    """Steps that may still be taken. `spent`: what to say where there are none."""
+
+    __slots__ = ("_spent", "left")
+
+    def __init__(self, left: int, spent: str = "it is too ambiguous: it takes too many steps to follow it") -> None:
+        self.left = left
+        self._spent = spent
+
+    def spend(self, steps: int) -> None:
+        """Raises `KithError` (`bad-grammar`) where they are more than is left."""
+        self.left -= steps
+        if self.left < 0:
+            raise bad_grammar(self._spent)
+
+
 class State:
     """All ways in which the text so far can go on. `places`: of `Grammar`."""
 
@@ -115,32 +143,39 @@ class Grammar:
         self._places: list[tuple[int, int]] = [(0, 0)]
         self._numbers: dict[tuple[int, int], int] = {(0, 0): _END}
         self._states: dict[tuple[int, ...], State] = {}
-        self._listed = 0
-        self._steps = 0
+        self._remembered = 0
+        self._lock = threading.Lock()  # guards places, numbers, states and what is remembered
+        budget = Budget(MAKING_STEPS_MAX, "its rules refer to each other in too many ways")
         for rule in range(len(rules)):
-            self._settle([self._place(first, _END) for first in self._rules[rule]])
-            if self._steps > MAKING_STEPS_MAX:
-                raise bad_grammar("its rules refer to each other in too many ways")
-        self.start = self._state([self._place(first, _END) for first in self._rules[root]])
+            self._settle([self._place(first, _END) for first in self._rules[rule]], budget)
+        self.start = self._state([self._place(first, _END) for first in self._rules[root]], budget)
         if not self.start.places:
             raise bad_grammar("there is no text that follows it")
 
     @property
     def full(self) -> bool:
         """So much was remembered that a new one should take its place."""
-        return len(self._places) > PLACES_MAX // 2 or len(self._states) > STATES_MAX
+        return len(self._places) > PLACES_MAX // 2 or self._remembered > REMEMBERED_BYTES_MAX // 2
 
-    def move(self, state: State, character: str) -> State | None:
+    @property
+    def bytes_kept(self) -> int:
+        """About what it takes in memory."""
+        return self._remembered + _PLACE_BYTES * (len(self._places) + len(self._elements))
+
+    def move(self, state: State, character: str, budget: Budget) -> State | None:
         """After one more character; None: it does not fit. Raises `KithError` (`bad-grammar`)."""
         code_point = ord(character)
-        nexts = []
-        for place in state.places:
-            node, rest = self._places[place]
-            element = self._elements[node]
-            if place != _END and isinstance(element, Characters) and element.has(code_point):
-                nexts.append(self._place(self._after[node], rest))
-        found = self._state(nexts) if nexts else None
-        state.moves[character] = found
+        budget.spend(len(state.places))
+        with self._lock:
+            nexts = []
+            for place in state.places:
+                node, rest = self._places[place]
+                element = self._elements[node]
+                if place != _END and isinstance(element, Characters) and element.has(code_point):
+                    nexts.append(self._place(self._after[node], rest))
+            found = self._state(nexts, budget) if nexts else None
+            if self._remember(_MOVE_BYTES):
+                state.moves[character] = found
         return found
 
     def meets(self, state: State, low: int, high: int) -> bool:
@@ -164,9 +199,16 @@ class Grammar:
         return [chr(code_point) for code_point in found] if len(found) <= FEW_CHARACTERS else None
 
     def keep(self, state: State, allowed: "NDArray[np.int32]") -> None:
-        if self._listed + len(allowed) <= LISTED_MAX:
-            self._listed += len(allowed)
-            state.allowed = allowed
+        with self._lock:
+            if state.allowed is None and self._remember(allowed.nbytes):
+                state.allowed = allowed
+
+    def _remember(self, size: int) -> bool:
+        """Whether there is room for so many bytes more, which are then taken."""
+        if self._remembered + size > REMEMBERED_BYTES_MAX:
+            return False
+        self._remembered += size
+        return True
 
     def _chain(self, alternative: gbnf.Alternative) -> int:
         """The first of the alternative's nodes; 0 where it is empty."""
@@ -188,20 +230,21 @@ class Grammar:
             self._places.append((node, rest))
         return number
 
-    def _state(self, places: list[int]) -> State:
-        settled = self._settle(places)
+    def _state(self, places: list[int], budget: Budget) -> State:
+        settled = self._settle(places, budget)
         state = self._states.get(settled)
         if state is None:
             state = State(settled)
-            if len(self._states) <= STATES_MAX:
+            if self._remember(_STATE_BYTES + 8 * len(settled)):
                 self._states[settled] = state
         return state
 
-    def _settle(self, places: list[int]) -> tuple[int, ...]:
+    def _settle(self, places: list[int], budget: Budget) -> tuple[int, ...]:
         """Replace rules by what they begin with, until only characters are left."""
         seen: set[int] = set()
         found = set()
-        while places:
+        steps, most = len(places), budget.left
+        while places and steps <= most:
             place = places.pop()
             if place in seen:
                 continue
@@ -214,19 +257,24 @@ class Grammar:
                 found.add(place)
             else:
                 back = self._place(self._after[node], rest)
-                places.extend(self._place(first, back) for first in self._rules[element])
-        self._steps += len(seen)
+                alternatives = self._rules[element]
+                steps += len(alternatives)
+                places.extend(self._place(first, back) for first in alternatives)
+        budget.spend(steps)
         if len(found) > WAYS_MAX:
             raise bad_grammar("it is too ambiguous: the same text can be read in too many ways")
         return tuple(sorted(found))
 
 
 class Matcher:
-    """One answer's way through a grammar."""
+    """One answer's way through a grammar. All that goes on or asks raises `KithError` (`bad-grammar`) where the grammar
+    turns out too ambiguous."""
 
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
         self._grammar = grammar
         self._vocabulary = vocabulary
+        self._steps_a_token = max(TOKEN_STEPS, len(vocabulary.ordered) // 2)
+        self._budget = Budget(TOKENS_SAVED * self._steps_a_token)
         self._state = grammar.start
         self._pending = b""  # the beginning of a character
 
@@ -241,7 +289,7 @@ class Matcher:
         return self._state.places == (_END,) and not self._pending
 
     def allows(self, token: int) -> bool:
-        """May it come next? Raises `KithError` (`bad-grammar`) where the grammar turns out too ambiguous."""
+        """May it come next?"""
         if token in self._vocabulary.ends:
             return self.complete
         return self._after(token) is not None
@@ -251,6 +299,21 @@ class Matcher:
         after = self._after(token)
         assert after is not None
         self._state, self._pending = after
+        self._refill()
+
+    def resume(self, tokens: Iterable[int]) -> bool:
+        """Go on with what was said before; False where that does not follow the grammar."""
+        self._budget = Budget(RESUMING_STEPS_MAX)
+        for token in tokens:
+            after = None if token in self._vocabulary.ends else self._after(token)
+            if after is None:
+                return False
+            self._state, self._pending = after
+        self._budget = Budget(TOKENS_SAVED * self._steps_a_token)
+        return True
+
+    def _refill(self) -> None:
+        self._budget.left = min(self._budget.left + self._steps_a_token, TOKENS_SAVED * self._steps_a_token)
 
     def accept_text(self, text: str) -> bool:
         """Go on with what was said before; False where it does not fit."""
@@ -261,7 +324,7 @@ class Matcher:
         return True
 
     def allowed(self, patient: bool = True) -> "NDArray[np.int32] | None":
-        """All tokens that may come next, in ascending order. Raises `KithError` (`bad-grammar`).
+        """All tokens that may come next, in ascending order.
 
         Args:
             patient: False: None where it would take long.
@@ -310,6 +373,7 @@ class Matcher:
                     at += 1
                 else:
                     at = bisect_left(texts, _following(texts[at][: fitting + 1]), at + 1, end)
+        self._budget.spend(steps // 2)
         return found
 
     def _fitting(self, text: str) -> int:
@@ -341,7 +405,7 @@ class Matcher:
             try:
                 after = state.moves[character]
             except KeyError:
-                after = self._grammar.move(state, character)
+                after = self._grammar.move(state, character, self._budget)
             if after is None:
                 return None
             state = after

@@ -30,6 +30,10 @@ COPY_TOKENS_MIN = 16
 #: Weight of the newest measurement in a running mean.
 _NEWEST = 0.2
 
+#: After so many spilled prefixes in a row that did not seem worth restoring, one is restored all the same: a machine
+#: that was slow once is not slow for ever, and only a restoring measures it.
+DOUBTS_MAX = 16
+
 
 class Memory(Protocol):
     """What this needs of `llama.Context`."""
@@ -68,6 +72,7 @@ class KvCache:
         #: Running means that decide whether a spilled prefix is worth copying.
         self.read_s_per_token = 1e-3
         self._restore_s_per_byte = 1e-9
+        self._doubts = 0  # prefixes that were not restored since the last one that was
 
     @property
     def free(self) -> int:
@@ -175,13 +180,18 @@ class KvCache:
         return best, source
 
     def _worth_restoring(self, kept: Spilled, gained: int) -> bool:
-        return len(kept.state) * self._restore_s_per_byte < gained * self.read_s_per_token
+        worth = len(kept.state) * self._restore_s_per_byte < gained * self.read_s_per_token
+        self._doubts = 0 if worth else self._doubts + 1
+        return worth or self._doubts > DOUBTS_MAX
 
     def _restore(self, slot: Slot, kept: Spilled, length: int) -> None:
         begun = time.monotonic()
         done = self._memory.restore(slot.id, kept.state)
         rate = (time.monotonic() - begun) / len(kept.state)
-        self._restore_s_per_byte += _NEWEST * (rate - self._restore_s_per_byte)
+        # One that was tried in doubt is new knowledge: the mean is of another time.
+        weight = 1.0 if self._doubts else _NEWEST
+        self._doubts = 0
+        self._restore_s_per_byte += weight * (rate - self._restore_s_per_byte)
         slot.held = list(kept.tokens) if done else []
         self.cut(slot, length)
         self.restored_tokens += len(slot.held)

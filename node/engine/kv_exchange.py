@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mesh.wire import engine_pb2
 from node.engine import frames, kv_state, llama
-from node.engine.backend import Request, unsupported
+from node.engine.backend import Request, broke, unsupported
 from node.engine.kv_cache import KvCache
 from node.engine.llama_loop import LlamaLoop
 from node.engine.radix import common_prefix
@@ -86,7 +86,8 @@ def _safely(request: Request, what: Callable[[KvCache], None]) -> Callable[[KvCa
     def call(cache: KvCache) -> None:
         try:
             what(cache)
-        except (ValueError, AssertionError, MemoryError, frames.FrameError) as error:
+        except Exception as error:
+            broke(error)
             message = f"the KV could not be moved ({type(error).__name__})"
             request.fail(KithError("engine-failed", message, "The prompt can be read again.", ExitCode.UNAVAILABLE))
 

@@ -176,7 +176,8 @@ class Link:
                     stats = asking.result().stats
                 if asking.done():
                     asking = None
-                verdict = watchdog.look(clock(), answered, bool(stats.slots_busy or stats.queue_length), stats.steps)
+                busy = bool(stats.slots_busy or stats.queue_length)
+                verdict = watchdog.look(clock(), answered, busy, stats.steps, stats.preparing > 0, stats.prepared)
                 on_verdict(verdict, stats)
                 if verdict is Verdict.HUNG:
                     self._hung = True

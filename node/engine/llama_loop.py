@@ -7,6 +7,9 @@ events of the step in one write. Rows are sorted by sequence id, which the split
 A request whose prompt begins like one that is being read waits for it, up to where the two differ, and then copies: of
 many requests with the same beginning that come at once, one reads it.
 
+An error in what belongs to one request (its sampler, grammar, sums) ends that request; one of the context or of what is
+known about it ends the process.
+
 Sources: Orca (iteration-level scheduling, OSDI 2022), Sarathi-Serve (chunked prefill, OSDI 2024), llama-server.
 
 Not guaranteed: bit-identical logits for the same request in different company; kernels for batches of different shape
@@ -19,10 +22,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from mesh.wire import engine_pb2
 from node.engine import llama
 from node.engine.adapters import Adapters
+from node.engine.backend import broke
 from node.engine.embedding import EmbedWork
 from node.engine.kv_cache import COPY_TOKENS_MIN, KvCache, Slot
 from node.engine.llama_work import Work
@@ -38,6 +43,9 @@ QUEUE_MAX = 128
 
 #: llama_decode: no room in the KV cache; anything else but 0 is fatal.
 _NO_ROOM = 1
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class FatalDecodeError(Exception):
@@ -55,6 +63,17 @@ class _Seat:
     joins_at: int = 0  # tokens of the other's target that this one wants
     count: int = 0
     outputs: int = 0
+
+
+def _guarded(work: Work | EmbedWork, what: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Call what is the work's own; an error ends the work, and nothing else. None then."""
+    try:
+        return what(*args, **kwargs)
+    except KithError as error:
+        work.fail(error)
+    except Exception as error:
+        work.fail(broke(error))
+    return None
 
 
 class LlamaLoop:
@@ -78,6 +97,7 @@ class LlamaLoop:
         self._calls: list[Callable[[KvCache], None]] = []  # guarded by _changed
         self._slots = slots
         self._seats: list[_Seat] = []  # in order of admission
+        self._in_hand = 0  # calls and embeddings that this step is at
         self._admissions = 0
         self._stats = engine_pb2.EngineStats()
         self._woken = False
@@ -119,7 +139,7 @@ class LlamaLoop:
         stats = engine_pb2.EngineStats()
         stats.CopyFrom(self._stats)
         stats.slots_busy = len(self._seats)
-        stats.queue_length = len(self._waiting) + len(self._embeds)
+        stats.queue_length = len(self._waiting) + len(self._embeds) + len(self._calls) + self._in_hand
         return stats
 
     def run(self) -> None:
@@ -151,20 +171,22 @@ class LlamaLoop:
             cancelled = self._waiting.drop(lambda work: work.request.cancelled)
             late = self._waiting.too_late(time.monotonic())
         for work in cancelled:
-            work.cancel()
-            work.close()
+            _guarded(work, work.cancel)
+            _guarded(work, work.close)
         for work in late:
             work.fail(KithError("too-late", "the request waited longer than it was useful", "Ask with more time."))
-            work.close()
+            _guarded(work, work.close)
         for seat in [seat for seat in self._seats if seat.work.request.cancelled]:
-            seat.work.cancel()
+            _guarded(seat.work, seat.work.cancel)
             self._leave(seat)
 
     def _answer_calls(self) -> None:
         with self._changed:
             calls, self._calls = self._calls, []
+            self._in_hand = len(calls)
         for call in calls:
             call(self._cache)
+            self._in_hand -= 1
 
     def _admit(self) -> None:
         while len(self._seats) < self._slots:
@@ -205,11 +227,13 @@ class LlamaLoop:
         seat.joins = None
         seat.slot, common = self._cache.open(work.target[: work.reuse_max], work.adapter)
         self._stats.cached_tokens += common
-        work.began(common)
+        _guarded(work, work.began, common)
+        if work.done:
+            self._leave(seat)
 
     def _begin_joined(self) -> None:
         """Those whose wait is over: the other has read what they want, or is gone."""
-        for seat in self._seats:
+        for seat in list(self._seats):
             other = seat.joins
             if other is not None:
                 gone = other.work.done or other not in self._seats
@@ -222,7 +246,7 @@ class LlamaLoop:
                     self._begin(seat)
 
     def _leave(self, seat: _Seat) -> None:
-        seat.work.close()
+        _guarded(seat.work, seat.work.close)
         self._seats.remove(seat)
         if seat.slot is not None:
             self._cache.close(seat.slot)
@@ -231,14 +255,16 @@ class LlamaLoop:
         """One batch of the first request for embeddings; the next request is next."""
         with self._changed:
             work = self._embeds.popleft() if self._embeds else None
+            self._in_hand = 0 if work is None else 1
         if work is None:
             return
         if work.request.cancelled:
-            work.cancel()
+            _guarded(work, work.cancel)
         else:
-            self._stats.prompt_tokens_processed += work.step()
-        if not work.done:
-            with self._changed:
+            self._stats.prompt_tokens_processed += _guarded(work, work.step) or 0
+        with self._changed:
+            self._in_hand = 0
+            if not work.done:
                 self._embeds.append(work)
 
     def _fill_batch(self) -> None:
@@ -251,6 +277,7 @@ class LlamaLoop:
                 continue
             seat.count = min(len(seat.work.target) - len(seat.slot.held), room)
             room -= seat.count
+        self._adapters.filled(self._context.batch_tokens - room)
         self._context.clear_batch()
         for slot, seat in self._seated():
             begin = len(slot.held)
@@ -286,12 +313,13 @@ class LlamaLoop:
                 self._stats.prompt_tokens_processed += seat.count
                 if seat.count > 1 and len(seated) == 1:
                     self._cache.measured_reading(seat.count, seconds)
-            work.fed(seat.count, seconds)
+            _guarded(work, work.fed, seat.count, seconds)
             row += seat.count
             if seat.outputs:
-                work.take(logits[output : output + seat.outputs], self._context, row - 1)
+                if not work.done:
+                    _guarded(work, work.take, logits[output : output + seat.outputs], self._context, row - 1)
                 output += seat.outputs
-            if work.rewind is not None:
+            if work.rewind is not None and not work.done:
                 self._cache.cut(slot, work.rewind)
                 work.rewind = None
             if work.done:

@@ -27,8 +27,8 @@ CONTINUATIONS_MAX = 256
 #: Of all vectors of one answer, which is one message between nodes. Threat: one that no frame holds ends the engine.
 EMBED_REPLY_BYTES_MAX = 3 << 20
 
-#: Grammars that are kept ready. Threat: a new one with every request.
-GRAMMARS_MAX = 16
+#: Grammars that are kept ready, and bytes of them. Threat: a new one with every request.
+GRAMMARS_MAX, GRAMMARS_BYTES_MAX = 16, 128 << 20
 
 
 class LlamaRequests:
@@ -109,8 +109,9 @@ class LlamaRequests:
             text = command.grammar or json_schema.to_gbnf(command.json_schema)
             grammar = self._grammars[key] = Grammar(text)
         self._grammars.move_to_end(key)
-        if len(self._grammars) > GRAMMARS_MAX:
-            self._grammars.popitem(last=False)
+        kept = sum(one.bytes_kept for one in self._grammars.values())
+        while len(self._grammars) > GRAMMARS_MAX or (kept > GRAMMARS_BYTES_MAX and len(self._grammars) > 1):
+            kept -= self._grammars.popitem(last=False)[1].bytes_kept
         return Matcher(grammar, self.vocabulary)
 
     def score(self, request: Request) -> ScoreWork:

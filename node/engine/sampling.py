@@ -110,10 +110,12 @@ class Sampler:
 
     def resume(self, tokens: Sequence[int]) -> None:
         """The answer so far. Raises `KithError` (`bad-grammar`) where it breaks the grammar."""
-        for token in tokens:
-            if self._matcher is not None and (self._is_end(token) or not self._matcher.allows(token)):
-                raise bad_grammar("the answer so far does not follow it")
-            self._keep(token)
+        if self._matcher is not None and not self._matcher.resume(tokens):
+            raise bad_grammar("the answer so far does not follow it")
+        self._number += len(tokens)
+        if self._chain is not None:
+            for token in tokens:
+                self._chain.accept(token)
 
     def take(self, logits: "NDArray[np.float32]") -> int:
         """The next token. Raises `KithError` (`bad-grammar`)."""

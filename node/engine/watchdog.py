@@ -4,8 +4,9 @@ Why: a frozen engine is worse than a dead one. It holds tasks that never end, an
 
 Idea: two kinds of silence, told apart by the child's reader thread, which does nothing but answer.
 - It does not answer at all: it is stopped, or starved of CPU or memory. Nothing honest takes seconds there.
-- It answers, is busy, and its count of steps stands still: a step may really take long (a chunk of a prompt on a slow
-  or crowded machine), so what counts as long is scaled by the measured rate.
+- It answers, is busy, and a count of what it did stands still: a step may really take long (a chunk of a prompt on a
+  slow or crowded machine), so what counts as long is scaled by the measured rate. Two threads are counted, each for
+  itself: the one that computes (steps), and the one that prepares requests for it.
 Either makes it `STALLED` first, which costs a second copy of what it runs, and `HUNG` much later, which ends it.
 
 Does not: ask or kill (`link.py`), or know why it stands still.
@@ -34,7 +35,7 @@ class Verdict(Enum):
 
 @dataclass
 class Watchdog:
-    """Times are seconds on the caller's clock. Invariant: `answered_at`, `moved_at` <= `looked_at`.
+    """Times are seconds on the caller's clock. Invariant: `answered_at`, `moved_at`, `prepared_at` <= `looked_at`.
 
     Args:
         frozen_s: without any answer for so long it is hung.
@@ -49,22 +50,29 @@ class Watchdog:
     answered_at: float = 0.0
     moved_at: float = 0.0
     steps: int = -1
+    prepared_at: float = 0.0
+    prepared: int = -1
 
     def __post_init__(self) -> None:
-        self.answered_at = self.moved_at = self.looked_at
+        self.answered_at = self.moved_at = self.prepared_at = self.looked_at
 
-    def look(self, now: float, answered: bool, busy: bool, steps: int) -> Verdict:
-        """Judge. `answered`: since the last look; `busy` and `steps` are then what it said."""
+    def look(
+        self, now: float, answered: bool, busy: bool, steps: int, preparing: bool = False, prepared: int = 0
+    ) -> Verdict:
+        """Judge. `answered`: since the last look; the others are then what it said."""
         late = now - self.looked_at - OWN_PAUSE_S
         if late > 0:
             self.answered_at += late
             self.moved_at += late
+            self.prepared_at += late
         self.looked_at = now
         if answered:
             self.answered_at = now
             if not busy or steps != self.steps:
                 self.moved_at, self.steps = now, steps
-        silent, still = now - self.answered_at, now - self.moved_at
+            if not preparing or prepared != self.prepared:
+                self.prepared_at, self.prepared = now, prepared
+        silent, still = now - self.answered_at, now - min(self.moved_at, self.prepared_at)
         if silent >= self.frozen_s or still >= max(self.hang_s, HANG_STEPS * self.step_s):
             return Verdict.HUNG
         if silent >= min(SILENT_S, self.frozen_s / 2) or still >= max(STILL_S, STILL_STEPS * self.step_s):

@@ -139,6 +139,7 @@ class LlamaServer:
             if len(command.grammar) > FORM_BYTES_MAX:
                 message = f"the grammar is longer than {FORM_BYTES_MAX:,} characters"
                 raise KithError("bad-request", message, "Simplify it.", ExitCode.BAD_INPUT)
+            _check_grammar(command.grammar)
             body["grammar"] = command.grammar
         elif command.json_schema:
             schema = read_schema(command.json_schema)
@@ -170,6 +171,14 @@ class LlamaServer:
         """`special`: control tokens in the text count as such, and the begin token is added where the model has one."""
         body = {"model": self._model, "content": text, "add_special": special, "parse_special": special}
         return [int(token) for token in (await self._client.post("/tokenize", body, root=True))["tokens"]]
+
+
+def _check_grammar(text: str) -> None:
+    """Raises `KithError` (`bad-grammar`). Threat: llama.cpp's reader recurses without bounds, and its sampler does not
+    end in some left recursion, which takes the whole process with it."""
+    from node.engine.grammar import Grammar  # loads numpy, which most servers' clients do without
+
+    Grammar(text)
 
 
 def _piece(chunk: dict[str, Any]) -> Piece:

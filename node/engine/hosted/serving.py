@@ -46,6 +46,7 @@ class Serving:
         self._loop = asyncio.new_event_loop()
         self._stats = engine_pb2.EngineStats()
         self._running: dict[int, tuple[Request, asyncio.Task[None]]] = {}  # touched in the loop's thread only
+        self._counting = 0  # of those: requests that count tokens, which is no work of the model
         self._places: Places
         self._dialect: Dialect
         self._abilities: frozenset[str] = frozenset()
@@ -84,7 +85,7 @@ class Serving:
     def stats(self) -> engine_pb2.EngineStats:
         stats = engine_pb2.EngineStats()
         stats.CopyFrom(self._stats)
-        stats.queue_length = max(0, len(self._running) - stats.slots_busy)
+        stats.queue_length = max(0, len(self._running) - stats.slots_busy - self._counting)
         if self._progress is None:
             stats.steps = time.monotonic_ns() // 1_000_000
         return stats
@@ -154,7 +155,11 @@ class Serving:
         arrived = time.monotonic()
         try:
             if kind == "count_tokens":  # takes no place: it is no work
-                counts = await self._dialect.count_tokens(request.command.count_tokens.texts)
+                self._counting += 1
+                try:
+                    counts = await self._dialect.count_tokens(request.command.count_tokens.texts)
+                finally:
+                    self._counting -= 1
                 request.answer(engine_pb2.EngineEvent(counts=engine_pb2.CountTokensReply(counts=counts)))
                 return
             async with self._places.one(generate.priority, generate.useful_seconds):

@@ -3,16 +3,25 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
 from mesh.wire import engine_pb2
 from node.config import NodeConfig
+from node.engine import llama
+from node.engine.adapters import TURN_STEPS, Adapters
+from node.engine.llama_loop import LlamaLoop
 from node.engine.process import EngineProcess
 from node.errors import KithError
 from tests.node.engine.engines import Watched, answer, running
 from tests.node.engine.gguf_files import GgufFile, lora, sample
+from tests.node.engine.test_llama_loop import Probe
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
 
@@ -70,6 +79,63 @@ async def test_nobody_starves_beside_a_long_answer(watched: Watched) -> None:
     assert (await answer(watched.engine, request("", 4)))[0]
     assert not long.done()
     await long
+
+
+class Counting(Adapters):
+    """Says how often the library was given another adapter."""
+
+    changes = 0
+
+    def _set(self, context: llama.Context, name: str) -> None:
+        self.changes += 1
+        super()._set(context, name)
+
+
+class Timed(Probe):
+    """Notes the steps in which it was given logits."""
+
+    def __init__(self, loop: LlamaLoop, adapter: str, prompt: list[int], tokens: int) -> None:
+        super().__init__(prompt, tokens)
+        self.adapter = adapter
+        self.steps: list[int] = []
+        self._loop = loop
+
+    def take(self, logits: "NDArray[np.float32]", context: llama.Context, batch_row: int) -> None:
+        super().take(logits, context, batch_row)
+        self.steps.append(self._loop.stats().steps)
+
+    @property
+    def longest_wait(self) -> int:
+        return max(after - before for before, after in zip(self.steps, self.steps[1:], strict=False))
+
+
+async def test_a_turn_lasts_some_steps_and_no_longer_than_a_part_of_a_prompt(model_path: Path, tmp_path: Path) -> None:
+    llama.start(warn=lambda _: None)
+    model = llama.Model(model_path, 0)
+    given = []
+    for number, name in enumerate(("one", "two")):
+        (tmp_path / name).write_bytes(lora(number).build())
+        given.append(engine_pb2.Adapter(name=name, path=str(tmp_path / name)))
+    adapters = Counting(model, given)
+    context = llama.Context(model, 512, 4, 1, 132, flash_attention=False)
+    loop = LlamaLoop(context, 4, lambda: None, adapters)
+    writing = [Timed(loop, name, [5 + number, 6, 7, 8], 24) for number, name in enumerate(("", "one", "two"))]
+    for work in writing:
+        loop.add(work)
+    while not all(work.done for work in writing):
+        loop.step()
+    assert adapters.changes <= 3 * 24 / TURN_STEPS + 3
+    assert max(work.longest_wait for work in writing) <= 2 * TURN_STEPS + 1
+
+    writer = Timed(loop, "one", [5, 6, 7, 8], 12)
+    reader = Timed(loop, "two", [9 + number % 90 for number in range(480)], 1)
+    loop.add(writer)
+    loop.add(reader)
+    while not (writer.done and reader.done):
+        loop.step()
+    assert writer.longest_wait <= 2
+    context.close()
+    model.close()
 
 
 @pytest.mark.parametrize(

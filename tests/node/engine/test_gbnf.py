@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.engine.gbnf import ELEMENTS_MAX, LAST_CODE_POINT, Characters, read
-from node.engine.grammar import Grammar
+from node.engine.grammar import Budget, Grammar
 from node.errors import KithError
 from node.limits import GRAMMAR_CHARACTERS_MAX
 
@@ -15,7 +15,7 @@ from node.limits import GRAMMAR_CHARACTERS_MAX
 def accepts(grammar: Grammar, text: str) -> bool:
     state = grammar.start
     for character in text:
-        after = grammar.move(state, character)
+        after = grammar.move(state, character, Budget(1_000_000))
         if after is None:
             return False
         state = after
@@ -72,6 +72,7 @@ def test_notation(text: str, fits: list[str], does_not: list[str]) -> None:
         ('root ::= "a" ' + "| [a-z]{2000}" * 30, "more than 20,000 elements"),
         ("root ::= " + '"a"' * GRAMMAR_CHARACTERS_MAX, "characters"),
         ('root ::= root "x" | "y"', "goes round"),
+        ("root ::= " + "e " * 9000 + "\ne ::= " + "|" * 9000, "too many ways"),
         ('root ::= a root "z" | "x"\na ::= b\nb ::= "" | "y"', "goes round"),
         ('root ::= "a"\0', "where its line ends"),
     ],
@@ -98,7 +99,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         code = "bad-grammar"
         try:
             grammar = Grammar(whole)
-            grammar.move(grammar.start, "a")
+            grammar.move(grammar.start, "a", Budget(10_000))
         except KithError as error:
             code = error.code
         assert code == "bad-grammar"

@@ -1,18 +1,27 @@
 """Tokens against a grammar: the same answer as checking the text as a whole, whatever the cut."""
 
 import random
+import sys
+import threading
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.engine.grammar import Grammar, Matcher, Vocabulary
+from node.engine import grammar as grammar_module
+from node.engine.gbnf import Characters
+from node.engine.grammar import TOKEN_STEPS, TOKENS_SAVED, Budget, Grammar, Matcher, Vocabulary
 from node.errors import KithError
 
 #: Letters, strings of several, halves of characters, a token without text, two ends.
 PIECES = [b"a", b"b", b"ab", b"ba", b"aa", b"\xe8", b"\xaf\xad", b"\xe8\xaf", b"\xad", "语".encode(), "语a".encode(),
           b"\xff", b"", b"<end>", b"<eot>", b"\xada", b"\xf0\x9f", b"\x98\x80"]  # fmt: skip
 ENDS = (13, 14)
+#: About what a step takes, seconds.
+STEP_S = 3e-6
 VOCABULARY = Vocabulary(PIECES, ENDS)
 
 
@@ -126,6 +135,125 @@ def test_ways_that_multiply_end_as_an_error() -> None:
     with pytest.raises(KithError, match="ambiguous") as caught:
         speak()
     assert caught.value.code == "bad-grammar"
+
+
+#: Ways that only add up, and a token of many characters.
+WORDS = "root ::= ([a-z]+ [ .,;]*){1,900}"
+LONG_TOKENS = Vocabulary([b"a" * 60, b"<end>"], [1])
+
+
+def said_before_the_end(matcher: Matcher) -> int:
+    said = 0
+
+    def speak() -> None:
+        nonlocal said
+        while said < 200:
+            matcher.accept(0)
+            said += 1
+
+    with pytest.raises(KithError, match="too ambiguous") as caught:
+        speak()
+    assert caught.value.code == "bad-grammar"
+    return said
+
+
+def test_a_grammar_that_costs_much_at_every_token_ends_as_an_error_at_the_same_token_every_time() -> None:
+    begun = time.process_time()
+    first = said_before_the_end(Matcher(Grammar(WORDS), LONG_TOKENS))
+    assert time.process_time() - begun < 10 * (STEP_S * TOKEN_STEPS * (TOKENS_SAVED + first))
+    assert 1 <= first < 60
+    assert said_before_the_end(Matcher(Grammar(WORDS), LONG_TOKENS)) == first
+
+
+def test_what_is_remembered_costs_nothing() -> None:
+    grammar = Grammar(WORDS)
+    first = said_before_the_end(Matcher(grammar, LONG_TOKENS))
+    assert said_before_the_end(Matcher(grammar, LONG_TOKENS)) > first
+
+
+def test_an_answer_that_is_gone_on_with_has_a_budget_too() -> None:
+    matcher = Matcher(Grammar(WORDS), LONG_TOKENS)
+    assert matcher.resume([0])
+    with pytest.raises(KithError, match="too ambiguous"):
+        matcher.resume([0] * 200)
+    assert not Matcher(Grammar(WORDS), LONG_TOKENS).resume([0, 1])
+
+
+def test_a_search_through_the_vocabulary_costs_as_well() -> None:
+    """Of a grammar without loops every state is new, and remembers no list."""
+    texts = [f"{number}x".encode() for number in range(30_000)]
+    matcher = Matcher(Grammar("root ::= [^a]{0,2000}"), Vocabulary([*texts, b"<end>"], [len(texts)]))
+
+    def look_on() -> None:
+        for _ in range(100):
+            assert matcher.allowed() is not None
+            matcher._state = next(after for after in matcher._state.moves.values() if after is not None)
+
+    with pytest.raises(KithError, match="too ambiguous"):
+        look_on()
+
+
+def test_memory_of_what_was_seen_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 512 << 10
+    monkeypatch.setattr(grammar_module, "REMEMBERED_BYTES_MAX", limit)
+    grammar = Grammar('root ::= "x"? [^b]* "b" root | "y"')
+    budget = Budget(10**9)
+    tracemalloc.start()
+    try:
+        for number in range(8_000):
+            after = grammar.move(grammar.start, chr(0x100 + number), budget)
+            assert after is not None
+            assert grammar.move(after, "é", budget) is not None
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(grammar.start.moves) < 8_000
+    assert grammar.full
+    assert kept < 1.5 * grammar.bytes_kept < 1.5 * 1.1 * limit
+    assert grammar.move(grammar.start, "b", budget) is not None
+    assert grammar.move(grammar.start, "y", budget) is not None
+
+
+def test_threads_may_use_one_grammar_at_once() -> None:
+    """One goes on with an answer on the worker's thread, while others are being written on the loop's."""
+    vocabulary = Vocabulary([b"a", b"b", b"x", b"y", b"z"], [])
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def nest(grammar: Grammar, seed: int, ready: threading.Barrier) -> bool:
+        rng, matcher = random.Random(seed), Matcher(grammar, vocabulary)
+        opened = [rng.randrange(2) for _ in range(600)]
+        ready.wait()
+        return matcher.resume([*opened, 4, *(2 + one for one in reversed(opened))]) and matcher.over
+
+    try:
+        grammar = Grammar('root ::= "a" root "x" | "b" root "y" | "z"')
+        ready = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            said = [pool.submit(nest, grammar, number, ready) for number in range(4)]
+            assert [one.result() for one in said] == [True] * 4
+        assert [grammar._numbers[place] for place in grammar._places] == list(range(len(grammar._places)))
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_what_a_grammar_remembers_is_added_by_one_thread_at_a_time() -> None:
+    grammar = Grammar('root ::= [ab] root | "z"')
+    locked: list[bool] = []
+
+    class Looking(Characters):
+        def has(self, code_point: int) -> bool:
+            locked.append(grammar._lock.locked())
+            return super().has(code_point)
+
+    grammar._elements = [Looking(one.ranges) if isinstance(one, Characters) else one for one in grammar._elements]
+    matcher = Matcher(grammar, VOCABULARY)
+    assert matcher.allows(0)
+    assert locked
+    assert all(locked)
+    before = len(locked)
+    assert matcher.allows(0)
+    assert len(locked) == before, "what is remembered needs no lock"
 
 
 def test_nesting_without_end_is_bounded_and_cheap_for_long() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.engine.grammar import Grammar, State
+from node.engine.grammar import Budget, Grammar, State
 from node.engine.json_schema import to_gbnf
 from node.errors import KithError
 
@@ -21,7 +21,11 @@ def walk(grammar: Grammar, rng: random.Random) -> str | None:
     for length in range(600):
         moves: dict[str, State] = {}
         for character in ALPHABET:
-            after = state.moves[character] if character in state.moves else grammar.move(state, character)
+            after = (
+                state.moves[character]
+                if character in state.moves
+                else grammar.move(state, character, Budget(1_000_000))
+            )
             if after is not None:
                 moves[character] = after
         if state.accepting and (not moves or rng.random() < 0.5):

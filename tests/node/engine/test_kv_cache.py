@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.engine.kv_cache import COPY_TOKENS_MIN, KvCache, Slot
+from node.engine.kv_cache import COPY_TOKENS_MIN, DOUBTS_MAX, KvCache, Slot
 from node.engine.radix import common_prefix
 
 LONG = list(range(1000, 1000 + 4 * COPY_TOKENS_MIN))
@@ -122,6 +122,34 @@ def test_restoring_waits_until_it_is_cheaper_than_reading() -> None:
     cache.read_s_per_token = 1.0
     assert cache.open(LONG)[1] == len(LONG)
     assert cache.restored_tokens == len(LONG)
+
+
+def test_a_slow_moment_does_not_end_restoring_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is paused during the first restoring; after that a restoring takes no time."""
+    now = 0.0
+    monkeypatch.setattr("node.engine.kv_cache.time.monotonic", lambda: now)
+
+    class Pausing(Remembering):
+        pause = 1000.0
+
+        def restore(self, sequence: int, state: bytearray) -> bool:
+            nonlocal now
+            now += self.pause
+            self.pause = 0.0
+            return super().restore(sequence, state)
+
+    memory = Pausing()
+    cache = KvCache(memory, 1, 10_000)
+    cache.read_s_per_token = 0.01
+    prompts = (LONG, [7] * 40)
+    restored = []
+    for number in range(2 * DOUBTS_MAX + 8):
+        before = cache.restored_tokens
+        cache.close(used(cache, memory, [*prompts[number % 2], 1]))
+        restored.append(cache.restored_tokens > before)
+    assert restored[2], "the first that could be had: the guess is a quick copy"
+    assert restored[3 : 3 + DOUBTS_MAX] == [False] * DOUBTS_MAX
+    assert all(restored[3 + DOUBTS_MAX :])
 
 
 @pytest.mark.parametrize("divisible", [True, False])

@@ -1,18 +1,20 @@
 """The batching loop on the real model, stepped by hand: what is shared, and that sharing does not change the logits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from mesh.wire import engine_pb2
+from mesh.wire import common_pb2, engine_pb2
 from node.engine import llama
 from node.engine.adapters import Adapters
 from node.engine.backend import Outbox, Request
+from node.engine.embedding import Embedder, EmbedWork
 from node.engine.llama_loop import LlamaLoop
 from node.engine.llama_work import Work
+from node.errors import KithError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -252,3 +254,130 @@ def test_random_traffic_gets_right_logits(model: llama.Model, alone: Alone) -> N
         assert engine.cached > 0
         assert all(same(probe, alone) for probe in probes if probe.after_prompt is not None)
         engine.context.close()
+
+
+class Broken(Probe):
+    """Fails in one of the places where the loop calls a work."""
+
+    def __init__(self, where: str, error: Exception, prompt: list[int]) -> None:
+        super().__init__(prompt, 20)
+        self.where = where
+        self.error = error
+        self.events: list[bytes] = []
+        self.ended: list[int] = []
+        self.closed = 0
+        self.request = Request(self.request.command, Outbox(self.events.append), self.ended.append)
+
+    def _maybe(self, where: str) -> None:
+        if where == self.where:
+            raise self.error
+
+    def began(self, cached_tokens: int) -> None:
+        super().began(cached_tokens)
+        self._maybe("began")
+
+    def fed(self, tokens: int, seconds: float) -> None:
+        self._maybe("fed")
+
+    def take(self, logits: "NDArray[np.float32]", context: llama.Context, batch_row: int) -> None:
+        if self.tokens < 18:
+            self._maybe("take")
+        super().take(logits, context, batch_row)
+
+    def cancel(self) -> None:
+        self._maybe("cancel")
+        super().cancel()
+
+    def close(self) -> None:
+        self.closed += 1
+        self._maybe("close")
+
+    @property
+    def problem(self) -> common_pb2.Problem:
+        self.request.flush()
+        return engine_pb2.EngineEvent.FromString(self.events[0][4:]).problem
+
+
+@pytest.mark.parametrize("where", ["began", "fed", "take", "cancel", "close"])
+def test_an_error_in_one_request_ends_that_one_alone(
+    engine: Engine, alone: Alone, where: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    others = [Probe(prompt(tail), 30) for tail in range(1, 4)]
+    broken = Broken(where, IndexError("a secret of the prompt"), prompt(7))
+    for work in (*others, broken):
+        engine.loop.add(work)
+    for _ in range(8):
+        engine.loop.step()
+    if where == "cancel":
+        broken.request.cancelled = True
+    engine.run(Probe(prompt(5)))  # admitted when one is gone
+    while not all(probe.done for probe in others):
+        engine.loop.step()
+    assert all(same(probe, alone) for probe in others)
+    assert broken.closed == 1
+    assert engine.loop.stats().slots_busy == 0
+    told = capfd.readouterr().err
+    assert "IndexError" in told
+    assert "test_llama_loop.py" in told
+    assert "secret" not in told
+    if where != "close":  # the answer was complete by then
+        assert broken.ended
+        assert broken.problem.code == "engine-failed"
+        assert "IndexError" in broken.problem.message
+        assert "log" in broken.problem.remedy
+
+
+def test_embeddings_and_calls_under_way_count_as_work(model: llama.Model) -> None:
+    """Otherwise the watchdog takes an engine that hangs in one of them for an idle one."""
+    engine = Engine(model, slots=1)
+    seen: list[int] = []
+
+    class Looking(Embedder):
+        def embed(self, texts: Sequence[list[int]]) -> list[list[float]]:
+            seen.append(engine.loop.stats().queue_length)
+            return super().embed(texts)
+
+    request = Request(engine_pb2.EngineCommand(embed=engine_pb2.EmbedRequest()), Outbox(lambda _: None), lambda _: None)
+    work = EmbedWork(request, [[5, 6, 7]] * 20, Looking(model, CONTEXT_TOKENS, 1))
+    engine.loop.add_embed(work)
+    engine.loop.call(lambda _: seen.append(engine.loop.stats().queue_length))
+    assert engine.loop.stats().queue_length == 2
+    while not work.done:
+        engine.loop.step()
+    assert seen == [2, 1, 1]
+    assert engine.loop.stats().queue_length == 0
+    engine.context.close()
+
+
+def test_an_operating_error_of_a_request_is_told_as_it_is(engine: Engine) -> None:
+    broken = Broken("take", KithError("bad-grammar", "too hard", "Simplify it."), prompt(7))
+    engine.run(broken)
+    assert broken.problem.code == "bad-grammar"
+
+
+def test_an_error_in_embeddings_ends_that_request_alone(model: llama.Model, capfd: pytest.CaptureFixture[str]) -> None:
+    class BrokenEmbedder(Embedder):
+        def embed(self, texts: Sequence[list[int]]) -> list[list[float]]:
+            if len(texts[0]) == 3:
+                raise ZeroDivisionError
+            return super().embed(texts)
+
+    engine = Engine(model, slots=1)
+    events: list[bytes] = []
+    embedder = BrokenEmbedder(model, CONTEXT_TOKENS, 1)
+    works = []
+    for texts in ([[5, 6, 7]], [[5, 6]]):
+        request = Request(
+            engine_pb2.EngineCommand(embed=engine_pb2.EmbedRequest()), Outbox(events.append), lambda _: None
+        )
+        works.append(EmbedWork(request, texts, embedder))
+        engine.loop.add_embed(works[-1])
+    for _ in range(2):
+        engine.loop.step()
+    assert [work.done for work in works] == [True, True]
+    for work in works:
+        work.request.flush()
+    kinds = [engine_pb2.EngineEvent.FromString(event[4:]).WhichOneof("event") for event in events]
+    assert kinds == ["problem", "embedded"]
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    engine.context.close()

@@ -92,6 +92,40 @@ async def test_frozen_child_is_killed_and_replaced() -> None:
         assert any("no progress" in line for line in watched.lines)
 
 
+#: Python runs it in the child before anything else.
+HANGING = """
+import threading
+from node.engine.echo import EchoBackend
+submit = EchoBackend.submit
+def hanging(self, request):
+    if "hang" in str(request.command.generate.prompt):
+        threading.Event().wait()
+    submit(self, request)
+EchoBackend.submit = hanging
+"""
+
+
+async def test_child_whose_worker_hangs_is_killed_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reader answers, what it runs goes on, and yet no new request is ever served."""
+    (tmp_path / "sitecustomize.py").write_text(HANGING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    async with running(hang_seconds=1.5, echo_tokens_per_s=20.0, slots=2) as watched:
+        first = watched.engine.pid
+        assert first is not None
+        asking = asyncio.ensure_future(answer(watched.engine, ask(LONG)))
+        await watched.until_slots_busy()
+        stuck = asyncio.ensure_future(answer(watched.engine, engine_pb2.GenerateRequest(prompt="hang")))
+        async with asyncio.timeout(PATIENCE):
+            for task in (stuck, asking):
+                with pytest.raises(KithError) as caught:
+                    await task
+                assert caught.value.code == "engine-gone"
+        await watched.until(lambda: watched.states[-1] == "ready" and "restarting" in watched.states)
+        assert not psutil.pid_exists(first)
+        assert any("no progress" in line for line in watched.lines)
+        assert (await answer(watched.engine, ask("Again.")))[0] == "Again."
+
+
 async def test_stopped_child_is_called_stalled_within_seconds_and_moves_again() -> None:
     async with running(echo_tokens_per_s=50.0) as watched:
         engine = watched.engine

@@ -67,6 +67,25 @@ def test_a_slow_machine_may_take_long_over_one_step() -> None:
     assert one.verdicts[1:] == [(1 + 30 * STILL_STEPS, Verdict.STALLED), (1 + 30 * HANG_STEPS, Verdict.HUNG)]
 
 
+def test_a_thread_that_prepares_requests_is_watched_for_itself() -> None:
+    one = watched()
+    verdicts = []
+    for number in range(int(70 / LOOK_S)):
+        now = 1000.0 + LOOK_S * (number + 1)
+        # The others are served, and steps are made, while one request is never ready.
+        verdicts.append(one.dog.look(now, True, True, number, preparing=True, prepared=min(number, 4)))
+    moving = int((STILL_S + 1) / LOOK_S)
+    assert set(verdicts[:moving]) == {Verdict.MOVES}
+    assert verdicts[moving] is Verdict.STALLED
+    assert verdicts.index(Verdict.HUNG) == int(61 / LOOK_S)
+
+
+def test_a_thread_with_nothing_to_prepare_does_not_hang() -> None:
+    one = watched()
+    for number in range(400):
+        assert one.dog.look(1000.0 + LOOK_S * (number + 1), True, False, 3, False, 7) is Verdict.MOVES
+
+
 @pytest.mark.parametrize("pause", [5.0, 3600.0])
 def test_a_pause_of_the_daemon_is_not_the_engines_fault(pause: float) -> None:
     one = watched()

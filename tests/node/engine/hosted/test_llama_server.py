@@ -46,6 +46,21 @@ def test_a_form_that_was_begun_elsewhere_is_not_begun_anew(form: Any, beginning:
         )
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("root ::= nothing", "not defined"),
+        ('root ::= a root "z" | "x"\na ::= b\nb ::= "" | "y"', "goes round"),
+        ("root ::= " + "(" * 3000 + '"a"' + ")" * 3000, "nested deeper"),
+    ],
+)
+def test_a_grammar_is_read_before_the_server_gets_it(text: str, reason: str) -> None:
+    command = engine_pb2.GenerateRequest(prompt="x", grammar=text)
+    with pytest.raises(KithError, match=reason) as caught:
+        LlamaServer(client_of("http://127.0.0.1:9"), "m").body(command, "x")
+    assert caught.value.code == "bad-grammar"
+
+
 def test_every_sampler_is_set() -> None:
     body = LlamaServer(client_of("http://127.0.0.1:9"), "m").body(engine_pb2.GenerateRequest(prompt="x"), "x")
     expected = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "repeat_penalty": 1, "n_predict": -1, "seed": 0}
@@ -118,9 +133,9 @@ class TestReal:
         assert anything.lstrip().startswith("{")
 
     async def test_refusals(self, dialect: LlamaServer) -> None:
-        with pytest.raises(KithError, match="failed to parse grammar") as caught:
+        with pytest.raises(KithError, match="'::=' is missing") as caught:
             await pieces_of(dialect, chat(QUESTION, grammar="root = 1"))
-        assert caught.value.code == "bad-request"
+        assert caught.value.code == "bad-grammar"
         with pytest.raises(KithError) as caught:
             await pieces_of(dialect, engine_pb2.GenerateRequest(prompt="a " * 1500))
         assert caught.value.code == "prompt-too-long"

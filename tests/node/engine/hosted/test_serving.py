@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +60,37 @@ async def test_model_that_says_nothing_is_no_model() -> None:
 
     with pytest.raises(KithError, match="answers nothing"):
         await calibrate(generate)
+
+
+async def test_a_long_count_does_not_make_the_engine_look_busy() -> None:
+    """The server's progress stands still meanwhile: the watchdog would take it for a hang."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def count(texts: Sequence[str]) -> list[int]:
+        begun.set()
+        await asyncio.to_thread(go_on.wait)
+        return [len(text) for text in texts]
+
+    serving = Serving("counting")
+    serving.use(SimpleNamespace(count_tokens=count), (), 1, 100)  # type: ignore[arg-type]
+    ended: list[int] = []
+    over = threading.Event()
+
+    def end(number: int) -> None:
+        ended.append(number)
+        over.set()
+
+    command = engine_pb2.EngineCommand(id=7, count_tokens=engine_pb2.CountTokensRequest(texts=["abc"]))
+    serving.submit(Request(command, Outbox(lambda _: None), end))
+    assert await asyncio.to_thread(begun.wait, 30)
+    stats = serving.stats()
+    assert (stats.slots_busy, stats.queue_length) == (0, 0)
+    go_on.set()
+    assert await asyncio.to_thread(over.wait, 30)
+    assert ended == [7]
+    serving._loop.call_soon_threadsafe(serving._loop.stop)
+    next(thread for thread in threading.enumerate() if thread.name == "counting").join(10)
+    serving._loop.close()
 
 
 @pytest.mark.parametrize("when", ["before", "at once"])
