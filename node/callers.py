@@ -5,7 +5,8 @@ any earlier): it reads the certificate, asks whether it is valid now, whether th
 may call this, and only then runs the handler. Running calls are known by their caller: when a member is denied, `cut`
 ends all of them at once, in the midst of streams too, and no call outlives the caller's certificate.
 
-Every call has a deadline: the caller's, or ours. Why a call was refused is for our log; the answer only says that.
+Every call has a deadline: the caller's, or ours. Why a call was refused is for our log (refused.py); the answer only
+says that.
 
 Each member has a part of this node, a bucket of calls and a number that may run at once. Beyond it a call is refused
 with the time when to come again, and not at once where there are many: refusing costs too, and a connection carries few
@@ -45,7 +46,7 @@ from node.limits import (
     REFUSALS_WAITING_MAX,
     too_many,
 )
-from node.once import Once
+from node.refused import Refused
 from node.rpc import abort
 
 #: A unary call or a stream of answers whose caller named no deadline ends after this.
@@ -54,8 +55,6 @@ DEADLINE_DEFAULT_S = 120.0
 DEADLINE_MAX_S = 3600.0
 #: Calls that live as long as their connection; the caller's certificate still ends them.
 UNLIMITED = frozenset({"Link"})
-#: A refusal that repeats is logged once in this time.
-LOG_AGAIN_S = 60.0
 #: Refused calls say no more than this.
 REFUSED = "not allowed"
 
@@ -84,7 +83,7 @@ class Callers(grpc.aio.ServerInterceptor):
         self,
         roots: Callable[[], Roots],
         denied: Denied,
-        log: Callable[[str, str], None],
+        refused: Refused,
         *,
         deadline_default_s: float = DEADLINE_DEFAULT_S,
         calls: Rate | None = None,
@@ -92,13 +91,12 @@ class Callers(grpc.aio.ServerInterceptor):
     ) -> None:
         self._roots = roots
         self._denied = denied
-        self._log = log
+        self._refused = refused
         self._deadline_default_s = deadline_default_s
         self._rate = calls or Rate(CALLS_PER_S, CALLS_BURST)
         self._refusals = refusals or Rate(REFUSALS_PER_S, REFUSALS_BURST)
         self._refusals_waiting: Counter[NodeId] = Counter()
         self._calls: dict[NodeId, set[_Call]] = {}
-        self._once = Once(LOG_AGAIN_S)
 
     def running(self, node_id: NodeId) -> int:
         """Calls of this member that run now, its link included."""
@@ -156,7 +154,7 @@ class Callers(grpc.aio.ServerInterceptor):
             if not call.cut:
                 raise
             task.uncancel()
-            await self._refuse(rpc, context, f"{identity.node_id} was denied in the midst of it")
+            await self._refuse(rpc, context, f"{identity.node_id} was denied in the midst of it", identity.node_id)
         except TimeoutError:
             if not timeout.expired():
                 raise
@@ -178,11 +176,11 @@ class Callers(grpc.aio.ServerInterceptor):
             await self._refuse(rpc, context, f"its certificate is not of this mesh: {error}")
         # That it has begun, the handshake saw; a clock that is set back meanwhile ends no connection.
         if clock.wall_clock_ms() / 1000 > identity.not_after:
-            await self._refuse(rpc, context, f"the certificate of {identity.node_id} has ended")
+            await self._refuse(rpc, context, f"the certificate of {identity.node_id} has ended", identity.node_id)
         if self._denied(identity.node_id):
-            await self._refuse(rpc, context, f"{identity.node_id} is denied")
+            await self._refuse(rpc, context, f"{identity.node_id} is denied", identity.node_id)
         if not may_call(identity.role, rpc):
-            await self._refuse(rpc, context, f"{identity.node_id} is a {identity.role}")
+            await self._refuse(rpc, context, f"{identity.node_id} is a {identity.role}", identity.node_id)
         return identity
 
     async def _check_part(self, rpc: str, context: Any, node_id: NodeId) -> None:
@@ -198,8 +196,7 @@ class Callers(grpc.aio.ServerInterceptor):
             wait_s = self._rate.wait_s(node_id, clock.now())
         if not wait_s:
             return
-        if self._once.due(("too many", node_id)):
-            self._log("warning", f"{node_id} calls too often: {rpc} and more is put off")
+        self._refused.say(node_id, f"{node_id} calls too often: {rpc} is put off")
         if self._refusals_waiting[node_id] < REFUSALS_WAITING_MAX:
             self._refusals_waiting[node_id] += 1
             try:
@@ -224,10 +221,9 @@ class Callers(grpc.aio.ServerInterceptor):
         if self._denied(node_id):
             self.cut(node_id)
 
-    async def _refuse(self, rpc: str, context: Any, why: str) -> NoReturn:
-        peer = context.peer().rpartition(":")[0]  # the port differs at each attempt
-        if self._once.due((rpc, peer, why)):
-            self._log("warning", f"refused {rpc} of {context.peer()}: {why}")
+    async def _refuse(self, rpc: str, context: Any, why: str, node_id: str = "") -> NoReturn:
+        host = context.peer().rpartition(":")[0]  # the port differs at each attempt
+        self._refused.say(node_id or host, f"refused {rpc} of {host}: {why}")
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, REFUSED)
         raise AssertionError("abort raises")
 

@@ -19,6 +19,7 @@ from node.callers import Callers, caller_of
 from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS, PORT_OPTIONS
 from node.limits import LINKS_OF_ONE_MAX
+from node.refused import Refused
 from node.rpc import problem_of
 from scripts.throwaway import ThrowawayMesh
 
@@ -55,7 +56,7 @@ class Scene:
         callers = Callers(
             lambda: self.server_side.roots,
             lambda _: False,
-            lambda _, text: self.said.append(text),
+            Refused(lambda _, text: self.said.append(text)),
             calls=calls,
             refusals=refusals,
         )
@@ -101,7 +102,7 @@ async def test_calls_beyond_a_members_part_are_refused_with_a_time_and_cost_othe
         assert outcomes.count("RESOURCE_EXHAUSTED") == 15
         assert await outcome(other.CountTokens(request, timeout=10)) == "OK"
     assert len(set(scene.service.asked_by)) == 2
-    assert sum("too often" in text for text in scene.said) == 1, "logged once, not once a call"
+    assert sum("too often" in text for text in scene.said) == 1, "logged once, the others counted"
 
 
 async def test_refusals_are_not_hurried_where_there_are_many(scene: Scene) -> None:
