@@ -16,20 +16,23 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO
 
 import grpc.aio
 
 from mesh.identity import NodeId
 from mesh.wire import mesh_pb2, mesh_pb2_grpc
+from node.detached import detached
 from node.errors import ExitCode, KithError
 from node.logs import log
 from node.models.store import Entry, FalseContentError, ModelStore, Origin, check_name, told_of_disk
 from node.rpc import to_kith_error
 
-#: A transfer that brings less than `PACE_BYTES_MIN` in so long is given up, and another holder is asked: 16 KiB/s.
+#: A transfer that brings less than `PACE_BYTES_MIN` in so long is given up, and another holder is asked. It is a chunk
+#: as nodes send them (sharing.py), 52 kB/s; a node cuts readers at the same pace (callers.py).
 SILENT_MAX_S = 20.0
-PACE_BYTES_MIN = 320 << 10
+PACE_BYTES_MIN = 1 << 20
 #: One call; a longer transfer goes on with the next. Callers end calls after an hour.
 CALL_WITHIN_S = 3000.0
 #: Rounds over all holders that bring next to nothing, before it is given up.
@@ -184,7 +187,8 @@ class PeerModels:
             source = f"peer:{peer}" + (f" ({said.source[:TOLD_TEXT_MAX]})" if said.source else "")
             origin = Origin(source, said.revision[:TOLD_TEXT_MAX], said.licence[:TOLD_TEXT_MAX])
             try:
-                return await asyncio.to_thread(store.finish, store.part_path(digits), name, digits, origin)
+                take = partial(store.finish, store.part_path(digits), name, digits, origin)
+                return await detached(take, "check a model")  # it reads gigabytes
             except FalseContentError as error:
                 raise _FalseError(error, lead if attempt.gave == {lead} and not earlier else None) from error
 
