@@ -35,6 +35,7 @@ from mesh.certificates import CertificateError, Identity, Roots
 from mesh.identity import NodeId
 from mesh.rate import Rate
 from node import clock
+from node.errors import ExitCode, KithError
 from node.limits import (
     CALLS_BURST,
     CALLS_OF_ONE_MAX,
@@ -55,6 +56,11 @@ DEADLINE_DEFAULT_S = 120.0
 DEADLINE_MAX_S = 3600.0
 #: Calls that live as long as their connection; the caller's certificate still ends them.
 UNLIMITED = frozenset({"Link"})
+#: One message of such an answer is taken within so long, seconds, or the call ends: these hold one of a few places.
+#: A model comes by the megabyte, so 52 kB/s; who takes KV more slowly reads the prompt itself.
+TAKEN_WITHIN_S = {"FetchModel": 20.0, "FetchKv": 5.0, "FetchBlob": 20.0}
+#: To tell somebody who takes nothing that it was ended.
+TOLD_WITHIN_S = 1.0
 #: Refused calls say no more than this.
 REFUSED = "not allowed"
 
@@ -129,7 +135,9 @@ class Callers(grpc.aio.ServerInterceptor):
 
             async def unary_stream(request: Any, context: Any) -> None:
                 check = lambda: self._check(context)  # noqa: E731
-                await self._run(rpc, context, lambda: _answer(handler.unary_stream(request, context), context, check))
+                within_s = TAKEN_WITHIN_S.get(rpc)
+                answers = lambda: _answer(handler.unary_stream(request, context), context, check, within_s)  # noqa: E731
+                await self._run(rpc, context, answers)
 
             return grpc.unary_stream_rpc_method_handler(unary_stream, **codec)
 
@@ -244,7 +252,9 @@ class _Watched:
         return message
 
 
-async def _answer(answers: Any, context: Any, check: Callable[[], None] | None) -> None:
+async def _answer(
+    answers: Any, context: Any, check: Callable[[], None] | None, taken_within_s: float | None = None
+) -> None:
     """Carry out a handler that answers with a stream: one that yields, or one that writes by itself."""
     if not hasattr(answers, "__aiter__"):
         await answers
@@ -253,7 +263,29 @@ async def _answer(answers: Any, context: Any, check: Callable[[], None] | None) 
         async for message in answers:
             if check is not None:
                 check()
+            if taken_within_s is None:
+                await context.write(message)
+            elif not await _taken(context, message, taken_within_s):
+                break
+        else:
+            return
+    # What the handler held is free by now, whether or not the other side hears this.
+    said = f"nothing of it was taken for {taken_within_s:.0f} s, so it was ended"
+    error = KithError("too-slow", said, "Ask again, from where it ended.", ExitCode.UNAVAILABLE)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(TOLD_WITHIN_S):
+            await abort(context, error)
+
+
+async def _taken(context: Any, message: Any, within_s: float) -> bool:
+    try:
+        async with asyncio.timeout(within_s) as timeout:
             await context.write(message)
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        return False
+    return True
 
 
 def _der(pem: bytes) -> bytes:
