@@ -11,7 +11,7 @@ facts of authors that it invents.
 Does not: check signatures of facts (shell.py), or know who was denied since when (mesh/denials.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mesh.authorisation import may_author
 from mesh.certificates import CertificateError, Identity, Role, Roots
@@ -28,6 +28,13 @@ CERTIFICATES_MAX = 256
 #: An author whose facts are dropped is logged again after this.
 LOG_AGAIN_S = 3600.0
 
+#: Where it is told that something was refused, and why.
+Say = Callable[[str], None]
+
+
+def warn(line: str) -> None:
+    log("warning", line)
+
 
 class Authors:
     """`take` on the event loop; everything else from any thread."""
@@ -39,15 +46,15 @@ class Authors:
         self._once = Once(LOG_AGAIN_S)
         self.take(self.read(known))
 
-    def read(self, certificates: Iterable[bytes]) -> list[Identity]:
-        """Those of this mesh that are new here, or newer. About 0.2 ms each."""
+    def read(self, certificates: Iterable[bytes], say: Say = warn) -> list[Identity]:
+        """Those of this mesh that are new here, or newer. About 0.2 ms each. `say`: why one is not taken."""
         found = []
         for certificate in certificates:
             try:
                 identity = self._roots.read(certificate) if self._roots is not None else None
             except CertificateError as error:
                 if self._once.due(str(error)):
-                    log("warning", f"an author's certificate was left out: {error}")
+                    say(f"an author's certificate was left out: {error}")
                 continue
             if identity is not None and self._is_news(identity):
                 found.append(identity)
@@ -63,15 +70,15 @@ class Authors:
     def knows(self, author: NodeId, beside: Sequence[Identity] = ()) -> bool:
         return author in self._held or any(identity.node_id == author for identity in beside)
 
-    def accepts(self, fact: Fact, beside: Sequence[Identity] = ()) -> bool:
-        """Whether the fact's author may say this. `beside`: certificates that came with it. A refusal is logged."""
+    def accepts(self, fact: Fact, beside: Sequence[Identity] = (), say: Say = warn) -> bool:
+        """Whether the fact's author may say this. `beside`: certificates that came with it. `say`: of a refusal."""
         roles = set(self._held.get(fact.author, ()))
         roles.update(identity.role for identity in beside if identity.node_id == fact.author)
         if any(may_author(role, fact.kind) for role in roles):
             return True
         if self._once.due((fact.author, bool(roles))):
             why = f"a {', '.join(sorted(roles))} authors no {fact.kind}" if roles else "it has no certificate here"
-            log("warning", f"facts of {fact.author} are dropped: {why}")
+            say(f"facts of {fact.author} are dropped: {why}")
         return False
 
     def verify_denial(self, deny: facts_pb2.Deny) -> bool:

@@ -5,7 +5,8 @@ any earlier): it reads the certificate, asks whether it is valid now, whether th
 may call this, and only then runs the handler. Running calls are known by their caller: when a member is denied, `cut`
 ends all of them at once, in the midst of streams too, and no call outlives the caller's certificate.
 
-Every call has a deadline: the caller's, or ours. Why a call was refused is for our log; the answer only says that.
+Every call has a deadline: the caller's, or ours. Why a call was refused is for our log (refused.py); the answer only
+says that.
 
 Each member has a part of this node, a bucket of calls and a number that may run at once. Beyond it a call is refused
 with the time when to come again, and not at once where there are many: refusing costs too, and a connection carries few
@@ -34,6 +35,7 @@ from mesh.certificates import CertificateError, Identity, Roots
 from mesh.identity import NodeId
 from mesh.rate import Rate
 from node import clock
+from node.errors import ExitCode, KithError
 from node.limits import (
     CALLS_BURST,
     CALLS_OF_ONE_MAX,
@@ -45,7 +47,7 @@ from node.limits import (
     REFUSALS_WAITING_MAX,
     too_many,
 )
-from node.once import Once
+from node.refused import Refused
 from node.rpc import abort
 
 #: A unary call or a stream of answers whose caller named no deadline ends after this.
@@ -54,8 +56,11 @@ DEADLINE_DEFAULT_S = 120.0
 DEADLINE_MAX_S = 3600.0
 #: Calls that live as long as their connection; the caller's certificate still ends them.
 UNLIMITED = frozenset({"Link"})
-#: A refusal that repeats is logged once in this time.
-LOG_AGAIN_S = 60.0
+#: One message of such an answer is taken within so long, seconds, or the call ends: these hold one of a few places.
+#: A model comes by the megabyte, so 52 kB/s; who takes KV more slowly reads the prompt itself.
+TAKEN_WITHIN_S = {"FetchModel": 20.0, "FetchKv": 5.0, "FetchBlob": 20.0}
+#: To tell somebody who takes nothing that it was ended.
+TOLD_WITHIN_S = 1.0
 #: Refused calls say no more than this.
 REFUSED = "not allowed"
 
@@ -84,7 +89,7 @@ class Callers(grpc.aio.ServerInterceptor):
         self,
         roots: Callable[[], Roots],
         denied: Denied,
-        log: Callable[[str, str], None],
+        refused: Refused,
         *,
         deadline_default_s: float = DEADLINE_DEFAULT_S,
         calls: Rate | None = None,
@@ -92,13 +97,12 @@ class Callers(grpc.aio.ServerInterceptor):
     ) -> None:
         self._roots = roots
         self._denied = denied
-        self._log = log
+        self._refused = refused
         self._deadline_default_s = deadline_default_s
         self._rate = calls or Rate(CALLS_PER_S, CALLS_BURST)
         self._refusals = refusals or Rate(REFUSALS_PER_S, REFUSALS_BURST)
         self._refusals_waiting: Counter[NodeId] = Counter()
         self._calls: dict[NodeId, set[_Call]] = {}
-        self._once = Once(LOG_AGAIN_S)
 
     def running(self, node_id: NodeId) -> int:
         """Calls of this member that run now, its link included."""
@@ -131,7 +135,9 @@ class Callers(grpc.aio.ServerInterceptor):
 
             async def unary_stream(request: Any, context: Any) -> None:
                 check = lambda: self._check(context)  # noqa: E731
-                await self._run(rpc, context, lambda: _answer(handler.unary_stream(request, context), context, check))
+                within_s = TAKEN_WITHIN_S.get(rpc)
+                answers = lambda: _answer(handler.unary_stream(request, context), context, check, within_s)  # noqa: E731
+                await self._run(rpc, context, answers)
 
             return grpc.unary_stream_rpc_method_handler(unary_stream, **codec)
 
@@ -156,7 +162,7 @@ class Callers(grpc.aio.ServerInterceptor):
             if not call.cut:
                 raise
             task.uncancel()
-            await self._refuse(rpc, context, f"{identity.node_id} was denied in the midst of it")
+            await self._refuse(rpc, context, f"{identity.node_id} was denied in the midst of it", identity.node_id)
         except TimeoutError:
             if not timeout.expired():
                 raise
@@ -178,11 +184,11 @@ class Callers(grpc.aio.ServerInterceptor):
             await self._refuse(rpc, context, f"its certificate is not of this mesh: {error}")
         # That it has begun, the handshake saw; a clock that is set back meanwhile ends no connection.
         if clock.wall_clock_ms() / 1000 > identity.not_after:
-            await self._refuse(rpc, context, f"the certificate of {identity.node_id} has ended")
+            await self._refuse(rpc, context, f"the certificate of {identity.node_id} has ended", identity.node_id)
         if self._denied(identity.node_id):
-            await self._refuse(rpc, context, f"{identity.node_id} is denied")
+            await self._refuse(rpc, context, f"{identity.node_id} is denied", identity.node_id)
         if not may_call(identity.role, rpc):
-            await self._refuse(rpc, context, f"{identity.node_id} is a {identity.role}")
+            await self._refuse(rpc, context, f"{identity.node_id} is a {identity.role}", identity.node_id)
         return identity
 
     async def _check_part(self, rpc: str, context: Any, node_id: NodeId) -> None:
@@ -198,8 +204,7 @@ class Callers(grpc.aio.ServerInterceptor):
             wait_s = self._rate.wait_s(node_id, clock.now())
         if not wait_s:
             return
-        if self._once.due(("too many", node_id)):
-            self._log("warning", f"{node_id} calls too often: {rpc} and more is put off")
+        self._refused.say(node_id, f"{node_id} calls too often: {rpc} is put off")
         if self._refusals_waiting[node_id] < REFUSALS_WAITING_MAX:
             self._refusals_waiting[node_id] += 1
             try:
@@ -224,10 +229,9 @@ class Callers(grpc.aio.ServerInterceptor):
         if self._denied(node_id):
             self.cut(node_id)
 
-    async def _refuse(self, rpc: str, context: Any, why: str) -> NoReturn:
-        peer = context.peer().rpartition(":")[0]  # the port differs at each attempt
-        if self._once.due((rpc, peer, why)):
-            self._log("warning", f"refused {rpc} of {context.peer()}: {why}")
+    async def _refuse(self, rpc: str, context: Any, why: str, node_id: str = "") -> NoReturn:
+        host = context.peer().rpartition(":")[0]  # the port differs at each attempt
+        self._refused.say(node_id or host, f"refused {rpc} of {host}: {why}")
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, REFUSED)
         raise AssertionError("abort raises")
 
@@ -248,7 +252,9 @@ class _Watched:
         return message
 
 
-async def _answer(answers: Any, context: Any, check: Callable[[], None] | None) -> None:
+async def _answer(
+    answers: Any, context: Any, check: Callable[[], None] | None, taken_within_s: float | None = None
+) -> None:
     """Carry out a handler that answers with a stream: one that yields, or one that writes by itself."""
     if not hasattr(answers, "__aiter__"):
         await answers
@@ -257,7 +263,29 @@ async def _answer(answers: Any, context: Any, check: Callable[[], None] | None) 
         async for message in answers:
             if check is not None:
                 check()
+            if taken_within_s is None:
+                await context.write(message)
+            elif not await _taken(context, message, taken_within_s):
+                break
+        else:
+            return
+    # What the handler held is free by now, whether or not the other side hears this.
+    said = f"nothing of it was taken for {taken_within_s:.0f} s, so it was ended"
+    error = KithError("too-slow", said, "Ask again, from where it ended.", ExitCode.UNAVAILABLE)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(TOLD_WITHIN_S):
+            await abort(context, error)
+
+
+async def _taken(context: Any, message: Any, within_s: float) -> bool:
+    try:
+        async with asyncio.timeout(within_s) as timeout:
             await context.write(message)
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        return False
+    return True
 
 
 def _der(pem: bytes) -> bytes:

@@ -47,6 +47,7 @@ from node.blobs import Blobs
 from node.config import FILE_ENGINES, NodeConfig
 from node.counting import Counter, counter_of
 from node.credentials import Credentials
+from node.detached import detached
 from node.discovery import Discovery
 from node.engine.process import EngineProcess
 from node.engine_door import EngineDoor
@@ -186,7 +187,7 @@ class Daemon:
 
         if config.engine in FILE_ENGINES and config.model and not is_hub(config.model):
             # What the owner named is checked before anything is served; a bad file ends the start.
-            await asyncio.to_thread(self._find_model)
+            await self._find_model()
             await asyncio.to_thread(self.engine.check_model)
         await self._add_models([spec for spec in config.more_models if not is_hub(spec)])
         doors = []
@@ -288,7 +289,7 @@ class Daemon:
     async def _bring_up_engine(self) -> None:
         try:
             if self.config.engine in FILE_ENGINES and self.model_path is None:
-                await asyncio.to_thread(self._find_model)
+                await self._find_model()
             if self.model_path is not None:
                 self._background.spawn(self._describe_model(self.model_path), "describe the model")
             await self.engine.start()
@@ -302,10 +303,10 @@ class Daemon:
 
     async def _add_models(self, specs: Sequence[str]) -> None:
         """Further agents. Raises `KithError` where a file can not be had or read."""
-        from node.models.obtaining import obtain
+        from node.models.obtaining import obtained
 
         for spec in specs:
-            path = await asyncio.to_thread(obtain, spec, self._say)
+            path = await obtained(spec, self._say)
             header = await asyncio.to_thread(gguf.read_header, path)
             config = dataclasses.replace(engine_config(self.config), model_sha256="")
             process = EngineProcess(config, path, self._say, self._further_changed)
@@ -318,22 +319,22 @@ class Daemon:
         first = [self.model_path] if self.model_path is not None else []
         return [*first, *(one.path for one in self.engines.further.values())]
 
-    def _find_model(self) -> None:
-        """Tell the engine the model's file; what is not here yet is fetched. Runs in a thread."""
+    async def _find_model(self) -> None:
+        """Tell the engine the model's file; what is not here yet is fetched."""
         # Imported here: a node with another back end never needs it.
-        from node.models.obtaining import obtain
+        from node.models.obtaining import obtained
 
-        self.model_path = obtain(self.config.model, self._say)
+        self.model_path = await obtained(self.config.model, self._say)
         self.serving.mark(self.model_path)
         self.engine.use_model(self.model_path)
         if self.config.more_models:
-            header = gguf.read_header(self.model_path)
+            header = await asyncio.to_thread(gguf.read_header, self.model_path)
             self.engines.first_bytes = gguf.needed_bytes(header, self.config.ctx, self.config.slots)
 
     async def _describe_model(self, path: Path) -> None:
         """The file's hash, for the profile and for peers; a large file that is not of the store takes a while."""
         try:
-            await asyncio.to_thread(self.serving.use, path)
+            await detached(lambda: self.serving.use(path), "describe a model")
         except KithError as error:
             logs.log("warning", f"the model file is not offered to other nodes: {error.message}")
             return

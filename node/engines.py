@@ -39,6 +39,10 @@ TRIES_MAX = 3
 #: Where all memory is in use, a load waits so long for somebody to finish; then its asker is told to come again.
 ROOM_WITHIN_S = 60.0
 COME_AGAIN_S = 5.0
+#: What loading takes until it was measured: the file at the rate at which the first model was read here, or this rate,
+#: and starting a process that measures itself.
+READ_BYTES_PER_S_PRIOR = 500e6
+START_S = 2.0
 
 
 class Further:
@@ -55,6 +59,7 @@ class Further:
         self.up = False
         self.failures = 0
         self.failed_at = 0.0
+        self.took_s = 0.0  # when it was brought up last; 0: it never was
         self.planned: engine_pb2.EngineLoaded | None = None
 
     @property
@@ -85,6 +90,14 @@ class Further:
     @property
     def is_ready(self) -> bool:
         return self.up and self._process.state == "ready"
+
+    @property
+    def load_wait_s(self) -> float:
+        """What a request waits until this is loaded, estimated; 0: it is."""
+        if self.is_ready:
+            return 0.0
+        size = self.loaded.model_bytes if self.loaded is not None else 0
+        return self.took_s or START_S + size / self._engines.read_bytes_per_s
 
     async def start(self) -> None:
         async with self._engines.using(self):
@@ -126,7 +139,9 @@ class Further:
     async def bring_up(self) -> None:
         """Start the process, after the remains of one that failed."""
         await self._process.stop()
+        began = time.monotonic()
         await self._process.start()
+        self.took_s = time.monotonic() - began
         self.up = True
 
     async def stop(self) -> None:
@@ -167,6 +182,14 @@ class Engines:
             return one
         message = f"this node has no agent {agent[:64]!r}"
         raise KithError("no-agent", message, "`kith nodes` lists them.", ExitCode.UNAVAILABLE)
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        """At which model files are read here, as the first one was."""
+        loaded = self.first.loaded
+        if loaded is None or not loaded.model_bytes or loaded.load_seconds <= 0:
+            return READ_BYTES_PER_S_PRIOR
+        return loaded.model_bytes / loaded.load_seconds
 
     @property
     def steps(self) -> int:
@@ -238,6 +261,7 @@ class Engines:
             oldest = min(idle, key=lambda one: one.used_at)
             log("info", f"agent {oldest.agent} is unloaded to make room for {wanted.agent}")
             await oldest.stop()
+            self._changed()
 
     async def _somebody_finished(self, wanted: Further) -> None:
         self._released.clear()
@@ -308,6 +332,7 @@ def agent_profile(agent: str, backend: str, engine: Engine, sha256: bytes) -> fa
         embedding_size=loaded.embedding_size,
         adapters=loaded.adapters,
         kv_layout=loaded.kv_layout,
+        load_wait_seconds=round(engine.load_wait_s, 1) if isinstance(engine, Further) else 0.0,
     )
 
 

@@ -83,6 +83,7 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "node-denied": ExitCode.UNAVAILABLE,
     "node-draining": ExitCode.UNAVAILABLE,
     "node-unreachable": ExitCode.UNREACHABLE,
+    "too-slow": ExitCode.UNAVAILABLE,
     "node-timeout": ExitCode.UNREACHABLE,
     "timed-out": ExitCode.UNAVAILABLE,
     "kv-missing": ExitCode.NOT_FOUND,

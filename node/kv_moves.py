@@ -24,6 +24,7 @@ from node.engine_door import EngineDoor
 from node.engines import FIRST
 from node.errors import ExitCode, KithError
 from node.logs import log
+from node.once import Once
 from node.rpc import to_kith_error
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ KV_BYTES_MAX = 512 << 20
 MOVES_AT_ONCE = 2
 #: A move is given up after this, and after what reading would take, seconds.
 MOVE_WITHIN_S_MIN, MOVE_WITHIN_S_MAX = 0.25, 15.0
+#: That KV did not come from a holder, for the same reason, is logged again after this.
+LOG_AGAIN_S = 60.0
 
 Stub = Callable[[NodeId], "mesh_pb2_grpc.MeshAsyncStub | None"]
 
@@ -74,6 +77,7 @@ class KvMoves:
         self._bytes_per_token: dict[tuple[bytes, str], float] = {}
         self._came = 1.0  # of what others were expected to be given, this part was
         self._exporting = self._importing = 0
+        self._once = Once(LOG_AGAIN_S)
 
     def move_s(self, tokens: int, agent: facts_pb2.AgentProfile) -> float:
         """What moving so many tokens of the agent's KV should take, by what was measured here."""
@@ -110,7 +114,8 @@ class KvMoves:
         except (KithError, grpc.aio.AioRpcError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 self._s_per_byte *= 1.0 + NEWEST
-            log("info", f"the KV of {tokens} tokens did not come from {holder}: {_said(error)}")
+            if self._once.due((holder, why := _said(error))):  # callers name the holder: they must not fill the log
+                log("info", f"the KV of {tokens} tokens did not come from {holder}: {why}")
             return 0
         finally:
             self._importing -= 1

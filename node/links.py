@@ -86,6 +86,9 @@ class Owner(Protocol):
 
     def log(self, level: str, text: str) -> None: ...
 
+    def refused(self, peer: NodeId, text: str) -> None:
+        """Something that a peer did was refused; for the log."""
+
 
 @dataclass(eq=False)
 class Link:
@@ -242,7 +245,8 @@ class Links:
                 hello = self._checked(await self._first(read), identity)
             await context.write(mesh_pb2.LinkMessage(hello=self._owner.hello()))
         except (TimeoutError, HelloError) as error:
-            self._owner.log("warning", f"{identity.node_id} can not be linked with: {error or 'it said no Hello'}")
+            text = f"{identity.node_id} can not be linked with: {error or 'it said no Hello'}"
+            self._owner.refused(identity.node_id, text)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not linked")
         link = Link(identity.node_id, hello, identity, False, host_of(context.peer()))
         await self._run(link, read, context.write)
@@ -458,14 +462,16 @@ class Links:
                 await asyncio.sleep(link.pace.charge(link.peer, clock()))
                 kind = message.WhichOneof("message") or ""
                 if kind == "hello":
-                    self._owner.log("warning", f"{link.peer} said Hello twice: link ended")
+                    self._owner.refused(link.peer, f"{link.peer} said Hello twice: link ended")
                     return
                 if self._denied(link.peer):
                     return
                 if not may_send(link.identity.role, kind):
                     if kind not in link.refused:
                         link.refused.add(kind)
-                        self._owner.log("warning", f"{link.peer} is a {link.identity.role}: its {kind!r} is ignored")
+                        self._owner.refused(
+                            link.peer, f"{link.peer} is a {link.identity.role}: its {kind!r} is ignored"
+                        )
                     continue
                 await self._owner.message_received(link.peer, message)
 

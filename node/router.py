@@ -180,7 +180,7 @@ class Router:
                 name,
                 agent.model,
                 sum(terms.values()),
-                first_token_s=waits + load.queued_prompt_tokens / prefill + terms["prefill"],
+                first_token_s=waits + load.queued_prompt_tokens / prefill + terms.get("load", 0.0) + terms["prefill"],
                 step_s=STEP_TOKENS / prefill if agent.backend == "llama" else 1 / decode,
                 vocabulary=agent.vocabulary_sha256,
                 capacity_tokens=capacity_of(agent),

@@ -9,6 +9,7 @@ Does not: take decisions.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -24,15 +25,16 @@ from mesh.journal import Fork, Position
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
 from node import clock
-from node.authors import CERTIFICATES_MAX, Authors
+from node.authors import CERTIFICATES_MAX, Authors, Say, warn
 from node.background import Background
 from node.callers import Callers
 from node.credentials import Credentials
 from node.denied import node_denied
 from node.errors import ExitCode, KithError
 from node.links import Links
-from node.logs import log
+from node.logs import log, logger
 from node.quotas import FactQuotas
+from node.refused import Refused
 from node.store import Store
 
 TICK_S = 0.05
@@ -74,9 +76,12 @@ class Shell:
         self._store = store
         self._hello = hello
         self._listener = listener
+        self._refused = Refused(log)
         self.links = Links(self, replica.me, credentials, self.denied)
         #: Stands before every handler of the mesh port; None for a node that has none.
-        self.callers = Callers(lambda: credentials.roots, self.denied, log) if credentials is not None else None
+        self.callers = (
+            Callers(lambda: credentials.roots, self.denied, self._refused) if credentials is not None else None
+        )
         #: A failed disk stops the node through the store's own hook; anything else in here is a programmer's error.
         self._duties = Background()
         self._quotas = FactQuotas(replica.me, replica.journal.lacks)
@@ -159,6 +164,7 @@ class Shell:
         await self._duties.settled()
         for future in self._authoring.values():
             future.cancel()
+        self._refused.settle(all_of_them=True)
 
     # links.Owner
 
@@ -178,6 +184,7 @@ class Shell:
             facts, retired = await self._verified(peer, message.fact_push)
             facts, retired = self._quotas.within(facts, retired, clock.now())
             if facts:
+                self._say_of_void(peer, facts)
                 self.post(events.FactsVerified(peer, facts, retired))
         elif kind == "fork_proof":
             both = facts_pb2.FactPush(facts=[message.fork_proof.one, message.fork_proof.other])
@@ -190,11 +197,34 @@ class Shell:
     def log(self, level: str, text: str) -> None:
         log(level, text)
 
+    def refused(self, peer: NodeId, text: str) -> None:
+        self._refused.say(peer, text)
+
+    def _say_of_void(self, peer: NodeId, facts: Sequence[Fact]) -> None:
+        """Why facts of a push will not be kept: held already, or beyond what counts of their author."""
+        debugging = logger.isEnabledFor(logging.DEBUG)
+        journal = self.replica.journal
+        if not (debugging or journal.forks or journal.denials.nodes):
+            return
+        seen: set[bytes] = set()
+        for fact in facts:
+            if journal.is_void(fact.stream_id, fact.sequence):
+                why = "was revoked" if journal.denials.is_denied(fact.author) else "wrote two histories"
+                self.refused(peer, f"{peer} pushed a fact of {fact.author} that does not count: its author {why}")
+            elif debugging and (fact.hash in seen or not journal.lacks(fact)):
+                # Gossip brings facts more than once by design: a reason to say it to who looks, none to warn.
+                log(
+                    "debug", f"{peer} pushed fact {fact.sequence} of {fact.author} ({fact.kind}), which is held already"
+                )
+            if debugging:
+                seen.add(fact.hash)
+
     # Effects
 
     def _tick(self) -> None:
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         self.post(events.Ticked(clock.wall_clock_ms()))
+        self._refused.settle()
 
     def _carry_out(self, effect: effects.Effect) -> None:
         match effect:
@@ -273,7 +303,9 @@ class Shell:
 
     async def _verified(self, peer: NodeId, push: facts_pb2.FactPush) -> tuple[tuple[Fact, ...], tuple[Retired, ...]]:
         """The facts that count, in a thread; the certificates that came with them are durable by then."""
-        facts, retired, new = await asyncio.to_thread(verified, peer, push, self.authors)
+        facts, retired, new = await asyncio.to_thread(
+            verified, peer, push, self.authors, lambda line: self.refused(peer, line)
+        )
         if new:
             await self._store.save_certificates(new)
             self.authors.take(new)
@@ -304,14 +336,14 @@ def author_of(signed: facts_pb2.SignedFact) -> NodeId:
 
 
 def verified(
-    peer: NodeId, push: facts_pb2.FactPush, authors: Authors
+    peer: NodeId, push: facts_pb2.FactPush, authors: Authors, say: Say = warn
 ) -> tuple[tuple[Fact, ...], tuple[Retired, ...], list[Identity]]:
     """The well-formed, truly signed facts of a push, up to the first that is not, the retired ranges between them, and
-    the certificates that are new. Facts that their author may not author are left out.
+    the certificates that are new. Facts that their author may not author are left out. `say`: where it is told why.
 
     About 0.1 ms a fact.
     """
-    new = authors.read(push.certificates[:CERTIFICATES_MAX])
+    new = authors.read(push.certificates[:CERTIFICATES_MAX], say)
     facts: list[Fact] = []
     retired: list[Retired] = []
     for signed in push.facts:
@@ -323,15 +355,15 @@ def verified(
                 continue
             fact = parse(signed)
         except FactError as error:
-            log("warning", f"{peer} pushed what is no fact: {error}")
+            say(f"{peer} pushed what is no fact: {error}")
             break
-        if not authors.accepts(fact, new):
+        if not authors.accepts(fact, new, say):
             continue
         if not fact.is_signed_by_author():
-            log("warning", f"{peer} pushed a fact of {fact.author} with a false signature")
+            say(f"{peer} pushed a fact of {fact.author} with a false signature")
             break
         if not is_genuine(fact, authors.verify_denial):
-            log("warning", f"{peer} pushed a denial by {fact.author} that the mesh's CA did not sign")
+            say(f"{peer} pushed a denial by {fact.author} that the mesh's CA did not sign")
             break
         facts.append(fact)
     return tuple(facts), tuple(retired), new

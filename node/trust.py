@@ -30,6 +30,7 @@ from node.joining.advert import Address, Adverts
 from node.joining.door import Door, OpenInvite
 from node.listening import where_to_listen
 from node.logs import log
+from node.once import Once
 from node.overview import issuers_known
 from node.renewal import Renewal
 from node.rpc import to_kith_error
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 #: The founder and two more: enough to lose one and go on inviting, few enough to guard.
 ISSUERS_MAX = 3
 PROMOTE_S = 15.0
+#: That a member's certificate was renewed is logged once in this time, however often it asks.
+RENEWAL_SAID_AGAIN_S = 60.0
 #: A beginning of an id names a node from here on.
 ID_PREFIX_MIN = 4
 
@@ -56,6 +59,7 @@ class Trust:
         self.enrolment = enrolment
         shell = daemon.shell
         self._promoting = asyncio.Lock()
+        self._renewals_said = Once(RENEWAL_SAID_AGAIN_S)
         self.renewal = Renewal(enrolment, self._linked_issuers, shell.links.stub, self._take_into_use)
         host = str(resolve(where_to_listen(daemon.config.listen)[0]))
         hosts = [address for address, _ in daemon.addresses]
@@ -80,7 +84,8 @@ class Trust:
         self._require_issuer()
         if self._daemon.shell.denied(caller.node_id):
             raise KithError("node-denied", "this node was revoked", "", ExitCode.UNAVAILABLE)
-        log("info", f"the certificate of {caller.node_id} was renewed")
+        if self._renewals_said.due(caller.node_id):
+            log("info", f"the certificate of {caller.node_id} was renewed")
         return self.enrolment.issue(caller.public_key, caller.role)
 
     async def take_authority(self, caller: Identity, ca_key: bytes) -> bytes:

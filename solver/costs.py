@@ -4,6 +4,7 @@ Why: the allocator must compare a task that waits behind others on a fast machin
 slow machine. Seconds are the common unit, and every term is kept by name so that `kith explain` can print it.
 
     queue    what the agent already has to do: queued prompt tokens / prefill rate + queued output tokens / decode rate
+    load     loading its model, where that is not in memory
     prefill  reading this task's prompt: prompt tokens / prefill rate; those that it has cached are not read, or are
              brought from another agent where that is quicker
     decode   writing its answer: output tokens / decode rate
@@ -26,6 +27,8 @@ DECODE_PRIOR_TOKENS_PER_S = 13.0
 #: zero or infinity.
 RATE_MIN_TOKENS_PER_S = 1e-3
 RATE_MAX_TOKENS_PER_S = 1e6
+#: And no model is said to take longer to load, seconds.
+LOAD_MAX_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class AgentLoad:
     abilities: frozenset[str] = frozenset({"generate"})
     model: str = ""
     draining: bool = False  # takes no new work
+    load_s: float = 0.0  # until its model is in memory, estimated; 0: it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,12 @@ def cost_terms(agent: AgentLoad, task: TaskNeed, cached: Cached = NOTHING_CACHED
     if why_not(agent, task):
         return None
     prefill, decode = rates(agent)
-    return {
-        "queue": agent.queued_prompt_tokens / prefill + agent.queued_output_tokens / decode,
-        "prefill": cached.prefill_s(task.prompt_tokens, prefill),
-        "decode": task.output_tokens / decode,
-    }
+    terms = {"queue": agent.queued_prompt_tokens / prefill + agent.queued_output_tokens / decode}
+    if agent.load_s > 0.0:
+        terms["load"] = min(agent.load_s, LOAD_MAX_S)
+    terms["prefill"] = cached.prefill_s(task.prompt_tokens, prefill)
+    terms["decode"] = task.output_tokens / decode
+    return terms
 
 
 def why_not(agent: AgentLoad, task: TaskNeed) -> str:

@@ -493,6 +493,7 @@ class AgentProfile(_message.Message):
     EMBEDDING_SIZE_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     KV_LAYOUT_FIELD_NUMBER: _builtins.int
+    LOAD_WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     backend: _builtins.str
     """"llama", "openai", "echo" """
@@ -515,6 +516,8 @@ class AgentProfile(_message.Message):
     vocabulary_sha256: _builtins.bytes
     embedding_size: _builtins.int
     kv_layout: _builtins.str
+    load_wait_seconds: _builtins.float
+    """what a request waits for its model to be loaded, estimated; 0: it is in memory"""
     @_builtins.property
     def abilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"generate", "chat", "score", "embed" """
@@ -543,10 +546,11 @@ class AgentProfile(_message.Message):
         embedding_size: _builtins.int = ...,
         adapters: _abc.Iterable[_builtins.str] | None = ...,
         kv_layout: _builtins.str = ...,
+        load_wait_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "adapters", b"adapters", "agent", b"agent", "backend", b"backend", "context_tokens", b"context_tokens", "decode_tokens_per_s", b"decode_tokens_per_s", "embedding_size", b"embedding_size", "kv_layout", b"kv_layout", "licence", b"licence", "load_seconds", b"load_seconds", "model", b"model", "model_bytes", b"model_bytes", "model_sha256", b"model_sha256", "parameters", b"parameters", "prefill_tokens_per_s", b"prefill_tokens_per_s", "quantization", b"quantization", "role", b"role", "slots", b"slots", "vocabulary_sha256", b"vocabulary_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "adapters", b"adapters", "agent", b"agent", "backend", b"backend", "context_tokens", b"context_tokens", "decode_tokens_per_s", b"decode_tokens_per_s", "embedding_size", b"embedding_size", "kv_layout", b"kv_layout", "licence", b"licence", "load_seconds", b"load_seconds", "load_wait_seconds", b"load_wait_seconds", "model", b"model", "model_bytes", b"model_bytes", "model_sha256", b"model_sha256", "parameters", b"parameters", "prefill_tokens_per_s", b"prefill_tokens_per_s", "quantization", b"quantization", "role", b"role", "slots", b"slots", "vocabulary_sha256", b"vocabulary_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

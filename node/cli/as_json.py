@@ -79,6 +79,7 @@ def agent(message: facts_pb2.AgentProfile) -> dict[str, Any]:
         "prefill_tokens_per_s": message.prefill_tokens_per_s,
         "decode_tokens_per_s": message.decode_tokens_per_s,
         "load_s": message.load_seconds,
+        "load_wait_s": message.load_wait_seconds,
         "abilities": list(message.abilities),
         "licence": message.licence,
         "role": message.role,

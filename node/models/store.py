@@ -88,6 +88,10 @@ class Origin:
     licence: str = ""
 
 
+class FalseContentError(KithError):
+    """A whole file that is not what its hash says."""
+
+
 def check_name(name: str) -> str:
     """`name` as a file in the store may be called. Raises `KithError` (`bad-model`)."""
     if SPLIT_PATTERN.search(name):
@@ -177,8 +181,9 @@ class ModelStore:
         return self.folder / UNFINISHED / f"{sha256}.part"
 
     @contextlib.contextmanager
-    def part(self, sha256: str, size_bytes: int) -> Iterator[IO[bytes]]:
+    def part(self, sha256: str, size_bytes: int, *, anew: bool = False) -> Iterator[IO[bytes]]:
         """The part of a file, opened for writing at its end; nobody else writes to it meanwhile. It stays afterwards.
+        `anew`: what came earlier is thrown away.
 
         Raises `KithError` (`disk-full`, `busy`, `bad-model` where the folder can not be used).
         """
@@ -190,7 +195,7 @@ class ModelStore:
                 if not _lock(file, fcntl.LOCK_EX) or not _is_at(file, self.part_path(sha256)):
                     message = f"another pull of {sha256[:12]} is under way"
                     raise KithError("busy", message, "Wait for it.", ExitCode.UNAVAILABLE, 10.0)
-                if file.tell() > size_bytes:
+                if file.tell() > size_bytes or anew:
                     file.truncate(0)  # no beginning of this file
                     file.seek(0)
                 self.check_room(size_bytes - file.tell())
@@ -206,13 +211,15 @@ class ModelStore:
     def finish(self, part: Path, name: str, sha256: str, origin: Origin) -> Entry:
         """Take a whole part into the store: hash and header are checked, then it is moved. Reads the file once.
 
-        Raises `KithError` (`bad-model`, `model-exists`). A part that is not what it should be is removed.
+        Raises `FalseContentError` and other `KithError`s (`bad-model`, `model-exists`). A part that is not what it
+        should be is removed.
         """
         found = file_sha256(part)
         if found != sha256:
             part.unlink(missing_ok=True)
             message = f"what came for {name} has the SHA-256 {found}, not {sha256}; it was thrown away"
-            raise KithError("bad-model", message, "Pull it again; where this repeats, the source is not sound.", _BAD)
+            remedy = "Pull it again; where this repeats, the source is not sound."
+            raise FalseContentError("bad-model", message, remedy, _BAD)
         return self.take(part, name, sha256, origin)
 
     def take(self, part: Path, name: str, sha256: str, origin: Origin) -> Entry:

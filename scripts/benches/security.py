@@ -31,6 +31,7 @@ from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
 from node import handshake
 from node.callers import Callers
 from node.credentials import Credentials
+from node.refused import Refused
 from scripts.benches import _flood, _fuzz
 from scripts.daemons import Daemon, end_all, formed
 from scripts.throwaway import ThrowawayMesh
@@ -76,7 +77,7 @@ async def serve(folder: str) -> None:
     enrolled = enrolment.load(NodePaths(Path(folder)))
     assert enrolled is not None
     credentials = Credentials(enrolled)
-    callers = Callers(lambda: enrolled.roots, lambda _: False, lambda *_: None, calls=Rate(1e9, 1e9))
+    callers = Callers(lambda: enrolled.roots, lambda _: False, Refused(lambda *_: None), calls=Rate(1e9, 1e9))
     servers, ports = [], []
     for secure, interceptors in ((False, []), (True, []), (True, [callers])):
         server = grpc.aio.server(interceptors=interceptors)

@@ -16,6 +16,7 @@ from node.enrolment import Enrolment
 from node.grpc_options import PORT_OPTIONS
 from node.hellos import PROTOCOL_VERSION
 from node.links import Links
+from node.refused import Refused
 from scripts.throwaway import ThrowawayMesh
 
 
@@ -36,7 +37,7 @@ class Node:
         self.received: list[mesh_pb2.LinkMessage] = []
         self.said: list[str] = []
         self.links = Links(self, self.me, self.credentials, self.denied.__contains__, twin_grace_s=0.1, renew_s=renew_s)
-        self.callers = Callers(lambda: enrolment.roots, self.denied.__contains__, self.log)
+        self.callers = Callers(lambda: enrolment.roots, self.denied.__contains__, Refused(self.log))
         self.server: grpc.aio.Server | None = None
 
     def hello(self) -> membership_pb2.Hello:
@@ -62,6 +63,9 @@ class Node:
         self.received.append(message)
 
     def log(self, level: str, text: str) -> None:
+        self.said.append(text)
+
+    def refused(self, peer: NodeId, text: str) -> None:
         self.said.append(text)
 
     async def until(self, condition: Callable[[], bool]) -> None:

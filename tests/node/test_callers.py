@@ -4,7 +4,7 @@ Who may call at all is in tests/security.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ import pytest
 
 from mesh.rate import Rate
 from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
+from node import callers as callers_module
 from node.callers import Callers, caller_of
 from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS, PORT_OPTIONS
 from node.limits import LINKS_OF_ONE_MAX
+from node.refused import Refused
 from node.rpc import problem_of
 from scripts.throwaway import ThrowawayMesh
 
@@ -29,10 +31,19 @@ class Service(mesh_pb2_grpc.MeshServicer):  # the rest is not called here
     def __init__(self) -> None:
         self.asked_by: list[str] = []
         self.links = 0
+        self.places = 0
 
     async def CountTokens(self, request: Any, context: Any) -> engine_pb2.CountTokensReply:
         self.asked_by.append(caller_of(context).node_id)
         return engine_pb2.CountTokensReply()
+
+    async def FetchModel(self, request: Any, context: Any) -> AsyncIterator[mesh_pb2.BlobChunk]:
+        self.places += 1
+        try:
+            for _ in range(request.offset_bytes):
+                yield mesh_pb2.BlobChunk(data=bytes(1 << 20))
+        finally:
+            self.places -= 1
 
     async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         self.links += 1
@@ -55,7 +66,7 @@ class Scene:
         callers = Callers(
             lambda: self.server_side.roots,
             lambda _: False,
-            lambda _, text: self.said.append(text),
+            Refused(lambda _, text: self.said.append(text)),
             calls=calls,
             refusals=refusals,
         )
@@ -101,7 +112,7 @@ async def test_calls_beyond_a_members_part_are_refused_with_a_time_and_cost_othe
         assert outcomes.count("RESOURCE_EXHAUSTED") == 15
         assert await outcome(other.CountTokens(request, timeout=10)) == "OK"
     assert len(set(scene.service.asked_by)) == 2
-    assert sum("too often" in text for text in scene.said) == 1, "logged once, not once a call"
+    assert sum("too often" in text for text in scene.said) == 1, "logged once, the others counted"
 
 
 async def test_refusals_are_not_hurried_where_there_are_many(scene: Scene) -> None:
@@ -124,3 +135,41 @@ async def test_a_members_links_are_few_and_take_nothing_of_its_calls(scene: Scen
         for link in links:
             link.cancel()
     assert scene.service.links == LINKS_OF_ONE_MAX
+
+
+async def rest_of(call: Any) -> None:
+    async with asyncio.timeout(10):
+        while await call.read():
+            pass
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # any state may be asked for
+            await asyncio.sleep(0.01)
+
+
+async def test_who_takes_nothing_of_an_answer_loses_its_place_and_is_told(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(callers_module.TAKEN_WITHIN_S, "FetchModel", 0.3)
+    request = mesh_pb2.FetchModelRequest(offset_bytes=200)
+    async with scene.serving(Rate(100, 100)), scene.member("slow") as slow, scene.member("quick") as quick:
+        idle = slow.FetchModel(request, timeout=30)
+        await idle.read()
+        assert scene.service.places == 1
+        await until(lambda: scene.service.places == 0)
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await rest_of(idle)
+        problem = problem_of(ended.value)
+        assert problem is not None
+        assert problem.code == "too-slow"
+        assert "nothing of it was taken" in problem.message
+        # One that takes its time, and takes something, keeps its place.
+        steady = quick.FetchModel(mesh_pb2.FetchModelRequest(offset_bytes=12), timeout=30)
+        chunks = 0
+        async for _ in steady:
+            chunks += 1
+            await asyncio.sleep(0.05)
+        assert chunks == 12
+    assert scene.service.places == 0

@@ -10,7 +10,7 @@ from mesh.wire import engine_pb2
 from node import engines as engines_module
 from node.config import NodeConfig
 from node.engine.process import EngineProcess
-from node.engines import FIRST, Engines, Further
+from node.engines import FIRST, Engines, Further, agent_profile
 from node.errors import KithError
 
 
@@ -81,6 +81,26 @@ async def test_least_recently_used_one_makes_room(node: Node) -> None:
     assert up(node) == {"b", "c"}
     assert b.calibrated is measured  # what was measured is kept
     assert node.first.state == "ready"
+
+
+async def test_what_loading_takes_is_in_the_profile_until_it_is_loaded(node: Node) -> None:
+    one, other = node.add("A", 50), node.add("B", 50)
+    assert one.planned is not None
+    one.planned.model_bytes = 1_000_000_000
+    assert one.load_wait_s == pytest.approx(engines_module.START_S + 2.0)  # not measured: 500 MB/s
+    assert node.first.loaded is not None
+    node.first.loaded.model_bytes, node.first.loaded.load_seconds = 300_000_000, 3.0
+    assert one.load_wait_s == pytest.approx(engines_module.START_S + 10.0)  # as the first model was read
+    profile = agent_profile(one.agent, "echo", one, b"")
+    assert profile.load_wait_seconds == pytest.approx(engines_module.START_S + 10.0)
+    assert agent_profile(FIRST, "echo", node.first, b"").load_wait_seconds == 0.0
+    await one.start()
+    assert one.load_wait_s == 0.0
+    assert agent_profile(one.agent, "echo", one, b"").load_wait_seconds == 0.0
+    changes = node.changes
+    await other.start()  # the first one has to go, and that is told
+    assert node.changes >= changes + 2
+    assert 0.0 < one.load_wait_s < 10.0  # as it took the last time
 
 
 async def test_engine_in_use_is_not_unloaded_but_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

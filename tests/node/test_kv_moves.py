@@ -162,6 +162,15 @@ async def test_a_holder_that_has_nothing_costs_only_the_question() -> None:
         assert await one.taking.bring(HOLDER, REQUEST, 800) == 0
 
 
+async def test_that_nothing_came_is_logged_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(kv_moves, "log", lambda _level, text: said.append(text))
+    async with world(held=0) as one:
+        for tokens in (800, 801, 802):
+            assert await one.taking.bring(HOLDER, REQUEST, tokens) == 0
+    assert len(said) == 1
+
+
 async def test_a_slow_holder_is_not_waited_for_longer_than_reading_takes() -> None:
     async with world(profile(rate=1600.0)) as one:
         one.theirs.go.clear()

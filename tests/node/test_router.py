@@ -96,6 +96,18 @@ def test_the_faster_one_is_asked_and_a_tie_stays_here() -> None:
     assert world.router.choose(chat("x")).agent.node_id == TWO
 
 
+def test_a_model_that_has_to_be_loaded_first_costs_the_time_of_loading() -> None:
+    world = World()
+    world.agent(ONE, decode_tokens_per_s=40.0, load_wait_seconds=30.0)
+    world.agent(TWO)
+    request = chat("hello")
+    loaded, other = world.router.routes(request)[0]
+    assert (loaded.agent.node_id, other.agent.node_id) == (TWO, ONE)
+    assert 30.0 < other.first_token_s < 31.0  # nobody takes it for late before that
+    world.agent(ONE, decode_tokens_per_s=40.0)
+    assert world.router.choose(request).agent.node_id == ONE
+
+
 def test_a_request_goes_only_where_it_can_be_served() -> None:
     world = World()
     world.agent(ME)

@@ -11,7 +11,8 @@ from scripts.daemons import Daemon, end_all
 from scripts.throwaway import ThrowawayMesh
 from tests.security.attackers import Place
 
-OPTIONS = ["--listen", "127.0.0.1:0", "--no-mdns", "--engine", "echo", "--threads", "1"]
+#: With `debug` the log has the reason of what is dropped silently too: facts that are held already.
+OPTIONS = ["--listen", "127.0.0.1:0", "--no-mdns", "--engine", "echo", "--threads", "1", "--log-level", "debug"]
 
 
 class Besieged:

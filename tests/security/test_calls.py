@@ -133,3 +133,10 @@ async def test_plain_text_gets_no_answer(place: Place) -> None:
     writer.close()
     assert b"kith" not in said
     await place.logs("it was no TLS")
+
+
+async def test_a_member_that_asks_for_renewal_again_and_again_is_told_of_once(besieged: Besieged, place: Place) -> None:
+    shown = await asyncio.to_thread(besieged.mesh.enrol, besieged.folder / "insistent", Role.NODE)
+    for _ in range(5):
+        assert (await Attacker(shown).call(place, "Renew")).answers == 1
+    assert place.log().count(f"the certificate of {shown.key.node_id} was renewed") == 1

@@ -17,6 +17,7 @@ from mesh.facts import STREAM_OF_KIND, Fact, make, parse
 from mesh.identity import NodeKey
 from mesh.wire import facts_pb2, mesh_pb2
 from node.keys import new_private_key
+from node.refused import LINES_OF_ONE
 from tests.mesh.building import Author
 from tests.security.attackers import Attacker, Place
 from tests.security.conftest import Besieged
@@ -201,6 +202,37 @@ async def test_a_replayed_fact_counts_once(scene: Scene, place: Place) -> None:
     async with place.daemon.client() as client:
         hits = [hit for hit in await client.search_knowledge("said once") if hit.title == "said once"]
     assert len(hits) == 1
+    replayed = [line for line in place.log().splitlines() if f"fact {fact.sequence} of {fact.author}" in line]
+    assert len(replayed) == 6
+    assert all("DEBUG" in line and "is held already" in line for line in replayed)
+
+
+async def test_a_fact_said_twice_in_one_push_is_said_to_be_held_already(scene: Scene, place: Place) -> None:
+    async with scene.attacker.link(place) as link:
+        fact = scene.own.note("twice in a breath")
+        await link.push([fact.signed, fact.signed])
+        await link.held(fact)
+    await place.logs(f"fact {fact.sequence} of {fact.author}", "is held already")
+
+
+async def test_a_flood_of_refused_facts_leaves_room_in_the_log(besieged: Besieged) -> None:
+    """Each is signed by a key that nobody knows: a thousand different reasons, of one member."""
+    daemon = await asyncio.to_thread(besieged.start, "flooded", Role.NODE)
+    flooded = await Place.of(daemon, besieged.mesh.authority.ca_der)
+    shown = await asyncio.to_thread(besieged.mesh.enrol, besieged.folder / "flooder", Role.NODE)
+    own = Author(shown.key, 1)
+    strangers = [Author(NodeKey(new_private_key())).note("from nowhere").signed for _ in range(300)]
+    async with Attacker(shown).link(flooded) as link:
+        for start in range(0, len(strangers), 10):
+            await link.push(strangers[start : start + 10])
+        true = own.note("a true word")
+        await link.push([true.signed])
+        await link.held(true)
+    await asyncio.to_thread(daemon.end)  # which says what was counted until then
+    lines = flooded.log().splitlines()
+    assert sum("are dropped: it has no certificate" in line for line in lines) == LINES_OF_ONE
+    (told,) = [line for line in lines if f"more refused from {shown.key.node_id}" in line]
+    assert f"and {len(strangers) - LINES_OF_ONE} more" in told
 
 
 async def test_a_fact_can_not_be_moved_to_another_place(scene: Scene, place: Place) -> None:
@@ -241,6 +273,7 @@ async def test_a_revoked_authors_later_facts_count_for_nobody(scene: Scene, plac
         assert await place.facts() == count + 1
     async with place.daemon.client() as client:
         titles = {hit.title for hit in await client.search_knowledge("said")}
+    await place.logs(f"a fact of {shown.key.node_id} that does not count: its author was revoked")
     assert "said before the theft" in titles
     assert not titles & {"said after it", "said in an invented life"}
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from solver.costs import (
     DECODE_PRIOR_TOKENS_PER_S,
+    LOAD_MAX_S,
     PREFILL_PRIOR_TOKENS_PER_S,
     AgentLoad,
     Cached,
@@ -23,6 +24,20 @@ from solver.costs import (
 def test_terms_are_tokens_over_rates() -> None:
     agent = AgentLoad("a", 100.0, 20.0, queued_prompt_tokens=300, queued_output_tokens=40)
     assert cost_terms(agent, TaskNeed("t", 500, 60)) == {"queue": 3.0 + 2.0, "prefill": 5.0, "decode": 3.0}
+
+
+def test_loading_the_model_is_a_term_where_it_is_not_in_memory() -> None:
+    ready, elsewhere = AgentLoad("a", 100.0, 20.0), AgentLoad("b", 100.0, 20.0, load_s=12.5)
+    task = TaskNeed("t", 500, 60)
+    assert cost_terms(elsewhere, task) == {"queue": 0.0, "load": 12.5, "prefill": 5.0, "decode": 3.0}
+    assert cost_matrix([ready, elsewhere], [task]) == [[8.0, 20.5]]
+
+
+@pytest.mark.parametrize("load_s", [0.0, -1.0, math.nan, math.inf, 1e9])
+def test_a_false_time_of_loading_makes_no_cost_endless(load_s: float) -> None:
+    terms = cost_terms(AgentLoad("a", load_s=load_s), TaskNeed("t", 1, 1))
+    assert terms is not None
+    assert terms.get("load", 0.0) in (0.0, LOAD_MAX_S)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])

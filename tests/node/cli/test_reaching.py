@@ -30,6 +30,7 @@ from node.errors import ExitCode
 from node.interfaces import Interface
 from node.joining.throwaway_tls import server_context
 from node.mesh_service import MeshService
+from node.refused import Refused
 from scripts.daemons import Daemon, formed
 from scripts.throwaway import ThrowawayMesh
 
@@ -58,7 +59,7 @@ class Places:
 
     async def node(self, enrolment: Enrolment, denied: Callable[[NodeId], bool] = lambda _: False) -> int:
         """A mesh port with its real callers and service; where it listens."""
-        server = grpc.aio.server(interceptors=[Callers(lambda: enrolment.roots, denied, lambda *_: None)])
+        server = grpc.aio.server(interceptors=[Callers(lambda: enrolment.roots, denied, Refused(lambda *_: None))])
         missing: Any = None
         engine: Any = Counting()
         mesh_pb2_grpc.add_MeshServicer_to_server(MeshService(missing, engine, missing, missing), server)

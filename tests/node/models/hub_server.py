@@ -21,6 +21,8 @@ class Hub:
     gated: bool = False
     lie_sha256: str = ""  # says this hash of every file
     break_after: int = 0  # the next answer ends after so many bytes of the file
+    stall_after: int = 0  # every answer stands still after so many bytes of the file, until `go_on`
+    go_on: threading.Event = field(default_factory=threading.Event)
     ranges: list[str] = field(default_factory=list)  # asked for, in order; "" for a whole file
     tokens: list[str] = field(default_factory=list)
 
@@ -90,6 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
+        if hub.stall_after:
+            self.wfile.write(content[start : hub.stall_after])
+            hub.go_on.wait(60)
+            self.close_connection = True
+            return
         stop, hub.break_after = hub.break_after, 0
         self.wfile.write(content[start : start + stop] if stop else content[start:])
         if stop:
@@ -106,6 +113,7 @@ def serving(files: dict[str, bytes]) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.go_on.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -1,5 +1,8 @@
 """The file for `kith up --model`: what is here is taken, what is not is fetched or refused."""
 
+import asyncio
+import contextlib
+import time
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -8,6 +11,9 @@ from huggingface_hub import close_session
 
 from node.errors import KithError
 from node.models.obtaining import Tenths, obtain
+from node.models.store import ModelStore
+from scripts.daemons import until
+from tests.conftest import DaemonFactory
 from tests.node.models.gguf_files import gguf_bytes, write_gguf
 from tests.node.models.hub_server import REPO, serving
 
@@ -43,3 +49,61 @@ def test_progress_is_said_in_tenths() -> None:
         tell(done * 1_000_000, 1_000_000_000)
     assert 8 <= len(said) <= 10
     assert said[0] == "Fetched 100 of 1000 MB."
+
+
+async def test_the_end_of_a_node_ends_what_it_fetches_at_once(daemon: DaemonFactory, tmp_path: Path) -> None:
+    """The Hub stands still in the midst of the file: whoever reads from it would wait for ten seconds and try again."""
+    content = gguf_bytes(elements=6_000_000)
+    models = tmp_path / "models"
+    with serving({"T.gguf": content}) as hub:
+        hub.stall_after = 22_000_000  # the library hands over ten megabytes at a time
+        environment = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "KITH_MODELS": str(models)}
+        arguments = ["--engine", "llama", "--model", f"hf://{REPO}/T.gguf"]
+        node = daemon(*arguments, environment=environment)
+        await node.ready(engine=False)
+        store = ModelStore(models)
+
+        async def came() -> bool:
+            return any(size >= 20_000_000 for _, size in store.unfinished())
+
+        await until(came, 30.0, "most of the file came")
+        began = time.monotonic()
+        await asyncio.to_thread(node.end)
+        assert time.monotonic() - began < 4.0
+        [(_, size)] = store.unfinished()
+        hub.stall_after = 0
+        hub.go_on.set()
+        node.start()
+        await until(lambda: _is_there(store), 30.0, "the rest came")
+        assert hub.ranges[-1] == f"bytes={size}-"
+        assert size >= 20_000_000
+
+
+async def _is_there(store: ModelStore) -> bool:
+    return bool(store.entries())
+
+
+async def test_the_end_of_a_node_ends_the_program_that_fetches_the_default_model(
+    daemon: DaemonFactory, tmp_path: Path
+) -> None:
+    """Nothing of it is left running: the daemons' fixture looks for that."""
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    index = await asyncio.start_server(silent, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{index.sockets[0].getsockname()[1]}/"
+    environment = {"KITH_MODELS": str(tmp_path / "models"), "NO_PROXY": "127.0.0.1", "PIP_CONFIG_FILE": "/dev/null"}
+    environment |= {"PIP_INDEX_URL": url, "PIP_EXTRA_INDEX_URL": "", "UV_DEFAULT_INDEX": url, "UV_NO_CONFIG": "1"}
+    async with index:
+        node = daemon("--engine", "llama", environment=environment)
+        await node.ready(engine=False)
+        async with asyncio.timeout(30):
+            await asked.wait()
+        began = time.monotonic()
+        await asyncio.to_thread(node.end)
+        assert time.monotonic() - began < 6.0

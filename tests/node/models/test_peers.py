@@ -3,7 +3,7 @@
 import asyncio
 import filecmp
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from typing import IO, Any
@@ -73,7 +73,18 @@ class World:
             B: Node(ModelSharing(list, lambda: self.stores[B])),
         }
         self.stubs: dict[NodeId, Any] = {}
+        self.servers: list[grpc.aio.Server] = []
+        self.channels: list[grpc.aio.Channel] = []
         self.models = PeerModels(self.stubs.get, lambda: self.mine)
+
+    async def serve(self, node: MeshService) -> "mesh_pb2_grpc.MeshStub":
+        server = grpc.aio.server()
+        mesh_pb2_grpc.add_MeshServicer_to_server(node, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        self.servers.append(server)
+        self.channels.append(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+        return mesh_pb2_grpc.MeshStub(self.channels[-1])
 
     def give(self, node: NodeId, content: Path, name: str = "Tiny-F32.gguf") -> Entry:
         return pull_file(content, self.stores[node], name)
@@ -83,21 +94,14 @@ class World:
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(peers_module, "AGAIN_AFTER_S", 0.01)
     monkeypatch.setattr(peers_module, "WRITE_BYTES", 1 << 20)
+    monkeypatch.setattr(peers_module, "SILENT_MAX_S", 1.0)
     one = World(tmp_path)
-    servers, channels = [], []
     for node_id, node in one.nodes.items():
-        server = grpc.aio.server()
-        mesh_pb2_grpc.add_MeshServicer_to_server(node, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        one.stubs[node_id] = mesh_pb2_grpc.MeshStub(channel)
-        servers.append(server)
-        channels.append(channel)
+        one.stubs[node_id] = await one.serve(node)
     yield one
-    for channel in channels:
+    for channel in one.channels:
         await channel.close()
-    for server in servers:
+    for server in one.servers:
         await server.stop(None)
 
 
@@ -200,6 +204,134 @@ async def test_changed_file_of_a_peer_is_not_taken(world: World, content: Path) 
         await world.models.pull([A], "Tiny-F32")
     assert world.mine.entries() == []
     assert world.mine.unfinished() == []
+
+
+class Liar(MeshService):
+    """A holder that says and sends what it likes: (size, chunks) of a call from an offset on."""
+
+    def __init__(self, says: Callable[[int], tuple[int, Iterable[bytes | None]]]) -> None:
+        nothing: Any = None
+        super().__init__(nothing, nothing, nothing, nothing)
+        self.says = says
+        self.asked = 0
+        self.gone_on = asyncio.Event()
+
+    async def FetchModel(self, request: Any, context: Any) -> AsyncIterator[mesh_pb2.BlobChunk]:
+        self.asked += 1
+        size, chunks = self.says(request.offset_bytes)
+        said = mesh_pb2.ModelFile(name="Tiny-F32.gguf", sha256=request.sha256, size_bytes=size)
+        yield mesh_pb2.BlobChunk(size_bytes=size, model=said)
+        for data in chunks:
+            if data is None:
+                await self.gone_on.wait()
+            else:
+                yield mesh_pb2.BlobChunk(data=data)
+
+
+def blocks(content: bytes, start: int = 0) -> list[bytes | None]:
+    return [content[at : at + (1 << 20)] for at in range(start, len(content), 1 << 20)]
+
+
+async def lies(world: World, node: NodeId, says: Callable[[int], tuple[int, Iterable[bytes | None]]]) -> Liar:
+    liar = Liar(says)
+    world.stubs[node] = await world.serve(liar)
+    return liar
+
+
+def false(size: int) -> Callable[[int], tuple[int, Iterable[bytes | None]]]:
+    return lambda start: (size, blocks(bytes(size), start))
+
+
+async def test_a_holder_of_false_content_is_asked_no_more(world: World, content: Path) -> None:
+    world.give(B, content)
+    liar = await lies(world, A, false(SIZE))
+    entry, _ = await world.models.pull([A, B], sha256=bytes.fromhex(file_sha256(content)))
+    assert same(entry, content)
+    assert entry.manifest.source == f"peer:{B}"
+    assert liar.asked == 2, "what it is, and its bytes: once"
+
+
+async def test_two_liars_do_not_keep_one_from_the_file(world: World, content: Path) -> None:
+    world.give(B, content)
+    c = NodeId("c" * 32)
+    liars = [await lies(world, A, false(SIZE)), await lies(world, c, false(SIZE))]
+    # One of them gives a half, so who lied is not clear from that.
+    half = SIZE // 2
+    liars[0].says = lambda start: (SIZE, blocks(bytes(half), start) if liars[0].asked < 3 else blocks(bytes(SIZE)))
+    entry, _ = await world.models.pull([A, c, B], sha256=bytes.fromhex(file_sha256(content)))
+    assert same(entry, content)
+    assert max(liar.asked for liar in liars) <= 6
+
+
+async def test_false_bytes_amid_true_ones_are_found_whoever_gave_them(world: World, content: Path) -> None:
+    world.give(B, content)
+    # It gives four false blocks and ends; the other one gives the rest, truly.
+    await lies(world, A, lambda start: (SIZE, blocks(bytes(4 << 20)) if not start else []))
+    entry, _ = await world.models.pull([A, B], sha256=bytes.fromhex(file_sha256(content)))
+    assert same(entry, content)
+
+
+@pytest.mark.parametrize("size", [1000, SIZE - 1, SIZE + 1, 1 << 41], ids=["tiny", "shorter", "longer", "absurd"])
+async def test_a_false_size_blocks_nothing_and_throws_away_nothing(world: World, content: Path, size: int) -> None:
+    world.give(B, content)
+    sha256 = file_sha256(content)
+    with world.mine.part(sha256, SIZE) as file:  # of an earlier pull
+        file.write(gguf_bytes("Big Model", ELEMENTS)[: 5 << 20])
+    await lies(world, A, lambda start: (size, blocks(bytes(min(size, SIZE)), start)))
+    entry, _ = await world.models.pull([A, B], sha256=bytes.fromhex(sha256))
+    assert same(entry, content)
+    if size < 5 << 20:
+        assert world.nodes[B].offsets[-1] == 5 << 20
+
+
+async def test_a_holder_that_ends_early_is_followed_by_the_next(world: World, content: Path) -> None:
+    world.give(B, content)
+    true = gguf_bytes("Big Model", ELEMENTS)
+    liar = await lies(world, A, lambda start: (SIZE, [true[start : start + 10]]))
+    entry, _ = await world.models.pull([A, B], sha256=bytes.fromhex(file_sha256(content)))
+    assert same(entry, content)
+    assert world.nodes[B].offsets == [10]
+    assert liar.asked == 2
+
+
+async def test_a_holder_that_gives_next_to_nothing_is_not_waited_for(world: World, content: Path) -> None:
+    """Each of its bytes comes soon enough after the one before, and the file would take a month."""
+    world.give(B, content)
+    true = gguf_bytes("Big Model", ELEMENTS)
+    await lies(world, A, lambda start: (SIZE, (true[at : at + 1] for at in range(start, start + 100_000))))
+    entry, _ = await world.models.pull([A, B], sha256=bytes.fromhex(file_sha256(content)))
+    assert same(entry, content)
+    assert 0 < world.nodes[B].offsets[0] < 100_000
+
+
+async def test_a_holder_that_falls_silent_is_followed_by_the_next(world: World, content: Path) -> None:
+    world.give(B, content)
+    true = gguf_bytes("Big Model", ELEMENTS)
+    await lies(world, A, lambda start: (SIZE, [*blocks(true[: 3 << 20], start), None]))
+    entry, _ = await world.models.pull([A, B], sha256=bytes.fromhex(file_sha256(content)))
+    assert same(entry, content)
+    assert world.nodes[B].offsets == [3 << 20]
+
+
+async def test_liars_alone_are_no_end_without_a_word(world: World, content: Path) -> None:
+    for node in (A, B):
+        await lies(world, node, false(SIZE))
+    with pytest.raises(KithError, match="thrown away"):
+        await world.models.pull([A, B], sha256=bytes.fromhex(file_sha256(content)))
+    assert world.mine.unfinished() == []
+    liar = await lies(world, A, lambda start: (SIZE + liar.asked, []))  # it says something else each time
+    with pytest.raises(KithError, match="no node gives the rest"):
+        await world.models.pull([A], sha256=bytes.fromhex(file_sha256(content)))
+
+
+async def test_what_is_no_model_is_fetched_once(world: World, tmp_path: Path) -> None:
+    """Its hash is right: nobody lied, and it comes from nobody else either."""
+    (tmp_path / "x").write_bytes(b"no model" * 100)
+    entry = Entry(tmp_path / "x", Manifest(file_sha256(tmp_path / "x"), 800))
+    world.served.append(entry)
+    with pytest.raises(KithError, match="no model file"):
+        await world.models.pull([A, B], sha256=bytes.fromhex(entry.manifest.sha256), name="X.gguf")
+    assert len(world.nodes[A].offsets) <= 2
 
 
 async def test_what_nobody_has_is_said(world: World) -> None:
