@@ -45,8 +45,8 @@ def finished(tokens: int = 1, reason: str = "stop") -> Event:
     return Event(finished=Event.Finished(reason=reason, usage=usage))
 
 
-def gone(code: str = "node-unreachable") -> common_pb2.Problem:
-    return common_pb2.Problem(code=code, message="it went away")
+def gone(code: str = "node-unreachable", message: str = "it went away") -> common_pb2.Problem:
+    return common_pb2.Problem(code=code, message=message)
 
 
 @dataclass
@@ -96,8 +96,10 @@ class World:
         for event in events:
             self.do(self.answer.handle(Said(attempt, event), at))
 
-    def break_(self, attempt: int, at: float, *, final: bool = False, code: str = "node-unreachable") -> None:
-        self.do(self.answer.handle(Broke(attempt, gone(code), final), at))
+    def break_(
+        self, attempt: int, at: float, *, final: bool = False, code: str = "node-unreachable", why: str = "it went away"
+    ) -> None:
+        self.do(self.answer.handle(Broke(attempt, gone(code, why), final), at))
 
     def tick(self, at: float, *doubted: str) -> None:
         self.do(self.answer.tick(at, doubted))
@@ -289,6 +291,31 @@ def test_a_successor_that_refuses_is_not_the_end() -> None:
     world.break_(1, 0.2)
     world.break_(2, 0.3, final=True, code="bad-request")
     assert world.asked[2].choice == C
+
+
+def test_where_all_refuse_the_reasons_of_all_are_told() -> None:
+    world = World()
+    world.begin()
+    world.break_(1, 0.1, code="prompt-too-long", why="it holds 512 tokens")
+    world.break_(2, 0.2, code="agent-refused", why="no seed")
+    assert [ask.choice for ask in world.asked] == [A, B, C]
+    world.break_(3, 0.3, code="agent-refused", why="no seed")
+    assert world.failed is not None
+    assert (world.failed.code, world.failed.message) == ("agent-refused", "no seed; it holds 512 tokens")
+    alone = World(choices=[A])
+    alone.begin()
+    alone.break_(1, 0.1, code="prompt-too-long", why="it holds 512 tokens")
+    assert alone.failed is not None
+    assert (alone.failed.code, alone.failed.message) == ("prompt-too-long", "it holds 512 tokens")
+
+
+def test_who_may_still_do_it_later_is_told_of_before_those_that_refuse() -> None:
+    world = World(choices=[A, B])
+    world.begin()
+    world.break_(1, 0.1, code="agent-refused", why="no seed")
+    world.break_(2, 0.2, code="busy", why="many wait")
+    assert world.failed is not None
+    assert (world.failed.code, world.failed.message) == ("busy", "many wait")
 
 
 def test_an_answer_that_brings_agents_down_is_given_up() -> None:

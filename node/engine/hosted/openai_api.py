@@ -77,7 +77,7 @@ class OpenaiApi:
         return counts
 
     def body(self, command: engine_pb2.GenerateRequest) -> dict[str, Any]:
-        """Raises `KithError` (`bad-request`) for what this API can not say."""
+        """Raises `KithError`: `agent-refused` for what this API can not say, `bad-request`."""
         sampling = command.sampling
         body: dict[str, Any] = {
             "model": self._model,

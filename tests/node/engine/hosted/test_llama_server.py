@@ -120,7 +120,7 @@ class TestReal:
     async def test_refusals(self, dialect: LlamaServer) -> None:
         with pytest.raises(KithError, match="failed to parse grammar") as caught:
             await pieces_of(dialect, chat(QUESTION, grammar="root = 1"))
-        assert caught.value.code == "bad-request"
+        assert caught.value.code == "agent-refused"
         with pytest.raises(KithError) as caught:
             await pieces_of(dialect, engine_pb2.GenerateRequest(prompt="a " * 1500))
         assert caught.value.code == "prompt-too-long"
