@@ -38,6 +38,8 @@ class OpenaiApi:
         tokenizes: the server counts tokens at vLLM's /tokenize.
     """
 
+    refuses_long_limits = True
+
     def __init__(self, client: HttpClient, model: str, kind: str = "", tokenizes: bool = False) -> None:
         self._client = client
         self._model = model
