@@ -28,8 +28,8 @@ from mesh.identity import NodeId
 from mesh.prefixes import Block, Prefixes, blocks_of
 from mesh.rate import Rate
 from mesh.replica import Replica
-from mesh.wire import common_pb2, engine_pb2, facts_pb2, mesh_pb2
-from node import clock
+from mesh.wire import common_pb2, engine_pb2, facts_pb2, membership_pb2, mesh_pb2
+from node import agent_load, clock
 from node.abilities import needed
 from node.answering import Answering
 from node.engine_door import EngineDoor
@@ -171,10 +171,8 @@ class Router:
             terms = cost_terms(load, need, cached)
             assert terms is not None
             moves = not request.adapter and cached.moves(need.prompt_tokens, prefill)
-            busy = self._replica.membership.load_of(node_id).slots_busy
-            waits = (
-                load.queued_output_tokens / decode if max(busy, self._open_at(load.agent_id)) >= agent.slots else 0.0
-            )
+            busy = max(self._told(node_id, agent).requests, self._open_at(load.agent_id))
+            waits = load.queued_output_tokens / decode if busy >= agent.slots else 0.0
             route = Route(
                 ref,
                 name,
@@ -249,13 +247,13 @@ class Router:
         return found
 
     def _load(self, node_id: NodeId, agent: facts_pb2.AgentProfile) -> AgentLoad:
-        told = self._replica.membership.load_of(node_id)
+        told = self._told(node_id, agent)
         name = agent_id(node_id, agent.agent)
         own = [one for one in self._under_way.values() if one.agent == name]
         # Of what others sent there, only the number is known.
         since = clock.now() - TOLD_WITHIN_S
         own_lately = sum(agent == name for at, agent in self._ended if at > since)
-        others = max(0, told.slots_busy - len(own) - own_lately)
+        others = max(0, told.requests - len(own) - own_lately)
         own_output = sum(one.output_tokens for one in own)
         return load_of(
             AgentState(
@@ -266,9 +264,12 @@ class Router:
                 # Sequences in slots are decoded side by side.
                 queued_output_tokens=max(told.queued_output_tokens, own_output + others * OUTPUT_TOKENS_GUESS)
                 // max(1, agent.slots),
-                draining=told.draining,
+                draining=self._replica.membership.load_of(node_id).draining,
             )
         )
+
+    def _told(self, node_id: NodeId, agent: facts_pb2.AgentProfile) -> membership_pb2.AgentLoad:
+        return agent_load.read(self._replica.membership.load_of(node_id), agent.agent)
 
     def _open_at(self, agent: str) -> int:
         return sum(one.agent == agent for one in self._under_way.values())

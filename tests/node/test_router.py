@@ -133,6 +133,20 @@ def test_what_was_told_of_the_queue_counts() -> None:
     assert world.router.choose(chat("x")).agent.node_id == ME, "what others sent there is guessed"
 
 
+def test_each_model_of_a_node_is_charged_with_its_own_requests() -> None:
+    world = World()
+    world.agent(ME)
+    world.further_agent("other", Speaking(), model="n")
+    world.agent(ONE, decode_tokens_per_s=10.0)
+    busy = membership_pb2.AgentLoad(agent="other", requests=4, queued_prompt_tokens=900)
+    world.loads[ME] = membership_pb2.NodeLoad(slots_busy=4, queued_prompt_tokens=900, agents=[busy])
+    route = world.router.choose(chat("x"))
+    assert (route.agent.node_id, route.agent.agent) == (ME, "default")
+    assert route.first_token_s < 1.0, "nobody is before it"
+    other = world.router.choose(chat("x"), model="n")
+    assert other.first_token_s > 4 * 256 / 20
+
+
 async def test_what_is_under_way_counts_before_anybody_tells() -> None:
     world = World()
     world.agent(ME)
