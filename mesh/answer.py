@@ -261,10 +261,11 @@ class Answer:
 
     def _instead(self, number: int, now: float) -> list[Effect]:
         """Ask another one instead of an agent that is in doubt. Where there is none, the doubt may be wrong."""
-        if self.moves >= MOVES_MAX or self._next(now) is None:
+        found = self._next(now) if self.moves < MOVES_MAX else None
+        if found is None:
             return []
         problem = common_pb2.Problem(code="node-unreachable", message="the node that answered fell silent")
-        return [Drop(number), *self._broke(number, problem, False, now)]
+        return [Drop(number), *self._broke(number, problem, False, now, found)]
 
     def _second(self, silent: _Attempt, now: float) -> list[Effect]:
         """Ask another one beside an agent that is late; the state says what for."""
@@ -317,7 +318,15 @@ class Answer:
             rest.max_tokens = max(1, self._request.max_tokens - self.tokens)
         return rest
 
-    def _broke(self, number: int, problem: common_pb2.Problem, final: bool, now: float) -> list[Effect]:
+    def _broke(
+        self,
+        number: int,
+        problem: common_pb2.Problem,
+        final: bool,
+        now: float,
+        found: tuple[Choice, engine_pb2.GenerateRequest] | None = None,
+    ) -> list[Effect]:
+        """`found`: who is asked next, where that is known already."""
         attempt = self._live.pop(number)
         del self._look_at[number]
         self._failed.add(attempt.choice.agent)
@@ -333,7 +342,7 @@ class Answer:
             return self._end("length", None, common_pb2.Usage(), now)
         if self.moves >= MOVES_MAX:
             return self._fail(self._why())
-        found = self._next(now)
+        found = found or self._next(now)
         if found is None:
             return self._fail(self._why())
         self.moves += 1

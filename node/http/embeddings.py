@@ -23,7 +23,8 @@ from node.errors import KithError
 from node.http.answering import add_usage
 from node.http.fields import Refused, integer, text, texts
 from node.http.naming import ANY_MODEL, PANEL, Named, check_abilities, live_agents, resolve
-from node.router import Route, Router
+from node.route import Route
+from node.router import Router
 
 TEXTS_MAX = 2048
 #: Texts a call between nodes: its answer has to fit into a message (limits.MESSAGE_BYTES_MAX), vectors of 8,192 too.
@@ -59,7 +60,7 @@ async def embeddings(router: Router, replica: Replica, body: dict[str, Any], who
     usage = common_pb2.Usage()
     for start in range(0, len(inputs), BATCH):
         request = engine_pb2.EmbedRequest(texts=inputs[start : start + BATCH], owner=owner_of(who))
-        reply = await router.embed(route, request, who)
+        reply = await router.questions.embed(route, request, who)
         if len(reply.vectors) != len(request.texts):
             raise KithError("engine-failed", "the engine gave another number of vectors than of texts", "Tell us.")
         if not all(math.isfinite(sum(vector.values)) for vector in reply.vectors):
@@ -93,7 +94,7 @@ def _route(router: Router, replica: Replica, name: str) -> tuple[Route, Named]:
         raise Refused(f"{PANEL} does not embed", "model", "Name a model that does.", "unsupported")
     check_abilities(named, {"embed": "model"})
     try:
-        return router.choose_embedder(named.model, named.node), named
+        return router.questions.choose_embedder(named.model, named.node), named
     except KithError as error:
         if error.code == "bad-request":
             raise Refused(error.message, "model", error.remedy) from None

@@ -63,12 +63,14 @@ class World:
     asked: list[Ask] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     failed: common_pb2.Problem | None = None
+    picks: int = 0
 
     def __post_init__(self) -> None:
         self.answer = Answer(self.request, self.pick, self.may_hedge, self.deadline)
 
     def pick(self, request: engine_pb2.GenerateRequest, without: frozenset[str], like: Choice | None) -> Choice | None:
         del request
+        self.picks += 1
         able = [choice for choice in self.choices if choice.agent not in without]
         return min(able, key=lambda choice: like is not None and choice.model != like.model, default=None)
 
@@ -162,6 +164,25 @@ def test_without_token_ids_the_next_goes_on_from_the_text() -> None:
     assert (world.asked[1].request.continue_from, list(world.asked[1].request.continue_tokens)) == ("w0 ", [])
 
 
+def test_what_the_client_began_itself_is_kept_in_every_move() -> None:
+    world = World(choices=(A, B, C))
+    world.request.continue_from = "Once "
+    world.begin()
+    world.break_(1, 0.1)
+    assert world.asked[1].request.continue_from == "Once ", "nothing was told yet"
+    world.say(2, delta(0, 1), at=0.2)
+    world.break_(2, 0.3)
+    rest = world.asked[2].request
+    assert (rest.continue_from, list(rest.continue_tokens), rest.max_tokens) == ("Once w0 w1 ", [], 10)
+    by_tokens = World(choices=(A, B))
+    by_tokens.request.continue_tokens.extend([7, 8])
+    by_tokens.begin()
+    by_tokens.say(1, delta(0), at=0.1)
+    by_tokens.break_(1, 0.2)
+    rest = by_tokens.asked[1].request
+    assert (list(rest.continue_tokens), rest.continue_from) == ([7, 8, 0], "")
+
+
 def test_tokens_of_the_client_go_to_their_own_vocabulary_only() -> None:
     world = World(choices=(A, OTHER))
     world.request.continue_tokens.extend([5])
@@ -252,6 +273,7 @@ def test_a_doubted_agent_is_left_when_it_is_silent_and_only_then() -> None:
     world.tick(0.4, "b")
     assert len(world.asked) == 1
     world.tick(0.4, "a")
+    assert world.picks == 1, "each choice costs a look at all agents"
     assert (world.dropped, world.asked[1].choice) == ([1], B)
 
 

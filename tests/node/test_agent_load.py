@@ -37,7 +37,7 @@ async def test_what_waits_for_one_agent_is_not_charged_to_another(node: Node) ->
     request = engine_pb2.GenerateRequest(prompt=WORDS)
     async with contextlib.aclosing(door.of("slow").generate("a", request)) as events:
         await anext(events)
-        second = asyncio.create_task(anext(aiter(door.of("slow").generate("b", request))))
+        second = asyncio.ensure_future(anext(aiter(door.of("slow").generate("b", request))))
 
         async def has_told() -> bool:
             return node.engines.of("slow").figures.slots_busy == 1

@@ -9,7 +9,9 @@ import httpx2
 import openai
 import pytest
 
+from mesh.wire import engine_pb2
 from node.http import embeddings
+from node.limits import MESSAGE_BYTES_MAX
 from tests.node.http.scripted import Scripted, agent
 
 VECTORS = {"a": [1.0, 0.0], "b": [0.6, -0.8]}
@@ -41,6 +43,11 @@ async def test_many_texts_go_in_batches(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(answer.data) == 5
     assert answer.data[2].embedding == [1.0, 0.0]
     assert answer.usage.prompt_tokens == 5
+
+
+def test_the_vectors_of_one_call_fit_into_a_message_between_nodes() -> None:
+    vector = engine_pb2.EmbedReply.Vector(values=[0.1] * 8192)
+    assert engine_pb2.EmbedReply(vectors=[vector] * embeddings.BATCH).ByteSize() < MESSAGE_BYTES_MAX
 
 
 @pytest.mark.parametrize(
