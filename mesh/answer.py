@@ -39,6 +39,8 @@ DOUBTED_MIN_S, DOUBTED_MAX_S = 0.25, 1.0
 LOOK_MIN_S = 0.01
 #: Agents that may fail one answer: then the answer is at fault, not they.
 MOVES_MAX = 4
+#: What one agent refuses and another may do, the one that says the most first. Asking the same agent again is no use.
+REFUSALS = ("agent-refused", "prompt-too-long")
 
 
 class State(Enum):
@@ -169,7 +171,7 @@ class Answer:
         self._last: Choice | None = None  # who led, or was asked, last
         self._attempts = 0
         self._failed: set[str] = set()
-        self._problem: common_pb2.Problem | None = None  # the first
+        self._problems: list[common_pb2.Problem] = []  # of those that failed, as they did
         self._token_ids: list[int] = []
         self._ids_of: bytes | None = None  # vocabulary of all tokens told; empty: they are not all known
         self._began_at = 0.0
@@ -259,10 +261,11 @@ class Answer:
 
     def _instead(self, number: int, now: float) -> list[Effect]:
         """Ask another one instead of an agent that is in doubt. Where there is none, the doubt may be wrong."""
-        if self.moves >= MOVES_MAX or self._next(now) is None:
+        found = self._next(now) if self.moves < MOVES_MAX else None
+        if found is None:
             return []
         problem = common_pb2.Problem(code="node-unreachable", message="the node that answered fell silent")
-        return [Drop(number), *self._broke(number, problem, False, now)]
+        return [Drop(number), *self._broke(number, problem, False, now, found)]
 
     def _second(self, silent: _Attempt, now: float) -> list[Effect]:
         """Ask another one beside an agent that is late; the state says what for."""
@@ -315,11 +318,19 @@ class Answer:
             rest.max_tokens = max(1, self._request.max_tokens - self.tokens)
         return rest
 
-    def _broke(self, number: int, problem: common_pb2.Problem, final: bool, now: float) -> list[Effect]:
+    def _broke(
+        self,
+        number: int,
+        problem: common_pb2.Problem,
+        final: bool,
+        now: float,
+        found: tuple[Choice, engine_pb2.GenerateRequest] | None = None,
+    ) -> list[Effect]:
+        """`found`: who is asked next, where that is known already."""
         attempt = self._live.pop(number)
         del self._look_at[number]
         self._failed.add(attempt.choice.agent)
-        self._problem = self._problem or problem
+        self._problems.append(problem)
         if number == self._lead:
             self._lead = None
             self._account(attempt)
@@ -330,13 +341,25 @@ class Answer:
         if self._request.max_tokens and self.tokens >= self._request.max_tokens:
             return self._end("length", None, common_pb2.Usage(), now)
         if self.moves >= MOVES_MAX:
-            return self._fail(self._problem)
-        found = self._next(now)
+            return self._fail(self._why())
+        found = found or self._next(now)
         if found is None:
-            return self._fail(self._problem)
+            return self._fail(self._why())
         self.moves += 1
         self.state = State.MOVING if self._told else State.BEGUN
         return self._ask(*found, "gone", now)
+
+    def _why(self) -> common_pb2.Problem:
+        """What is told where nobody is left: the first failure that may pass; else every refusal, for each names
+        another thing that would have to change."""
+        passing = [problem for problem in self._problems if problem.code not in REFUSALS]
+        if passing:
+            return passing[0]
+        ranked = sorted(self._problems, key=lambda problem: REFUSALS.index(problem.code))
+        said = common_pb2.Problem()
+        said.CopyFrom(ranked[0])
+        said.message = "; ".join(dict.fromkeys(problem.message for problem in ranked))
+        return said
 
     def _account(self, attempt: _Attempt) -> None:
         """One that led and said no `finished`: what it cost, as seen from here."""

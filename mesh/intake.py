@@ -13,6 +13,7 @@ Does not: run anything (the shell does), retry, or choose.
 """
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from mesh.copies import Copies
@@ -240,11 +241,12 @@ class Intake:
     def announces(self, sha256: bytes) -> bool:
         return any(one.finished is not None and one.finished.result.sha256 == sha256 for one in self.running.values())
 
-    def load(self) -> tuple[int, int]:
-        """Upper bounds of the prompt and output tokens still to be worked through here."""
+    def load(self, agents: Collection[str] | None = None) -> tuple[int, int]:
+        """Upper bounds of the prompt and output tokens still to be worked through here, or by these agents of this
+        node only."""
         prompt = output = 0
         for running in self.running.values():
-            if running.uses_engine:
+            if running.uses_engine and (agents is None or running.assign.agent.agent in agents):
                 task, progress = running.assign.task, running.progress
                 prompt += max(0, task.prompt_tokens_estimate - progress.prompt_tokens_done)
                 output += max(0, task.output_tokens_max - progress.output_tokens)

@@ -21,6 +21,8 @@ MISSES_MAX = 2
 #: Lives start at the wall clock in seconds. A record further ahead of what is known than this (136 years) is nonsense
 #: and would leave no number to deny it with.
 LIFE_JUMP_MAX = 1 << 32
+#: Agents of one node whose load is kept: the most that a node has. Threat: a member that tells of thousands.
+AGENTS_TOLD_MAX = 16
 
 
 #: Of one that has not told yet what it is doing. Shared: not to be changed.
@@ -74,6 +76,7 @@ class Member:
         if self.load is _NO_LOAD:
             self.load = membership_pb2.NodeLoad()
         self.load.CopyFrom(load)
+        del self.load.agents[AGENTS_TOLD_MAX:]
 
     def record(self, said_by: str = "") -> membership_pb2.MemberRecord:
         """What is believed of it, for others. Made once for all that are told the same: not to be changed."""

@@ -14,13 +14,15 @@ from typing import Protocol
 
 from mesh.answer import Answer, Ask, Broke, Choice, Drop, Fail, Said, State, Tell
 from mesh.wire import common_pb2, engine_pb2
-from node.errors import ExitCode, KithError
+from node.errors import KithError
 from node.logs import log
 
 #: Events that wait for the client.
 QUEUE_MAX = 8
 #: A client that takes longer for one event than this is slow: no agent is blamed for it, seconds.
 SLOW_CLIENT_S = 0.05
+#: What every agent says alike of a request.
+FINAL_CODES = frozenset({"bad-request", "bad-grammar", "bad-schema"})
 
 Open = Callable[[Choice, engine_pb2.GenerateRequest, float], AsyncGenerator[engine_pb2.GenerateEvent, None]]
 
@@ -113,5 +115,6 @@ class Answering:
 
 
 def is_final(error: KithError) -> bool:
-    """Whether any agent would refuse the request; one with a larger context takes a longer prompt."""
-    return error.exit_code is ExitCode.BAD_INPUT and error.code != "prompt-too-long"
+    """Whether any agent would refuse the request: it is wrong by our own contract. What one server or one context does
+    not take (mesh/answer.py: REFUSALS), another one may."""
+    return error.code in FINAL_CODES

@@ -29,6 +29,8 @@ KEYS_MAX = 256
 FILE_BYTES_MAX = 256 * 1024
 NAME = re.compile(r"[\w.@-]{1,64}")
 PREFIX = "kith-"
+#: Of a key's hash, as its id: 128 bits.
+ID_LETTERS = 32
 #: What is presented is hashed, so it has an end.
 PRESENTED_BYTES_MAX = 256
 
@@ -39,6 +41,11 @@ class ApiKey:
     sha256: str  # hex, of the key as it is presented
     scopes: tuple[str, ...]
     created_ms: int  # since 1970
+
+    @property
+    def id(self) -> str:
+        """Of this key and no later one of the same name."""
+        return self.sha256[:ID_LETTERS]
 
 
 class ApiKeys:

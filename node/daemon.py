@@ -39,7 +39,7 @@ from mesh.wire import (
     mesh_pb2,
     mesh_pb2_grpc,
 )
-from node import __version__, clock, enrolment, gguf, logs
+from node import __version__, agent_load, clock, enrolment, gguf, logs
 from node.authors import Authors
 from node.away import set_aside
 from node.background import Background
@@ -349,7 +349,10 @@ class Daemon:
         load = self.replica.membership.load
         load.slots_total = self.config.slots * (1 + len(self.config.more_models))
         while True:
-            load.slots_busy = max(len(self.replica.work.intake.running), self.engines.slots_busy)
+            intake = self.replica.work.intake
+            load.slots_busy = max(len(intake.running), self.engines.slots_busy)
+            del load.agents[:]
+            load.agents.extend(agent_load.told(self.engines, self.engine_door, intake))
             await asyncio.sleep(LOAD_EVERY_S)
 
     async def _measure_disk(self) -> None:

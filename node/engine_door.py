@@ -1,7 +1,8 @@
 """The engine as others reach it: peers, the local door and the HTTP door, each caller in its turn and within bounds.
 
 Idea: what comes from outside goes through here before the engine sees it: its size is bounded, and it waits with the
-others of its caller (turns.py). Tasks that the leader assigned do not: the machines count their slots.
+others of its caller (turns.py). Tasks that the leader assigned do not: the machines count their slots. What waits here
+is part of the request's time: of its usefulness, of its usage, and of the load that others are told.
 
 Does not: count requests a second (callers.py, http/guard.py), or choose a node (router.py).
 """
@@ -15,9 +16,12 @@ from node.engine.api import Engine
 from node.limits import NAME_CHARACTERS_MAX, bounded, check_prompt, check_texts
 from node.turns import Turns
 
+#: What is left of a request's usefulness when its turn came at the last moment, seconds: 0 would mean "for ever".
+USEFUL_MIN_S = 0.001
+
 
 class EngineDoor:
-    """All methods raise `KithError`, also `busy`, `prompt-too-long`. `who`: whose turn it is."""
+    """All methods raise `KithError`, also `busy`, `prompt-too-long`, `too-late`. `who`: whose turn it is."""
 
     def __init__(self, engine: Engine, pick: Callable[[str], Engine] | None = None) -> None:
         """`pick`: the engine of an agent of this node, where it has several; else `engine` is everybody's."""
@@ -28,12 +32,17 @@ class EngineDoor:
 
     def of(self, agent: str) -> "EngineDoor":
         """The door of an agent, with a queue of its own. Raises `KithError` (`no-agent`)."""
-        engine = self._engine if self._pick is None else self._pick(agent)
-        if engine is self._engine:
+        if self._is_mine(agent):
             return self
         if agent not in self._doors:
-            self._doors[agent] = EngineDoor(engine)
+            assert self._pick is not None
+            self._doors[agent] = EngineDoor(self._pick(agent))
         return self._doors[agent]
+
+    def waiting(self, agent: str) -> int:
+        """Requests for this agent that wait for a turn."""
+        door = self._doors.get(agent)
+        return door.turns.waiting if door is not None else self.turns.waiting if self._is_mine(agent) else 0
 
     async def generate(
         self, who: Hashable, request: engine_pb2.GenerateRequest
@@ -41,19 +50,28 @@ class EngineDoor:
         """As `Engine.generate`, when it is `who`'s turn."""
         request = bounded(request, self._context_tokens())
         request.owner = f"{who}"[:NAME_CHARACTERS_MAX]  # what a caller says of itself would buy it another share
-        async with self.turns.of(who), contextlib.aclosing(self._engine.generate(request)) as events:
-            async for event in events:
-                yield event
+        async with self.turns.of(who, request.useful_seconds) as waited_s:
+            if request.useful_seconds:
+                request.useful_seconds = max(USEFUL_MIN_S, request.useful_seconds - waited_s)
+            async with contextlib.aclosing(self._engine.generate(request)) as events:
+                async for event in events:
+                    if event.WhichOneof("event") == "finished":
+                        event.finished.usage.queue_seconds += waited_s
+                    yield event
 
     async def score(self, who: Hashable, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
         check_prompt(request, self._context_tokens())
-        async with self.turns.of(who):
-            return await self._engine.score(request)
+        async with self.turns.of(who) as waited_s:
+            reply = await self._engine.score(request)
+        reply.usage.queue_seconds += waited_s
+        return reply
 
     async def embed(self, who: Hashable, request: engine_pb2.EmbedRequest) -> engine_pb2.EmbedReply:
         check_texts(request.texts)
-        async with self.turns.of(who):
-            return await self._engine.embed(request)
+        async with self.turns.of(who) as waited_s:
+            reply = await self._engine.embed(request)
+        reply.usage.queue_seconds += waited_s
+        return reply
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Without a turn: it takes no slot. Its size is that of one message."""
@@ -70,6 +88,9 @@ class EngineDoor:
 
     async def import_kv(self, request: engine_pb2.ImportKvRequest) -> None:
         await self._engine.import_kv(request)
+
+    def _is_mine(self, agent: str) -> bool:
+        return self._pick is None or self._pick(agent) is self._engine
 
     def _places(self) -> int:
         return self._engine.loaded.slots if self._engine.loaded is not None else 1

@@ -105,6 +105,7 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "bad-grammar": ExitCode.BAD_INPUT,
     "bad-schema": ExitCode.BAD_INPUT,
     "too-late": ExitCode.UNAVAILABLE,
+    "agent-refused": ExitCode.BAD_INPUT,  # this agent's server, template or back end; another one may take it
     "prompt-too-long": ExitCode.BAD_INPUT,
     "engine-not-ready": ExitCode.UNAVAILABLE,
     "engine-failed": ExitCode.FAILED,

@@ -13,12 +13,10 @@ Does not: plan for others. Two routers that send to the same node learn of each 
 
 import asyncio
 import contextlib
-import re
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Collection, Hashable
+from collections.abc import AsyncGenerator, Collection, Hashable
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TypeVar
 
 import grpc.aio
 
@@ -28,16 +26,18 @@ from mesh.identity import NodeId
 from mesh.prefixes import Block, Prefixes, blocks_of
 from mesh.rate import Rate
 from mesh.replica import Replica
-from mesh.wire import common_pb2, engine_pb2, facts_pb2, mesh_pb2
-from node import clock
+from mesh.wire import common_pb2, engine_pb2, facts_pb2, membership_pb2, mesh_pb2
+from node import agent_load, clock
 from node.abilities import needed
 from node.answering import Answering
 from node.engine_door import EngineDoor
-from node.errors import ExitCode, KithError
+from node.errors import KithError
 from node.kv_moves import MOVE_TOKENS_MIN, KvMoves, kv_kind
 from node.leader import agent_id, load_of
 from node.limits import ANSWER_WITHIN_S, DEADLINE_MARGIN_S, OUTPUT_TOKENS_MAX
 from node.links import Links
+from node.questions import Questions
+from node.route import Route, agents_named, went_away
 from node.rpc import to_kith_error
 from solver.costs import AgentLoad, Cached, TaskNeed, cost_terms, rates, why_not
 
@@ -54,34 +54,6 @@ TOLD_WITHIN_S = 1.5
 ENDED_MAX = 256
 #: Tokens of a prompt that an engine reads between two tokens of an answer (llama_loop.BATCH_TOKENS).
 STEP_TOKENS = 128
-
-Reply = TypeVar("Reply")
-
-
-@dataclass(frozen=True)
-class Route:
-    """An agent for a request. Times are seconds."""
-
-    agent: common_pb2.AgentRef
-    node_name: str
-    model: str
-    cost_s: float
-    first_token_s: float = 0.0
-    step_s: float = 0.0
-    vocabulary: bytes = b""
-    capacity_tokens: int = 0  # of its cache; 0: not known
-    kv_holder: str = ""  # a node to take the prompt's KV from
-    kv_tokens: int = 0
-    model_asked: str = ""
-    node_asked: str = ""
-
-    @property
-    def id(self) -> str:
-        return agent_id(self.agent.node_id, self.agent.agent)
-
-    @property
-    def choice(self) -> Choice:
-        return Choice(self.id, self.first_token_s, self.step_s, self.model, self.vocabulary)
 
 
 @dataclass
@@ -117,6 +89,7 @@ class Router:
         self._links = links
         self._kv = kv
         self.prefixes = prefixes or Prefixes()
+        self.questions = Questions(replica, engine, links)
         self._under_way: dict[int, _UnderWay] = {}
         self._ended: deque[tuple[float, str]] = deque(maxlen=ENDED_MAX)  # when, agent
         self._numbers = count()
@@ -145,7 +118,7 @@ class Router:
         need = need_of(request)
         found: list[tuple[bool, float, str, Route]] = []
         reasons: list[str] = []
-        agents = list(self._agents(model, node))
+        agents = agents_named(self._replica, model, node)
         holders = self._holders(agents, blocks, need.prompt_tokens, without)
         for node_id, name, agent in agents:
             load = self._load(node_id, agent)
@@ -171,10 +144,8 @@ class Router:
             terms = cost_terms(load, need, cached)
             assert terms is not None
             moves = not request.adapter and cached.moves(need.prompt_tokens, prefill)
-            busy = self._replica.membership.load_of(node_id).slots_busy
-            waits = (
-                load.queued_output_tokens / decode if max(busy, self._open_at(load.agent_id)) >= agent.slots else 0.0
-            )
+            busy = max(self._told(node_id, agent).requests, self._open_at(load.agent_id))
+            waits = load.queued_output_tokens / decode if busy >= agent.slots else 0.0
             route = Route(
                 ref,
                 name,
@@ -238,24 +209,14 @@ class Router:
 
     # Agents and what they have to do
 
-    def _agents(self, model: str, node: str) -> list[tuple[NodeId, str, facts_pb2.AgentProfile]]:
-        """Node, its name, agent: of the live view, as narrowed."""
-        found: list[tuple[NodeId, str, facts_pb2.AgentProfile]] = []
-        for node_id in sorted(self._replica.membership.view()):
-            profile = self._replica.profiles.of(node_id)
-            if profile is not None and _is(node_id, profile.name, node):
-                agents = [agent for agent in profile.agents if not model or agent.model == model]
-                found += [(node_id, profile.name, agent) for agent in agents]
-        return found
-
     def _load(self, node_id: NodeId, agent: facts_pb2.AgentProfile) -> AgentLoad:
-        told = self._replica.membership.load_of(node_id)
+        told = self._told(node_id, agent)
         name = agent_id(node_id, agent.agent)
         own = [one for one in self._under_way.values() if one.agent == name]
         # Of what others sent there, only the number is known.
         since = clock.now() - TOLD_WITHIN_S
         own_lately = sum(agent == name for at, agent in self._ended if at > since)
-        others = max(0, told.slots_busy - len(own) - own_lately)
+        others = max(0, told.requests - len(own) - own_lately)
         own_output = sum(one.output_tokens for one in own)
         return load_of(
             AgentState(
@@ -266,9 +227,12 @@ class Router:
                 # Sequences in slots are decoded side by side.
                 queued_output_tokens=max(told.queued_output_tokens, own_output + others * OUTPUT_TOKENS_GUESS)
                 // max(1, agent.slots),
-                draining=told.draining,
+                draining=self._replica.membership.load_of(node_id).draining,
             )
         )
+
+    def _told(self, node_id: NodeId, agent: facts_pb2.AgentProfile) -> membership_pb2.AgentLoad:
+        return agent_load.read(self._replica.membership.load_of(node_id), agent.agent)
 
     def _open_at(self, agent: str) -> int:
         return sum(one.agent == agent for one in self._under_way.values())
@@ -358,7 +322,7 @@ class Router:
     ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
         stub = self._links.stub(NodeId(route.agent.node_id))
         if stub is None:
-            raise _went_away(route)
+            raise went_away(route)
         call = stub.Generate(
             mesh_pb2.GenerateCall(
                 request=request,
@@ -373,55 +337,9 @@ class Router:
             async for event in call:
                 yield event
         except grpc.aio.AioRpcError as error:
-            raise to_kith_error(error, lambda: _went_away(route)) from error
+            raise to_kith_error(error, lambda: went_away(route)) from error
         finally:
             call.cancel()
-
-    def choose_embedder(self, model: str = "", node: str = "") -> Route:
-        """The least busy agent that embeds; all that it is chosen from have the same model. Raises `KithError`."""
-        routes = []
-        for node_id in sorted(self._replica.membership.view()):
-            profile, load = self._replica.profiles.of(node_id), self._replica.membership.load_of(node_id)
-            if profile is None or load.draining or load.engine_stalled or not _is(node_id, profile.name, node):
-                continue
-            for agent in profile.agents:
-                if "embed" in agent.abilities and model in ("", agent.model):
-                    ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)
-                    routes.append(Route(ref, profile.name, agent.model, float(load.queued_prompt_tokens)))
-        if not routes:
-            raise KithError("no-agent", "no live agent can embed texts", "`kith nodes` tells what each can.")
-        if len({route.model for route in routes}) > 1:
-            raise KithError(
-                "bad-request",
-                "several models embed here, and their vectors can not be compared",
-                f"Name one: {', '.join(sorted({route.model for route in routes}))}.",
-                ExitCode.BAD_INPUT,
-            )
-        return min(routes, key=lambda route: (route.cost_s, route.agent.node_id != self._replica.me))
-
-    async def embed(
-        self, route: Route, request: engine_pb2.EmbedRequest, who: Hashable = "local"
-    ) -> engine_pb2.EmbedReply:
-        """Raises `KithError`."""
-        if route.agent.node_id == self._replica.me:
-            return await _in_time(self._engine.of(route.agent.agent).embed(who, request))
-        stub = self._links.stub(NodeId(route.agent.node_id))
-        if stub is None:
-            raise _went_away(route)
-        call = mesh_pb2.EmbedCall(request=request, agent=route.agent.agent, hop_count=1)
-        return await _answered(stub.Embed(call, timeout=ANSWER_WITHIN_S), route)
-
-    async def score(
-        self, route: Route, request: engine_pb2.ScoreRequest, who: Hashable = "local"
-    ) -> engine_pb2.ScoreReply:
-        """Raises `KithError`."""
-        if route.agent.node_id == self._replica.me:
-            return await _in_time(self._engine.of(route.agent.agent).score(who, request))
-        stub = self._links.stub(NodeId(route.agent.node_id))
-        if stub is None:
-            raise _went_away(route)
-        call = mesh_pb2.ScoreCall(request=request, agent=route.agent.agent, hop_count=1)
-        return await _answered(stub.Score(call, timeout=ANSWER_WITHIN_S), route)
 
     def _nobody(self, model: str, node: str, reasons: list[str]) -> KithError:
         if node and not reasons:
@@ -460,33 +378,3 @@ def _parts(request: engine_pb2.GenerateRequest, answer: bool = True) -> list[str
     if answer and request.continue_from:
         parts.append(f"assistant\0{request.continue_from}")
     return parts
-
-
-def _went_away(route: Route) -> KithError:
-    return KithError(
-        "node-unreachable",
-        f"{route.node_name} went away while it answered",
-        "Ask again: another node answers then.",
-        ExitCode.UNAVAILABLE,
-    )
-
-
-async def _in_time(answer: Awaitable[Reply]) -> Reply:
-    try:
-        async with asyncio.timeout(ANSWER_WITHIN_S):
-            return await answer
-    except TimeoutError:
-        raise KithError("timed-out", "the answer took too long", "Ask for less.", ExitCode.UNAVAILABLE) from None
-
-
-async def _answered(call: Awaitable[Reply], route: Route) -> Reply:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise to_kith_error(error, lambda: _went_away(route)) from error
-
-
-def _is(node_id: str, name: str, wanted: str) -> bool:
-    if re.fullmatch("[0-9a-f]{32}", wanted):  # an id: whoever calls itself so is not meant
-        return node_id == wanted
-    return not wanted or name == wanted or (len(wanted) >= 4 and node_id.startswith(wanted))

@@ -57,17 +57,19 @@ class Turns:
         return self._waiting
 
     @contextlib.asynccontextmanager
-    async def of(self, who: Hashable) -> AsyncIterator[None]:
-        """Wait for a turn and hold it. Raises `KithError` (`busy`) where too many wait already."""
-        await self._get(who)
+    async def of(self, who: Hashable, within_s: float = 0.0) -> AsyncIterator[float]:
+        """Wait for a turn and hold it; yields how long that took, seconds. Raises `KithError`: `busy` where too many
+        wait already, `too-late` where no turn came within `within_s` (0: wait for ever)."""
+        asked = self._clock()
+        await self._get(who, within_s)
         began = self._clock()
         try:
-            yield
+            yield began - asked
         finally:
             self._mean_s += NEWEST * (self._clock() - began - self._mean_s)
             self._give_back(who)
 
-    async def _get(self, who: Hashable) -> None:
+    async def _get(self, who: Hashable, within_s: float) -> None:
         self._forget_idle()
         caller = self._callers.setdefault(who, _Caller())
         caller.asked_at = self._clock()
@@ -78,13 +80,17 @@ class Turns:
         self._waiting += 1
         self._next()
         try:
-            await turn
-        except asyncio.CancelledError:
+            async with asyncio.timeout(within_s or None):
+                await turn
+        except (asyncio.CancelledError, TimeoutError) as error:
             if turn.done() and not turn.cancelled():  # it came in the same moment
                 self._give_back(who)
-            else:
+            elif turn in caller.waiting:
                 caller.waiting.remove(turn)
                 self._waiting -= 1
+            if isinstance(error, TimeoutError):
+                message = f"the request was of use for {within_s:.1f} s, and no turn came"
+                raise KithError("too-late", message, "Ask with more time.", ExitCode.UNAVAILABLE) from None
             raise
 
     def _give_back(self, who: Hashable) -> None:
@@ -101,12 +107,15 @@ class Turns:
             if not able:
                 return
             caller = min(able, key=lambda one: (one.running, one.served))
+            turn = caller.waiting.popleft()
+            self._waiting -= 1
+            if turn.cancelled():  # it left in this very moment, and has not run since
+                continue
             self._turn += 1
             caller.served = self._turn
             caller.running += 1
             self._running += 1
-            self._waiting -= 1
-            caller.waiting.popleft().set_result(None)
+            turn.set_result(None)
 
     def _kept_free(self, caller: _Caller, free: int) -> bool:
         """Whether what is free is kept for others than `caller`, who has a place already."""

@@ -238,6 +238,7 @@ class NodeLoad(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     ENGINE_STALLED_FIELD_NUMBER: _builtins.int
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    AGENTS_FIELD_NUMBER: _builtins.int
     slots_busy: _builtins.int
     slots_total: _builtins.int
     queued_prompt_tokens: _builtins.int
@@ -250,6 +251,10 @@ class NodeLoad(_message.Message):
     """the engine is there and does not move: no work until it does"""
     disk_free_bytes: _builtins.int
     """of the disk budget"""
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentLoad]:
+        """those that have anything to do"""
+
     def __init__(
         self,
         *,
@@ -260,14 +265,47 @@ class NodeLoad(_message.Message):
         draining: _builtins.bool = ...,
         engine_stalled: _builtins.bool = ...,
         disk_free_bytes: _builtins.int = ...,
+        agents: _abc.Iterable[Global___AgentLoad] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_free_bytes", b"disk_free_bytes", "draining", b"draining", "engine_stalled", b"engine_stalled", "queued_output_tokens", b"queued_output_tokens", "queued_prompt_tokens", b"queued_prompt_tokens", "slots_busy", b"slots_busy", "slots_total", b"slots_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "disk_free_bytes", b"disk_free_bytes", "draining", b"draining", "engine_stalled", b"engine_stalled", "queued_output_tokens", b"queued_output_tokens", "queued_prompt_tokens", b"queued_prompt_tokens", "slots_busy", b"slots_busy", "slots_total", b"slots_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeLoad: _TypeAlias = NodeLoad  # noqa: Y015
+
+@_typing.final
+class AgentLoad(_message.Message):
+    """The part of a node's load that is one agent's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    QUEUED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    QUEUED_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    requests: _builtins.int
+    """in its engine, or waiting for it"""
+    queued_prompt_tokens: _builtins.int
+    """of tasks; as in NodeLoad"""
+    queued_output_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        queued_prompt_tokens: _builtins.int = ...,
+        queued_output_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "queued_output_tokens", b"queued_output_tokens", "queued_prompt_tokens", b"queued_prompt_tokens", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentLoad: _TypeAlias = AgentLoad  # noqa: Y015
 
 @_typing.final
 class Probe(_message.Message):

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from mesh.wire import common_pb2, engine_pb2
 from node.engine import frames
-from node.errors import KithError
+from node.errors import ExitCode, KithError
 
 #: Most requests alive at once. Threat: a client that opens streams without end fills the child's memory.
 REQUESTS_MAX = 256
@@ -123,4 +123,6 @@ def broke(error: BaseException) -> KithError:
 
 
 def unsupported(backend: str, what: str) -> KithError:
-    return KithError("bad-request", f"the {backend} engine can not {what}", "Use --engine llama for this.")
+    """What this back end can not do and another one may."""
+    message = f"the {backend} engine can not {what}"
+    return KithError("agent-refused", message, "Use --engine llama for this.", ExitCode.BAD_INPUT)

@@ -34,20 +34,26 @@ PREFILL_FACTOR = 10
 
 _CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"
 _TOKEN = re.compile(rf"\s*(?:[{_CJK}]|[^\s{_CJK}]+)")
-_SENTENCE = re.compile(r".+?(?:[.!?]+[\"'”’)]*(?=\s|$)|[。！？]+[”’」』]*|$)", re.DOTALL)
+#: Ends of sentences. Each run of marks is looked at once and as a whole: a search stays linear in the text.
+_END = re.compile(r"(?<![.!?])[.!?]++[\"'”’)]*+(?=\s|\Z)|[。！？]+[”’」』]*")
 
 
 def tokens_of(text: str) -> list[str]:
     """The tokens of `text`; joined they are the text without the white space at its end."""
-    return _TOKEN.findall(text)
+    return _TOKEN.findall(text.rstrip())  # white space that nothing follows is no token, from wherever it is looked at
 
 
 def answer_to(text: str) -> str:
     """The first sentences of the longest paragraph."""
     paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text)]
     longest = max(paragraphs, key=len)
-    sentences = [match.group() for match in _SENTENCE.finditer(longest)]
-    return "".join(sentences[:SENTENCES]).strip() or "(nothing)"
+    begin = sentences = 0
+    for end in _END.finditer(longest):
+        if end.start() > begin:  # something stands before it
+            begin, sentences = end.end(), sentences + 1
+        if sentences == SENTENCES:
+            return longest[:begin].strip()
+    return longest or "(nothing)"
 
 
 def score_of(prompt: str, continuation: str) -> float:

@@ -93,7 +93,8 @@ class ChatTemplate:
         self.knows_tools = "tools" in names
 
     def render(self, messages: Sequence[engine_pb2.ChatMessage], tools_json: str = "") -> str:
-        """The prompt up to where the assistant's answer begins. Raises `KithError` (`bad-request`, `bad-model`).
+        """The prompt up to where the assistant's answer begins. Raises `KithError` (`agent-refused`, `bad-request`,
+        `bad-model`).
 
         Args:
             tools_json: OpenAI's `tools`; empty: none.
@@ -101,7 +102,7 @@ class ChatTemplate:
         tools = _list_of(tools_json, "tools") if tools_json else []
         if tools and not self.knows_tools:
             message = "the model's chat template knows no tools"
-            raise KithError("bad-request", message, "Use a model that does.", ExitCode.BAD_INPUT)
+            raise KithError("agent-refused", message, "Use a model that does.", ExitCode.BAD_INPUT)
         values = {
             "messages": [_values_of(message) for message in messages],
             "tools": tools or None,
@@ -114,7 +115,8 @@ class ChatTemplate:
         try:
             return self._joined(values)
         except _TemplateError as error:
-            raise KithError("bad-request", f"the model's chat template refuses the messages: {error}", "") from error
+            message = f"the model's chat template refuses the messages: {error}"
+            raise KithError("agent-refused", message, "", ExitCode.BAD_INPUT) from error
         except _TooSlow as error:
             message = f"the model's chat template did not finish within {RENDER_SECONDS_MAX:g} s"
             raise KithError("bad-model", message, _REMEDY) from error

@@ -18,7 +18,8 @@ from node.errors import KithError
 from node.http.naming import Named
 from node.http.tool_reading import Call, ToolReader
 from node.http.tools import Toolbox
-from node.router import Route, Router
+from node.route import Route
+from node.router import Router
 
 #: After so long without a piece there is a tick, seconds. Proxies give up after 30 or 60.
 TICK_S = 5.0

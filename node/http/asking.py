@@ -15,8 +15,7 @@ from node.http.embeddings import owner_of
 from node.http.fields import Refused
 from node.http.naming import PANEL, Named, check_abilities, live_agents, resolve
 from node.http.panel import convened
-from node.limits import OUTPUT_TOKENS_MAX
-from node.router import CHARACTERS_PER_TOKEN, OUTPUT_TOKENS_GUESS, Router
+from node.router import Router, need_of
 
 
 def answered(router: Router, replica: Replica, ask: Ask, who: Hashable) -> Answering:
@@ -68,9 +67,8 @@ def _say_first(request: engine_pb2.GenerateRequest, words: str) -> None:
 
 def _check_length(request: engine_pb2.GenerateRequest, named: Named) -> None:
     """Too long for everybody is the client's to change, and not worth a retry."""
-    characters = len(request.prompt) + sum(len(message.content) for message in request.messages)
-    output = min(request.max_tokens, OUTPUT_TOKENS_MAX) or OUTPUT_TOKENS_GUESS
-    needed = int(characters / CHARACTERS_PER_TOKEN) + output
+    need = need_of(request)
+    needed = need.prompt_tokens + need.output_tokens
     most = max((one.agent.context_tokens or needed for one in named.agents), default=needed)
     if most < needed:
         raise Refused(

@@ -58,7 +58,7 @@ async def json_body(request: Request) -> dict[str, Any]:
 def parsed(raw: bytes) -> dict[str, Any]:
     """A request's body. Raises `Refused`."""
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise Refused("the body is not JSON") from error
     if not isinstance(body, dict):
@@ -135,6 +135,12 @@ def canonical(value: Any, param: str) -> str:
     return text(written, param)
 
 
+def echoed(value: Any, param: str) -> Any:
+    """A part of the body as it goes back to the client. Raises `Refused` for what can not be sent."""
+    canonical(value, param)
+    return value
+
+
 def refuse(body: Mapping[str, Any], why: Mapping[str, str], harmless: Sequence[Any] = ()) -> None:
     """Raises `Refused` for the first of these fields that is there and asks for anything.
 
@@ -146,6 +152,14 @@ def refuse(body: Mapping[str, Any], why: Mapping[str, str], harmless: Sequence[A
         value = body.get(key)
         if value and value not in harmless:
             raise Refused(f"{key} is not honoured: {reason}", key, "Leave it out.", code="unsupported")
+
+
+def _finite(written: str) -> float:
+    """Python's reader takes NaN, Infinity and 1e999, which nobody can be sent back."""
+    value = float(written)
+    if not math.isfinite(value):
+        raise ValueError(written)
+    return value
 
 
 def _deeper_than(value: Any, levels: int) -> bool:

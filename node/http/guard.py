@@ -151,7 +151,7 @@ class Guard:
             raise KithError("no-such-host", text, "Use an address of the node, or add the name to http_hosts.")
         host = scope["client"][0] if scope.get("client") else ""
         key = self._keys.find(_bearer(scope))
-        caller = ("key", key.name) if key is not None else ("host", host)
+        caller = ("key", key.name, key.id) if key is not None else ("host", host)
         if wait_s := self._rate.wait_s(caller, asyncio.get_running_loop().time()):
             raise too_many("this was asked too often", wait_s)
         free = not (self._keys_needed or self._keys.all())

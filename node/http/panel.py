@@ -22,7 +22,8 @@ from node.http.answering import Answering, Ask, Choice, Piece, Pieces, add_usage
 from node.http.fields import Refused
 from node.http.naming import PANEL, Live, Named
 from node.http.tools import Toolbox
-from node.router import Route, Router
+from node.route import Route
+from node.router import Router
 from node.tasks import run_task
 from solver.agreement import best, by_judges, by_overlap
 from solver.assemble import assemble
@@ -60,7 +61,7 @@ class Seat:
         return self.router.generate(self.route, request, self.who)
 
     async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
-        return await self.router.score(self.route, request, self.who)
+        return await self.router.questions.score(self.route, request, self.who)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         raise AssertionError("a panel counts nothing")

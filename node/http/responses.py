@@ -10,7 +10,7 @@ from node.errors import ExitCode, KithError
 from node.http.answering import Answering, Ask
 from node.http.chat import OPTIONS_MAX, PRIORITY, TOP_LOGPROBS_MAX, apply_format
 from node.http.event_stream import ALIVE, Chunks, event
-from node.http.fields import Refused, flag, integer, listing, mapping, refuse, text
+from node.http.fields import Refused, echoed, flag, integer, listing, mapping, refuse, text
 from node.http.formats import schema_of
 from node.http.naming import ANY_MODEL
 from node.http.response_events import Writing
@@ -80,9 +80,9 @@ def responses_ask(body: dict[str, Any], store: ResponseStore, who: Hashable) -> 
         "reasoning": {"effort": None, "summary": None},
         "store": keep,
         "temperature": request.sampling.temperature,
-        "text": {"format": form.get("format") or {"type": "text"}},
-        "tool_choice": body.get("tool_choice") or "auto",
-        "tools": body.get("tools") or [],
+        "text": {"format": echoed(form.get("format") or {"type": "text"}, "text.format")},
+        "tool_choice": echoed(body.get("tool_choice") or "auto", "tool_choice"),
+        "tools": echoed(body.get("tools") or [], "tools"),
         "top_logprobs": request.top_logprobs,
         "top_p": request.sampling.top_p or 1.0,
         "truncation": "disabled",

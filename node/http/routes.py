@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from node.errors import ExitCode, KithError
@@ -92,7 +92,8 @@ class _Endpoints:
     async def embeddings(self, request: Request) -> Response:
         body = await json_body(request)
         answer = embeddings.embeddings(self._daemon.router, self._daemon.replica, body, _who(request))
-        return JSONResponse(await unless_gone(request.receive, answer))
+        made = await unless_gone(request.receive, answer)
+        return StreamingResponse(embeddings.pieces(made), media_type="application/json")
 
     async def responses(self, request: Request) -> Response:
         who = _who(request)

@@ -45,8 +45,8 @@ def finished(tokens: int = 1, reason: str = "stop") -> Event:
     return Event(finished=Event.Finished(reason=reason, usage=usage))
 
 
-def gone(code: str = "node-unreachable") -> common_pb2.Problem:
-    return common_pb2.Problem(code=code, message="it went away")
+def gone(code: str = "node-unreachable", message: str = "it went away") -> common_pb2.Problem:
+    return common_pb2.Problem(code=code, message=message)
 
 
 @dataclass
@@ -63,12 +63,14 @@ class World:
     asked: list[Ask] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
     failed: common_pb2.Problem | None = None
+    picks: int = 0
 
     def __post_init__(self) -> None:
         self.answer = Answer(self.request, self.pick, self.may_hedge, self.deadline)
 
     def pick(self, request: engine_pb2.GenerateRequest, without: frozenset[str], like: Choice | None) -> Choice | None:
         del request
+        self.picks += 1
         able = [choice for choice in self.choices if choice.agent not in without]
         return min(able, key=lambda choice: like is not None and choice.model != like.model, default=None)
 
@@ -96,8 +98,10 @@ class World:
         for event in events:
             self.do(self.answer.handle(Said(attempt, event), at))
 
-    def break_(self, attempt: int, at: float, *, final: bool = False, code: str = "node-unreachable") -> None:
-        self.do(self.answer.handle(Broke(attempt, gone(code), final), at))
+    def break_(
+        self, attempt: int, at: float, *, final: bool = False, code: str = "node-unreachable", why: str = "it went away"
+    ) -> None:
+        self.do(self.answer.handle(Broke(attempt, gone(code, why), final), at))
 
     def tick(self, at: float, *doubted: str) -> None:
         self.do(self.answer.tick(at, doubted))
@@ -158,6 +162,25 @@ def test_without_token_ids_the_next_goes_on_from_the_text() -> None:
     world.say(1, Event(delta=Event.Delta(text="w0 ", tokens=1)), at=1.0)
     world.break_(1, 1.1)
     assert (world.asked[1].request.continue_from, list(world.asked[1].request.continue_tokens)) == ("w0 ", [])
+
+
+def test_what_the_client_began_itself_is_kept_in_every_move() -> None:
+    world = World(choices=(A, B, C))
+    world.request.continue_from = "Once "
+    world.begin()
+    world.break_(1, 0.1)
+    assert world.asked[1].request.continue_from == "Once ", "nothing was told yet"
+    world.say(2, delta(0, 1), at=0.2)
+    world.break_(2, 0.3)
+    rest = world.asked[2].request
+    assert (rest.continue_from, list(rest.continue_tokens), rest.max_tokens) == ("Once w0 w1 ", [], 10)
+    by_tokens = World(choices=(A, B))
+    by_tokens.request.continue_tokens.extend([7, 8])
+    by_tokens.begin()
+    by_tokens.say(1, delta(0), at=0.1)
+    by_tokens.break_(1, 0.2)
+    rest = by_tokens.asked[1].request
+    assert (list(rest.continue_tokens), rest.continue_from) == ([7, 8, 0], "")
 
 
 def test_tokens_of_the_client_go_to_their_own_vocabulary_only() -> None:
@@ -250,6 +273,7 @@ def test_a_doubted_agent_is_left_when_it_is_silent_and_only_then() -> None:
     world.tick(0.4, "b")
     assert len(world.asked) == 1
     world.tick(0.4, "a")
+    assert world.picks == 1, "each choice costs a look at all agents"
     assert (world.dropped, world.asked[1].choice) == ([1], B)
 
 
@@ -289,6 +313,31 @@ def test_a_successor_that_refuses_is_not_the_end() -> None:
     world.break_(1, 0.2)
     world.break_(2, 0.3, final=True, code="bad-request")
     assert world.asked[2].choice == C
+
+
+def test_where_all_refuse_the_reasons_of_all_are_told() -> None:
+    world = World()
+    world.begin()
+    world.break_(1, 0.1, code="prompt-too-long", why="it holds 512 tokens")
+    world.break_(2, 0.2, code="agent-refused", why="no seed")
+    assert [ask.choice for ask in world.asked] == [A, B, C]
+    world.break_(3, 0.3, code="agent-refused", why="no seed")
+    assert world.failed is not None
+    assert (world.failed.code, world.failed.message) == ("agent-refused", "no seed; it holds 512 tokens")
+    alone = World(choices=[A])
+    alone.begin()
+    alone.break_(1, 0.1, code="prompt-too-long", why="it holds 512 tokens")
+    assert alone.failed is not None
+    assert (alone.failed.code, alone.failed.message) == ("prompt-too-long", "it holds 512 tokens")
+
+
+def test_who_may_still_do_it_later_is_told_of_before_those_that_refuse() -> None:
+    world = World(choices=[A, B])
+    world.begin()
+    world.break_(1, 0.1, code="agent-refused", why="no seed")
+    world.break_(2, 0.2, code="busy", why="many wait")
+    assert world.failed is not None
+    assert (world.failed.code, world.failed.message) == ("busy", "many wait")
 
 
 def test_an_answer_that_brings_agents_down_is_given_up() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mesh.member import ALIVE, DEAD, LEFT, SUSPECT, Member, readable
+from mesh.member import AGENTS_TOLD_MAX, ALIVE, DEAD, LEFT, SUSPECT, Member, readable
 from mesh.wire import membership_pb2
 from tests.mesh.members import named
 
@@ -32,6 +32,13 @@ def test_a_record_names_only_addresses_where_the_member_answered() -> None:
     assert [(address.host, address.port) for address in record.addresses] == [("10.0.0.2", 2)]
     assert (record.node_id, record.incarnation, record.life, record.state) == (named(1), 7, 5, SUSPECT)
     assert (record.name, record.said_by) == ("n1", named(2))
+
+
+def test_of_a_nodes_agents_only_so_many_are_kept() -> None:
+    member = Member(named(1))
+    loads = [membership_pb2.AgentLoad(agent=f"{number}") for number in range(AGENTS_TOLD_MAX + 1)]
+    member.load_told(membership_pb2.NodeLoad(slots_busy=3, agents=loads))
+    assert (member.load.slots_busy, len(member.load.agents)) == (3, AGENTS_TOLD_MAX)
 
 
 def test_a_member_answers_while_it_is_linked_and_missed_at_most_one_probe() -> None:

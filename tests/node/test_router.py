@@ -10,7 +10,7 @@ import pytest
 from mesh.prefixes import blocks_of
 from mesh.wire import common_pb2, engine_pb2, facts_pb2, membership_pb2
 from node.engine_door import EngineDoor
-from node.errors import KithError
+from node.errors import ExitCode, KithError
 from node.router import HEDGES_BURST, Router
 
 ME, ONE, TWO = ("a" * 32, "b" * 32, "c" * 32)
@@ -23,8 +23,9 @@ class Speaking:
 
     loaded = None
 
-    def __init__(self, cached: float = 0.0) -> None:
+    def __init__(self, cached: float = 0.0, fails: KithError | None = None) -> None:
         self.cached = cached
+        self.fails = fails
         self.asked: list[engine_pb2.GenerateRequest] = []
         self.heard = asyncio.Event()
         self.go = asyncio.Event()
@@ -33,6 +34,8 @@ class Speaking:
     async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[Event, None]:
         self.asked.append(request)
         self.heard.set()
+        if self.fails is not None:
+            raise self.fails
         yield Event(started=Event.Started(prompt_tokens=1000, cached_tokens=int(1000 * self.cached)))
         await self.go.wait()
         yield Event(delta=Event.Delta(text="yes", tokens=1, token_ids=[1]))
@@ -54,7 +57,9 @@ class World:
         kv = SimpleNamespace(move_s=lambda tokens, _: 0.02 + tokens / 5000, bring=self._bring, told=self._told)
         self.brought: list[tuple[str, int]] = []
         links = SimpleNamespace(stub=lambda _: None)
-        self.router = Router(cast(Any, replica), EngineDoor(cast(Any, self.engine)), cast(Any, links), cast(Any, kv))
+        self.further: dict[str, Speaking] = {}
+        door = EngineDoor(cast(Any, self.engine), lambda agent: cast(Any, self.further.get(agent, self.engine)))
+        self.router = Router(cast(Any, replica), door, cast(Any, links), cast(Any, kv))
 
     def _told(self, expected: int, cached: int) -> None:
         self.brought.append(("told", min(expected, cached)))
@@ -73,7 +78,14 @@ class World:
             "context_tokens": 4096,
             "slots": 1,
         } | fields
-        self.profiles[node_id] = facts_pb2.NodeProfile(name=node_id[:1], agents=[facts_pb2.AgentProfile(**given)])
+        profile = self.profiles.get(node_id) if given["agent"] != "default" else None
+        profile = self.profiles[node_id] = profile or facts_pb2.NodeProfile(name=node_id[:1])
+        profile.agents.append(facts_pb2.AgentProfile(**given))
+
+    def further_agent(self, name: str, engine: Speaking, **fields: Any) -> None:
+        """One more model of this node."""
+        self.further[name] = engine
+        self.agent(ME, agent=name, **fields)
 
 
 def chat(*texts: str, **fields: Any) -> engine_pb2.GenerateRequest:
@@ -131,6 +143,20 @@ def test_what_was_told_of_the_queue_counts() -> None:
     assert world.router.choose(chat("x")).agent.node_id == ONE
     world.loads[ONE] = membership_pb2.NodeLoad(slots_busy=2)
     assert world.router.choose(chat("x")).agent.node_id == ME, "what others sent there is guessed"
+
+
+def test_each_model_of_a_node_is_charged_with_its_own_requests() -> None:
+    world = World()
+    world.agent(ME)
+    world.further_agent("other", Speaking(), model="n")
+    world.agent(ONE, decode_tokens_per_s=10.0)
+    busy = membership_pb2.AgentLoad(agent="other", requests=4, queued_prompt_tokens=900)
+    world.loads[ME] = membership_pb2.NodeLoad(slots_busy=4, queued_prompt_tokens=900, agents=[busy])
+    route = world.router.choose(chat("x"))
+    assert (route.agent.node_id, route.agent.agent) == (ME, "default")
+    assert route.first_token_s < 1.0, "nobody is before it"
+    other = world.router.choose(chat("x"), model="n")
+    assert other.first_token_s > 4 * 256 / 20
 
 
 async def test_what_is_under_way_counts_before_anybody_tells() -> None:
@@ -253,6 +279,31 @@ async def test_an_unreachable_agent_is_replaced_before_the_first_token() -> None
     route = world.router.choose(request)
     assert route.agent.node_id == ONE, "which no link reaches"
     assert [event.delta.text async for event in world.router.generate(route, request)][1] == "yes"
+
+
+@pytest.mark.parametrize("code", ["agent-refused", "prompt-too-long"])
+async def test_one_agents_refusal_is_not_everybodys(code: str) -> None:
+    refusing = Speaking(fails=KithError(code, "the server knows no seed", "Leave it out.", ExitCode.BAD_INPUT))
+    world = World(refusing)
+    world.agent(ME, decode_tokens_per_s=90.0)
+    world.further_agent("slow", Speaking())
+    assert await said(world, chat("x")) == "yes"
+    assert len(refusing.asked) == 1
+    world.further["slow"].fails = KithError("agent-refused", "neither does this one", "", ExitCode.BAD_INPUT)
+    with pytest.raises(KithError) as caught:
+        await said(world, chat("x"))
+    assert "knows no seed" in caught.value.message
+    assert "neither does this one" in caught.value.message
+    assert (caught.value.code, caught.value.exit_code) == ("agent-refused", ExitCode.BAD_INPUT)
+
+
+async def test_what_is_no_request_at_all_is_refused_by_the_first() -> None:
+    world = World(Speaking(fails=KithError("bad-schema", "no schema", "", ExitCode.BAD_INPUT)))
+    world.agent(ME, decode_tokens_per_s=90.0)
+    world.further_agent("slow", Speaking())
+    with pytest.raises(KithError, match="no schema"):
+        await said(world, chat("x"))
+    assert not world.further["slow"].asked
 
 
 async def test_an_answer_asked_of_one_node_stays_with_it() -> None:

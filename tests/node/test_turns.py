@@ -136,6 +136,37 @@ async def test_a_turn_that_comes_in_the_moment_of_a_cancellation_is_passed_on() 
     await scene.close()
 
 
+async def test_a_turn_is_not_given_to_one_that_leaves_in_the_same_moment() -> None:
+    scene = Scene()
+    await scene.ask("a", "a0")
+    await scene.ask("b", "b0")
+    await scene.ask("c", "c0")
+    scene._ends["a0"].set()
+    scene.tasks["b0"].cancel()  # a0 wakes first, and b0 knows nothing yet
+    await settle()
+    assert scene.begun == ["a0", "c0"]
+    assert scene.tasks["a0"].exception() is None
+    await scene.close()
+
+
+async def test_no_turn_in_time_is_too_late_and_the_next_one_gets_it() -> None:
+    scene = Scene()
+    await scene.ask("a", "a0")
+    with pytest.raises(KithError) as caught:
+        async with scene.turns.of("b", within_s=0.01):
+            pass
+    assert caught.value.code == "too-late"
+    assert scene.turns.waiting == 0
+    await scene.ask("c", "c0")
+    scene.now += 2.0
+    await scene.end("a0")
+    assert scene.begun == ["a0", "c0"]
+    await scene.end("c0")
+    async with scene.turns.of("b", within_s=5.0) as waited_s:
+        assert waited_s == 0.0
+    await scene.close()
+
+
 async def test_callers_that_are_gone_are_forgotten() -> None:
     scene = Scene()
     for number in range(10 * WAITING_MAX):

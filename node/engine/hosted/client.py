@@ -172,7 +172,7 @@ class HttpClient:
         elif any(sign in f"{kinds} {words}" for sign in _TOO_LONG):
             error = Refused("prompt-too-long", f"the prompt does not fit: {words}", "Send less.", ExitCode.BAD_INPUT)
         elif status in (400, 413, 422):
-            error = Refused("bad-request", told, "Change the request.", ExitCode.BAD_INPUT)
+            error = Refused("agent-refused", told, "Change the request.", ExitCode.BAD_INPUT)
         else:
             error = Refused("engine-failed", told, "See its log.")
         error.status = status

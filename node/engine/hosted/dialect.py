@@ -40,6 +40,9 @@ class Piece:
 class Dialect(Protocol):
     """Belongs to one event loop. All methods raise `KithError`."""
 
+    #: Its servers refuse a limit on tokens that does not fit into the context beside the prompt; else they stop there.
+    refuses_long_limits: bool
+
     def generate(self, command: engine_pb2.GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The answer in pieces. Closing the generator closes the way to the server, which then stops working."""
 

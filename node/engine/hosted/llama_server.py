@@ -39,6 +39,8 @@ COUNTING_AT_ONCE = 4
 class LlamaServer:
     """Implements `Dialect`."""
 
+    refuses_long_limits = False
+
     def __init__(self, client: HttpClient, model: str) -> None:
         self._client = client
         self._model = model

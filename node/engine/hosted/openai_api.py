@@ -38,6 +38,8 @@ class OpenaiApi:
         tokenizes: the server counts tokens at vLLM's /tokenize.
     """
 
+    refuses_long_limits = True
+
     def __init__(self, client: HttpClient, model: str, kind: str = "", tokenizes: bool = False) -> None:
         self._client = client
         self._model = model
@@ -77,7 +79,7 @@ class OpenaiApi:
         return counts
 
     def body(self, command: engine_pb2.GenerateRequest) -> dict[str, Any]:
-        """Raises `KithError` (`bad-request`) for what this API can not say."""
+        """Raises `KithError`: `agent-refused` for what this API can not say, `bad-request`."""
         sampling = command.sampling
         body: dict[str, Any] = {
             "model": self._model,

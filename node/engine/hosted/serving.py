@@ -101,8 +101,9 @@ class Serving:
             raise KithError("prompt-too-long", message, "Send less text, or start the node with a larger --ctx.")
 
     def _fitting(self, command: engine_pb2.GenerateRequest) -> engine_pb2.GenerateRequest:
-        """Without a limit on tokens that may not fit beside the prompt: strict servers refuse it, none needs it."""
-        if command.max_tokens + 2 * estimate_prompt(command) < self._context_tokens:
+        """Without a limit on tokens that may not fit beside the prompt, where servers refuse it; it is held here."""
+        fits = command.max_tokens + 2 * estimate_prompt(command) < self._context_tokens
+        if fits or not self._dialect.refuses_long_limits:
             return command
         fitting = engine_pb2.GenerateRequest()
         fitting.CopyFrom(command)

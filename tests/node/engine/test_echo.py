@@ -37,6 +37,16 @@ def test_tokens_are_words_and_characters() -> None:
     assert tokens_of("你好 world") == ["你", "好", " world"]
 
 
+@pytest.mark.parametrize("unit", [".", " ", "\n", "。", "” ", ".)", ". ", "!\n\n", "a"])
+def test_a_megabyte_of_anything_is_read_in_one_go(unit: str) -> None:
+    """By what was quadratic it took hours: the bound is a hundred times what is needed."""
+    text = unit * (1_000_000 // len(unit))
+    began = time.process_time()
+    answer_to(text + "x")
+    assert "".join(tokens_of(f"x{text}")) == f"x{text}".rstrip()
+    assert time.process_time() - began < 20
+
+
 @given(st.text(), st.text(min_size=1))
 def test_score_is_negative_and_repeatable(prompt: str, continuation: str) -> None:
     assert score_of(prompt, continuation) == score_of(prompt, continuation) < 0

@@ -55,7 +55,7 @@ def test_refusal_of_a_template_is_passed_on() -> None:
     assert ChatTemplate(source).render(HELLO) == "ok"
     with pytest.raises(KithError, match="Roles must alternate") as caught:
         ChatTemplate(source).render(messages(("assistant", "Hi")))
-    assert caught.value.code == "bad-request"
+    assert caught.value.code == "agent-refused", "another model's template may take them"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from node.daemon import Daemon
 from node.errors import KithError
 from node.http.guard import CALLER
 from node.http.routes import application
-from node.router import Route, Router
+from node.route import Route
+from node.router import Router
 from tests.node.http.serving import plain_server
 
 ALL = ("generate", "chat", "score", "embed", "grammar", "logprobs", "tools")
@@ -121,6 +122,10 @@ class Scripted:
         vectors = [engine_pb2.EmbedReply.Vector(values=self.vectors(text)) for text in request.texts]
         usage = common_pb2.Usage(prompt_tokens=len(request.texts))
         return engine_pb2.EmbedReply(vectors=vectors, usage=usage)
+
+    @property
+    def questions(self) -> "Scripted":
+        return self
 
     @property
     def router(self) -> Router:

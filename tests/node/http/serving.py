@@ -26,7 +26,9 @@ async def plain_server(app: Any) -> AsyncIterator[int]:
     server = uvicorn.Server(uvicorn.Config(app, port=0, http=Connection, log_config=None, lifespan="off", ws="none"))
     listening = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server._serve([listening]))
-    yield listening.getsockname()[1]
-    server.should_exit = server.force_exit = True
-    await task
-    listening.close()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+        listening.close()

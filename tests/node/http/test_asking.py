@@ -8,6 +8,7 @@ from node.http.answering import Ask
 from node.http.asking import answered
 from node.http.fields import Refused
 from node.http.tools import toolbox_of
+from node.router import need_of
 from tests.node.http.scripted import Scripted, agent
 
 TOOLS = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
@@ -67,3 +68,18 @@ def test_what_is_too_long_for_all_is_the_clients_to_change(monkeypatch: pytest.M
         asked(mesh, Ask([talk("x" * 100_000)], "kith"))
     assert long.value.code == "prompt-too-long"
     assert long.value.param == "messages"
+
+
+@pytest.mark.parametrize(("characters", "code"), [(13_439, "no-agent"), (13_440, "prompt-too-long")])
+def test_its_length_is_what_the_router_goes_by(characters: int, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = talk("x" * characters)
+    assert need_of(request).prompt_tokens + need_of(request).output_tokens == 4096 + (code != "no-agent")
+    mesh = Scripted()
+
+    def nobody(*_: object) -> None:
+        raise KithError("no-agent", "no agent can answer now")
+
+    monkeypatch.setattr(mesh, "choose", nobody)
+    with pytest.raises(KithError) as caught:
+        asked(mesh, Ask([request], "kith"))
+    assert caught.value.code == code

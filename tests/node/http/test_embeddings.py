@@ -1,11 +1,17 @@
 """Embeddings with OpenAI's own client."""
 
+import asyncio
+import json
+import time
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
+from mesh.wire import engine_pb2
 from node.http import embeddings
+from node.limits import MESSAGE_BYTES_MAX
 from tests.node.http.scripted import Scripted, agent
 
 VECTORS = {"a": [1.0, 0.0], "b": [0.6, -0.8]}
@@ -39,6 +45,11 @@ async def test_many_texts_go_in_batches(monkeypatch: pytest.MonkeyPatch) -> None
     assert answer.usage.prompt_tokens == 5
 
 
+def test_the_vectors_of_one_call_fit_into_a_message_between_nodes() -> None:
+    vector = engine_pb2.EmbedReply.Vector(values=[0.1] * 8192)
+    assert engine_pb2.EmbedReply(vectors=[vector] * embeddings.BATCH).ByteSize() < MESSAGE_BYTES_MAX
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -66,3 +77,42 @@ async def test_an_agent_that_does_not_embed() -> None:
         with pytest.raises(openai.BadRequestError, match="embed") as caught:
             await client.embeddings.create(model="kith", input="a")
     assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_very_many_numbers_hold_nobody_else_up(encoding: str) -> None:
+    """Between two turns of the loop its thread computes for a moment only, whatever else this machine does."""
+    whole = [1.0, 1.0 / 3.0, *[0.1] * 1022]
+    many = Scripted([agent("a", embedding_size=1024)], vectors=lambda text: whole)
+    longest_s = 0.0
+
+    async def beat() -> None:
+        nonlocal longest_s
+        before = time.thread_time()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.thread_time()
+            longest_s, before = max(longest_s, now - before), now
+
+    async with many.serving() as url, httpx2.AsyncClient(timeout=60) as client:
+        body = {"model": "kith", "input": ["a"] * 512, "encoding_format": encoding}
+        beating = asyncio.create_task(beat())
+        got = bytearray()
+        async with client.stream("POST", f"{url}/embeddings", json=body) as response:
+            async for chunk in response.aiter_bytes():
+                got += chunk
+        beating.cancel()
+    assert response.headers["content-type"] == "application/json"
+    data = json.loads(got)["data"]
+    assert [entry["index"] for entry in data] == list(range(512))
+    assert all(entry["embedding"] == data[0]["embedding"] for entry in data)
+    if encoding == "float":
+        assert data[0]["embedding"] == pytest.approx(whole)
+    assert longest_s < 0.1
+
+
+async def test_numbers_that_json_does_not_have_are_an_engines_failure() -> None:
+    async with Scripted(vectors=lambda text: [1.0, float("nan")]).client() as client:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.embeddings.create(model="kith", input="a", encoding_format="float")
+    assert caught.value.code == "engine-failed"

@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import openai
 import pytest
 
 from node.api_keys import ApiKeys
+from node.daemon import Daemon
 from node.http import guard as http_guard
 from node.http.guard import Guard, host_of_header
-from node.http.routes import NEEDS
+from node.http.routes import NEEDS, application
 from node.limits import HTTP_BURST
+from tests.node.http.scripted import Scripted
 from tests.node.http.serving import passed, passed_whole, plain_server
 
 
@@ -43,9 +47,9 @@ async def asked(guard: Guard, path: str = "/v1/models", host: str = "localhost",
     return next(status for status in statuses if status)
 
 
-def guard(keys: ApiKeys, *, keys_needed: bool = True) -> Guard:
+def guard(keys: ApiKeys, *, keys_needed: bool = True, app: Any = passed) -> Guard:
     return Guard(
-        passed,
+        app,
         hosts=frozenset({"localhost", "*.lab.example"}),
         keys=keys,
         keys_needed=keys_needed,
@@ -68,6 +72,23 @@ async def test_a_key_opens_what_its_scopes_say(tmp_path: Path) -> None:
     assert await asked(door, host="x.y.lab.example", key=secret) == 421
     keys.remove("a")
     assert await asked(door, key=secret) == 401
+
+
+async def test_a_new_key_of_an_old_name_reads_nothing_of_the_old_ones(tmp_path: Path) -> None:
+    mesh = Scripted()
+    app = application(cast(Daemon, SimpleNamespace(replica=mesh.replica(), router=mesh.router)))
+    keys = ApiKeys(tmp_path / "keys.json")
+    async with plain_server(guard(keys, app=app)) as port:
+        url = f"http://localhost:{port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key=keys.add("laptop", ["chat"], 1), max_retries=0) as old:
+            kept = await old.responses.create(model="kith", input="My name is Ada.")
+            assert (await old.responses.retrieve(kept.id)).id == kept.id
+        keys.remove("laptop")
+        async with openai.AsyncOpenAI(base_url=url, api_key=keys.add("laptop", ["chat"], 2), max_retries=0) as new:
+            with pytest.raises(openai.NotFoundError):
+                await new.responses.retrieve(kept.id)
+            with pytest.raises(openai.NotFoundError):
+                await new.responses.create(model="kith", input="Who am I?", previous_response_id=kept.id)
 
 
 async def test_without_keys_a_loopback_door_is_open_and_any_other_is_not(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from mesh.wire import engine_pb2
 from node.errors import KithError
 from node.http.naming import live_agents, resolve
 from node.http.panel import SEATS_MAX, SEATS_MIN, closed_by, seated
-from node.router import Route
+from node.route import Route
 from tests.node.http.scripted import ALL, Says, Scripted, agent, delta, finished, saying, started
 
 ASKED: Any = [{"role": "user", "content": "What is the capital of Norway?"}]

@@ -49,6 +49,7 @@ async def told_server() -> AsyncIterator[Told]:
     state = Told()
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
+    sock.listen()  # who connects before the server accepts waits
     state.url = f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
     app = Starlette(routes=[Route("/{path:path}", state.serve, methods=["GET", "POST"])])
     config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)

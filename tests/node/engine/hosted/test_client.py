@@ -71,7 +71,8 @@ async def test_pause_ends_with_its_task(server: Told) -> None:
 @pytest.mark.parametrize(
     ("status", "error", "code", "words"),
     [
-        (400, {"message": "no\nsuch\tthing", "type": "invalid"}, "bad-request", "no such thing"),
+        (400, {"message": "no\nsuch\tthing", "type": "invalid"}, "agent-refused", "no such thing"),
+        (422, {"message": "unknown field"}, "agent-refused", "unknown field"),
         (400, {"message": "too much", "type": "exceed_context_size_error"}, "prompt-too-long", "too much"),
         (400, {"message": "This model's maximum context length is 9"}, "prompt-too-long", "does not fit"),
         (500, {"message": "input is too large to process"}, "prompt-too-long", "too large"),

@@ -76,21 +76,21 @@ def test_any_json_and_vllms_own_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "words", "code"),
     [
-        (chat("Hi", grammar="root ::= x"), "follow a grammar"),
-        (chat("Hi", continue_from="So"), "go on from a given beginning"),
-        (chat("Hi", continue_tokens=[1]), "go on from tokens"),
-        (chat("Hi", adapter="mine"), "LoRA"),
-        (engine_pb2.GenerateRequest(prompt="Hi", json_schema="{}"), "plain prompt to a schema"),
-        (chat("Hi", json_schema="{"), "no JSON"),
-        (chat("Hi", tools_json="{}"), "no JSON array"),
+        (chat("Hi", grammar="root ::= x"), "follow a grammar", "agent-refused"),
+        (chat("Hi", continue_from="So"), "go on from a given beginning", "agent-refused"),
+        (chat("Hi", continue_tokens=[1]), "go on from tokens", "agent-refused"),
+        (chat("Hi", adapter="mine"), "LoRA", "agent-refused"),
+        (engine_pb2.GenerateRequest(prompt="Hi", json_schema="{}"), "plain prompt to a schema", "agent-refused"),
+        (chat("Hi", json_schema="{"), "no JSON", "bad-request"),
+        (chat("Hi", tools_json="{}"), "no JSON array", "bad-request"),
     ],
 )
-def test_what_the_api_can_not_say_is_refused(command: engine_pb2.GenerateRequest, words: str) -> None:
+def test_what_the_api_can_not_say_is_refused(command: engine_pb2.GenerateRequest, words: str, code: str) -> None:
     with pytest.raises(KithError, match=words) as caught:
         body_of(command)
-    assert caught.value.code == "bad-request"
+    assert caught.value.code == code
 
 
 async def test_tool_calls_come_written_out_after_the_text(server: Told) -> None:

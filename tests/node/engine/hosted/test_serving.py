@@ -2,16 +2,21 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mesh.wire import engine_pb2
 from node.engine.backend import Outbox, Request
-from node.engine.hosted.dialect import Piece, estimate_prompt
+from node.engine.hosted.client import HttpClient
+from node.engine.hosted.dialect import Dialect, Piece, estimate_prompt
+from node.engine.hosted.llama_server import LlamaServer
+from node.engine.hosted.openai_api import OpenaiApi
 from node.engine.hosted.serving import CALIBRATION_TOKENS, Serving, calibrate
 from node.errors import KithError
+from tests.node.engine.hosted.talking import client_of, streams, told_server
 
 
 class Clock:
@@ -93,6 +98,45 @@ async def test_a_long_count_does_not_make_the_engine_look_busy() -> None:
     serving._loop.close()
 
 
+def end(serving: Serving) -> None:
+    """Of a serving named "test"."""
+    serving._loop.call_soon_threadsafe(serving._loop.stop)
+    next(thread for thread in threading.enumerate() if thread.name == "test").join(10)
+    serving._loop.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "field", "told"),
+    [
+        (LlamaServer, "/completion", "n_predict", 90),
+        (OpenaiApi, "/v1/completions", "max_tokens", None),
+    ],
+)
+async def test_a_limit_beyond_the_context_is_kept_back_only_where_servers_refuse_it(
+    make: Callable[[HttpClient, str], Dialect], path: str, field: str, told: Any
+) -> None:
+    """llama-server stops where its context ends, and without the limit it would write on until there."""
+    done = threading.Event()
+    command = engine_pb2.EngineCommand(id=1, generate=engine_pb2.GenerateRequest(prompt="x " * 20, max_tokens=90))
+    request = Request(command, Outbox(lambda _: None), lambda _: done.set())
+    async with told_server() as server:
+        server.answers[path] = streams({"content": "yes", "stop": True, "choices": [{"text": "yes"}]})
+        serving = Serving("test")
+
+        async def connect() -> HttpClient:
+            return client_of(server.url)
+
+        client = serving.run(connect())
+        try:
+            serving.use(make(client, "m"), ("generate",), 1, 100)
+            serving.submit(request)
+            assert await asyncio.to_thread(done.wait, 10)
+        finally:
+            serving.run(client.close())
+            end(serving)
+        assert [body.get(field) for _, body in server.asked] == [told]
+
+
 @pytest.mark.parametrize("when", ["before", "at once"])
 def test_a_request_that_is_cancelled_before_its_first_step_ends(when: str) -> None:
     """A task that never began runs none of its lines: the request would be open, and the engine busy, for ever."""
@@ -111,8 +155,6 @@ def test_a_request_that_is_cancelled_before_its_first_step_ends(when: str) -> No
             await asyncio.sleep(0)
 
     serving.run(both())
-    serving._loop.call_soon_threadsafe(serving._loop.stop)
-    next(thread for thread in threading.enumerate() if thread.name == "test").join(10)
-    serving._loop.close()
+    end(serving)
     assert (ended, len(sent)) == ([7], 1)
     assert not serving._running

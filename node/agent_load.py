@@ -1,0 +1,50 @@
+"""What each agent of a node has to do: how a node tells it, and how another one reads it.
+
+Why: a node may serve several models, each with an engine and a queue of its own. Whoever charges one with what another
+has to do asks a distant node although an idle engine is near.
+
+Idea: a request counts from the moment when it reaches its agent, also while it waits for a turn at the door (turns.py):
+whoever asks next waits behind it. Agents without anything to do are not named.
+
+Not guaranteed: that it is of now. It is a quarter of a second old when it is told, and goes with the next probe.
+"""
+
+from mesh.intake import Intake
+from mesh.wire import membership_pb2
+from node.engine_door import EngineDoor
+from node.engines import FIRST, Engines
+
+
+def told(engines: Engines, door: EngineDoor, intake: Intake) -> list[membership_pb2.AgentLoad]:
+    """Of this node, for its peers."""
+    found = []
+    for agent in (FIRST, *engines.further):
+        figures = engines.of(agent).figures
+        tasks = sum(running.assign.agent.agent in (agent, *_also(agent)) for running in intake.running.values())
+        requests = max(tasks, figures.slots_busy + figures.queue_length) + door.waiting(agent)
+        if requests:
+            prompt, output = intake.load((agent, *_also(agent)))
+            found.append(
+                membership_pb2.AgentLoad(
+                    agent=agent, requests=requests, queued_prompt_tokens=prompt, queued_output_tokens=output
+                )
+            )
+    return found
+
+
+def read(load: membership_pb2.NodeLoad, agent: str) -> membership_pb2.AgentLoad:
+    """Of one agent, as its node told it. A node that names no agents is idle, or of a release that tells only its sums:
+    these are charged to each."""
+    if not load.agents:
+        return membership_pb2.AgentLoad(
+            agent=agent,
+            requests=load.slots_busy,
+            queued_prompt_tokens=load.queued_prompt_tokens,
+            queued_output_tokens=load.queued_output_tokens,
+        )
+    return next((one for one in load.agents if one.agent == agent), membership_pb2.AgentLoad(agent=agent))
+
+
+def _also(agent: str) -> tuple[str, ...]:
+    """Other names of it in assignments: the first agent may be meant without a name."""
+    return ("",) if agent == FIRST else ()

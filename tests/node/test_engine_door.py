@@ -1,0 +1,66 @@
+"""The engine's door before a real engine: the wait for a turn is part of a request's time."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+
+from mesh.wire import engine_pb2
+from node.engine_door import EngineDoor
+from node.errors import KithError
+from tests.node.engine.engines import PATIENCE, ask, running
+
+SLOW: dict[str, Any] = {"slots": 1, "echo_tokens_per_s": 50.0}
+WORDS = " ".join(f"word{number}" for number in range(200))
+
+
+async def told(door: EngineDoor, who: str, request: engine_pb2.GenerateRequest) -> engine_pb2.GenerateEvent.Finished:
+    events = [event async for event in door.generate(who, request)]
+    return events[-1].finished
+
+
+@contextlib.asynccontextmanager
+async def taken(door: EngineDoor) -> Any:
+    """While another caller's answer runs in the only place."""
+    async with contextlib.aclosing(door.generate("a", ask(WORDS))) as events:
+        await anext(events)
+        yield
+
+
+async def test_what_is_useful_for_a_moment_only_does_not_wait_for_its_turn() -> None:
+    async with running(**SLOW) as watched:
+        door = EngineDoor(watched.engine)
+        async with taken(door), asyncio.timeout(PATIENCE):
+            request = ask("Hello there.")
+            request.useful_seconds = 0.05
+            with pytest.raises(KithError) as caught:
+                await told(door, "b", request)
+        assert caught.value.code == "too-late"
+        assert (await told(door, "b", request)).reason == "stop"
+
+
+async def test_the_wait_for_a_turn_is_told_as_waiting_and_taken_from_the_usefulness() -> None:
+    async with running(**SLOW) as watched:
+        door = EngineDoor(watched.engine)
+        given: list[float] = []
+        generate = watched.engine.generate
+
+        def noted(request: engine_pb2.GenerateRequest) -> Any:
+            given.append(request.useful_seconds)
+            return generate(request)
+
+        watched.engine.generate = noted  # type: ignore[method-assign]
+        request = ask("Hello there.")
+        request.useful_seconds = 500.0
+        async with taken(door):
+            second = asyncio.create_task(told(door, "b", request))
+            await asyncio.sleep(0)
+            assert door.turns.waiting == 1
+            await asyncio.sleep(0.05)  # what is measured
+        finished = await second
+        assert finished.usage.queue_seconds > 0.05
+        assert given[0] == 0.0
+        assert 400.0 < given[1] < 499.96
+        vectors = await door.embed("b", engine_pb2.EmbedRequest(texts=["x"]))
+        assert vectors.usage.queue_seconds < finished.usage.queue_seconds
