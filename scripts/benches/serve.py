@@ -3,10 +3,10 @@
   - Against the bare engine (`tokens_ratio`, `ttft_added_ms_p50`): client → node A, without a model → node B, with the
     model of --model. Ten pairs.
   - Death of the node that answers (`pause_s_p50`, `continued`): a 64-token prompt, SIGKILL after 32 tokens, greedy; the
-    client reads on through node A. `continued`: the text is that of an uninterrupted run of the same prompt, or its
-    first other token was less likely by under 0.5 nats there (`continued_by_numerics` of them, `divergence_nats_max`):
-    tokens that are read in one batch and tokens that were computed one by one differ in the last bits, which decides
-    between two that are almost equally likely. An engine without log-probabilities can not show that.
+    client reads on through node A. `continued` is `equal` and `shown`: the text is that of an uninterrupted run of the
+    same prompt, or one engine without any mesh writes both texts, one where the tokens that were sent are read at once
+    and one where they are written one by one, up to and with the first token that differs. The rest is `unexplained`.
+    Some 20 s each.
   - Routing (`routed_…`): a simulation in virtual time of four engines with set rates and a prefix cache, dialogues that
     grow, and three ways to choose; where all caches fit (`fit`) and where they overflow (`overflow`). Mean seconds to
     the first token, and the part of the prompt tokens that were cached.
