@@ -145,8 +145,9 @@ class Router:
         need = need_of(request)
         found: list[tuple[bool, float, str, Route]] = []
         reasons: list[str] = []
-        agents = list(self._agents(model, node))
-        holders = self._holders(agents, blocks, need.prompt_tokens, without)
+        agents = self._agents(model, node)
+        # Whoever is named answers; it may take KV from anyone.
+        holders = self._holders(self._agents("", ""), blocks, need.prompt_tokens, without)
         for node_id, name, agent in agents:
             load = self._load(node_id, agent)
             ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)

@@ -7,16 +7,21 @@
     same prompt, or one engine without any mesh writes both texts, one where the tokens that were sent are read at once
     and one where they are written one by one, up to and with the first token that differs. The rest is `unexplained`.
     Some 20 s each.
+  - KV moved between two nodes against reading the prompt again (`kv256_…`, `kv1024_…`, `kv4096_…`): seconds to the
+    first token (`read_ttft_s`, `move_ttft_s`, medians), megabytes moved, and what the product's own rule thinks of both
+    and whether that is right. KITH_BENCH_KV_ROUNDS prompts of each of KITH_BENCH_KV_TOKENS (256,1024,4096) with
+    KITH_BENCH_KV_CTX (6144) tokens of context. One of 4,096 takes as long as an engine reads that, some 30 s.
   - Routing (`routed_…`): a simulation in virtual time of four engines with set rates and a prefix cache, dialogues that
     grow, and three ways to choose; where all caches fit (`fit`) and where they overflow (`overflow`). Mean seconds to
     the first token, and the part of the prompt tokens that were cached.
 
-KITH_BENCH_PAIRS, KITH_BENCH_DEATHS: how many; 0 leaves the part out. KITH_BENCH_TOKENS: of one answer of a pair.
+KITH_BENCH_PAIRS, KITH_BENCH_DEATHS, KITH_BENCH_KV_ROUNDS: how many; 0 leaves the part out. KITH_BENCH_TOKENS: of
+one answer of a pair.
 """
 
 import asyncio
 
-from scripts.benches import _serve_deaths, _serve_pairs, _serve_routing, model
+from scripts.benches import _serve_deaths, _serve_kv, _serve_pairs, _serve_routing, model
 
 
 def figures() -> dict[str, float]:
@@ -26,4 +31,6 @@ def figures() -> dict[str, float]:
         found |= asyncio.run(_serve_pairs.measure(path))
     if _serve_deaths.DEATHS:
         found |= asyncio.run(_serve_deaths.measure(path))
+    if _serve_kv.ROUNDS:
+        found |= asyncio.run(_serve_kv.measure(path))
     return found | _serve_routing.measure()
