@@ -1,6 +1,6 @@
 """Writes a GGUF file of a real size with random weights: to measure speed on a machine that has no network.
 
-    python -m scripts.random_model FILE [--like 135M|0.5B] [--quant q4_1]
+    python -m scripts.random_model FILE [--like 135M|230M|0.5B|tiny] [--quant q4_1]
 
 The shape is that of a known small model, so a step costs what it costs there; what it writes is noise, in syllables.
 The vocabulary holds the words of this project's documents with all their beginnings, so that text is cut into about as
@@ -45,6 +45,8 @@ class Shape:
 SHAPES = {
     "135M": Shape(layers=30, width=576, inner=1536, heads=9, kv_heads=3, vocabulary=49_152),
     "0.5B": Shape(layers=24, width=896, inner=4864, heads=14, kv_heads=2, vocabulary=151_936),
+    # Rows of a multiple of 256, which K kinds of quantisation need.
+    "230M": Shape(layers=12, width=1024, inner=4096, heads=16, kv_heads=4, vocabulary=49_152),
     "tiny": Shape(layers=2, width=256, inner=512, heads=4, kv_heads=2, vocabulary=8_192),
 }
 
