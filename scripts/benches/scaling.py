@@ -3,8 +3,9 @@
 Real daemons over mTLS on loopback, each pinned to cores of its own with all its children: two cores a node on a machine
 with 16 or more, else one (KITH_BENCH_CORES, KITH_BENCH_NODES=1,2,4,8). The batch is KITH_BENCH_DOCUMENTS documents for
 each node (KITH_BENCH_FIXED=1: the same for any number, as many as the most nodes get), handed in at once at the first
-node; a document is six pieces and what combines them, seven tasks. In turns, KITH_BENCH_ROUNDS rounds, in each a fresh
-mesh of each size; before the clock starts, a document for each node warms it up.
+node; a document of three sections makes about seven tasks, the last of which combine the others. In turns,
+KITH_BENCH_ROUNDS rounds, in each a fresh mesh of each size; before the clock starts, a short document for each node
+warms it up.
 
   - `tokens_per_s_n`: tokens read and written by the tasks (without those that were cached), from the first document's
     submission until the last job is completed at the first node; medians.
@@ -14,7 +15,7 @@ mesh of each size; before the clock starts, a document for each node warms it up
   - `busy_n`: the part of the time in which a node's slots ran a task, mean over nodes; `tail_n`: the part after the
     last task that a node finished, so what one document's end costs. The rest is gaps between tasks.
 
-Some 2 s of one engine a task: 8 documents (the default) take a node about two minutes, whatever the number of nodes.
+Some 2 s of one engine a task: 10 documents (the default) take a node about two minutes, whatever the number of nodes.
 KITH_BENCH_SLOTS (1): sequences of an engine. --model FILE: scripts/random_model.py makes one where there is no network.
 """
 
@@ -35,8 +36,8 @@ from scripts.benches import _scaling_bare, model, size, sizes
 from scripts.daemons import Daemon, end_all, until
 from scripts.throwaway import ThrowawayMesh
 
-PIECES = size("pieces", 6)
-DOCUMENTS = size("documents", 8)
+PIECES = size("pieces", 3)
+DOCUMENTS = size("documents", 10)
 SLOTS = size("slots", 1)
 CONTEXT_TOKENS = 2048
 READY_WITHIN_S = 240.0
@@ -129,9 +130,11 @@ async def _batch(model: Path, places: Sequence[set[int]], documents: int) -> Ran
                 return sum(len(info.profile.agents) for info in await nodes[0].nodes()) == len(nodes)
 
             await until(known, READY_WITHIN_S, "all agents are known")
-            await _done(nodes[0], [await _hand_in(nodes[0], f"warming {number}") for number in range(len(nodes))])
+            await _done(nodes[0], [await _hand_in(nodes[0], f"warming {number}", 1) for number in range(len(nodes))])
             began = time.monotonic()
-            jobs = await asyncio.gather(*(_hand_in(nodes[0], f"street {number}") for number in range(documents)))
+            jobs = await asyncio.gather(
+                *(_hand_in(nodes[0], f"street {number}", PIECES) for number in range(documents))
+            )
             told = await _done(nodes[0], jobs)
             seconds, ended_ms = time.monotonic() - began, time.time() * 1000
             return _counted(told, seconds, await _last_ms(nodes[0], jobs), ended_ms)
@@ -140,8 +143,8 @@ async def _batch(model: Path, places: Sequence[set[int]], documents: int) -> Ran
             assert not wrong, wrong
 
 
-async def _hand_in(node: Daemon, subject: str) -> workload.Job:
-    text = workload.document(PIECES, subject).encode()
+async def _hand_in(node: Daemon, subject: str, pieces: int) -> workload.Job:
+    text = workload.document(pieces, subject).encode()
     async with node.client() as client:
         accepted = await client.submit(workload.summary(subject), text, client_key=secrets.token_bytes(16))
     return bytes(accepted.job_id)
