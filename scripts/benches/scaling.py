@@ -14,6 +14,8 @@ warms it up.
     there no mesh can win. KITH_BENCH_BARE=0 leaves it out. `against_bare_n`: speedup_n by it.
   - `busy_n`: the part of the time in which a node's slots ran a task, mean over nodes; `tail_n`: the part after the
     last task that a node finished, so what one document's end costs. The rest is gaps between tasks.
+  - `leader_cpu_n`: CPU time of the daemon and the solver of the node that took most, so the leader's, by the CPU time
+    that its cores have: what the mesh takes from that node's engine.
 
 Some 2 s of one engine a task: 10 documents (the default) take a node about two minutes, whatever the number of nodes.
 KITH_BENCH_SLOTS (1): sequences of an engine. --model FILE: scripts/random_model.py makes one where there is no network.
@@ -33,7 +35,7 @@ from pathlib import Path
 from mesh.wire import local_pb2
 from scripts import workload
 from scripts.benches import _scaling_bare, model, size, sizes
-from scripts.daemons import Daemon, end_all, until
+from scripts.daemons import ENGINE, Daemon, end_all, processes_of, until
 from scripts.throwaway import ThrowawayMesh
 
 PIECES = size("pieces", 3)
@@ -53,6 +55,7 @@ class Ran:
     seconds: float
     busy: float
     tail: float
+    leader_cpu: float
     tasks: int
     attempts: int
 
@@ -73,7 +76,7 @@ def figures() -> dict[str, float]:
             one = asyncio.run(_batch(path, places[:count], documents))
             ran[count].append(one)
             told = f"{one.tokens / one.seconds:.1f} tokens/s, busy {one.busy:.3f}, {one.seconds:.1f} s"
-            told += f", tail {one.tail:.3f}, {one.attempts - one.tasks} tasks again"
+            told += f", tail {one.tail:.3f}, leader {one.leader_cpu:.3f}, {one.attempts - one.tasks} tasks again"
             if BARE_TASKS:
                 bare[count].append(asyncio.run(_scaling_bare.tokens_per_s(path, places[:count], SLOTS, BARE_TASKS)))
                 told += f"; bare {bare[count][-1]:.1f} tokens/s"
@@ -86,6 +89,7 @@ def figures() -> dict[str, float]:
         rates = [one.tokens / one.seconds for one in ran[count]]
         found[f"tokens_per_s_{count}"] = round(statistics.median(rates), 2)
         found[f"busy_{count}"] = round(statistics.median(one.busy for one in ran[count]), 4)
+        found[f"leader_cpu_{count}"] = round(statistics.median(one.leader_cpu for one in ran[count]), 4)
         found[f"tail_{count}"] = round(statistics.median(one.tail for one in ran[count]), 4)
         if count == counts[0]:
             continue
@@ -131,13 +135,15 @@ async def _batch(model: Path, places: Sequence[set[int]], documents: int) -> Ran
 
             await until(known, READY_WITHIN_S, "all agents are known")
             await _done(nodes[0], [await _hand_in(nodes[0], f"warming {number}", 1) for number in range(len(nodes))])
+            before = [_cpu_s(node) for node in nodes]
             began = time.monotonic()
             jobs = await asyncio.gather(
                 *(_hand_in(nodes[0], f"street {number}", PIECES) for number in range(documents))
             )
             told = await _done(nodes[0], jobs)
             seconds, ended_ms = time.monotonic() - began, time.time() * 1000
-            return _counted(told, seconds, await _last_ms(nodes[0], jobs), ended_ms)
+            cpu = max(_cpu_s(node) - earlier for node, earlier in zip(nodes, before, strict=True))
+            return _counted(told, seconds, await _last_ms(nodes[0], jobs), ended_ms, cpu / seconds / len(places[0]))
         finally:
             wrong = end_all(nodes)
             assert not wrong, wrong
@@ -165,7 +171,19 @@ async def _last_ms(node: Daemon, jobs: Sequence[workload.Job]) -> list[float]:
     return list(last.values())
 
 
-def _counted(jobs: Sequence[local_pb2.JobSnapshot], seconds: float, last_ms: Sequence[float], ended_ms: float) -> Ran:
+def _cpu_s(node: Daemon) -> float:
+    """CPU time of the daemon and its children but the engine."""
+    total = 0
+    for pid, command in processes_of(node.data_dir).items():
+        if ENGINE not in command:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def _counted(
+    jobs: Sequence[local_pb2.JobSnapshot], seconds: float, last_ms: Sequence[float], ended_ms: float, leader_cpu: float
+) -> Ran:
     tasks = [task for job in jobs for task in job.tasks]
     used = [task.usage for task in tasks]
     tokens = sum(usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens for usage in used)
@@ -174,6 +192,7 @@ def _counted(jobs: Sequence[local_pb2.JobSnapshot], seconds: float, last_ms: Seq
         seconds,
         sum(task.seconds for task in tasks) / (seconds * len(last_ms) * SLOTS),
         statistics.mean(ended_ms - at for at in last_ms) / 1000 / seconds,
+        leader_cpu,
         len(tasks),
         sum(task.attempts for task in tasks),
     )
