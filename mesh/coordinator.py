@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 
 from mesh import events
 from mesh.copies import Copies
-from mesh.dispatch import INPUTS_MISSING, REPORT_WAIT_S, Dispatch, InFlight, TaskKey, key_of_event
+from mesh.dispatch import COPYING, INPUTS_MISSING, REPORT_WAIT_S, Dispatch, InFlight, TaskKey, key_of_event
 from mesh.effects import Assemble, Author, Effect, Log, MakePlan, ReadPlan, Send
 from mesh.facts import Fact
 from mesh.identity import NodeId
@@ -128,7 +128,7 @@ class Coordinator:
             return []
         if self.dispatch.find(peer, event) is None:
             return self._stray(peer, event, now)
-        if event.WhichOneof("event") != "progress":
+        if event.WhichOneof("event") != "progress" or event.progress.phase == COPYING:  # then its engine is free
             self._dirty = True
         declined = self.dispatch.event_received(peer, event, now)
         if declined is None:

@@ -119,7 +119,8 @@ class Router:
         found: list[tuple[bool, float, str, Route]] = []
         reasons: list[str] = []
         agents = agents_named(self._replica, model, node)
-        holders = self._holders(agents, blocks, need.prompt_tokens, without)
+        # Whoever is named answers; it may take KV from anyone.
+        holders = self._holders(agents_named(self._replica, "", ""), blocks, need.prompt_tokens, without)
         for node_id, name, agent in agents:
             load = self._load(node_id, agent)
             ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)

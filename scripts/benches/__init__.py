@@ -14,6 +14,12 @@ def size(name: str, default: int) -> int:
     return int(os.environ.get(f"KITH_BENCH_{name.upper()}", default))
 
 
+def sizes(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """The same of several numbers with commas between them."""
+    named = os.environ.get(f"KITH_BENCH_{name.upper()}")
+    return tuple(int(part) for part in named.split(",")) if named else default
+
+
 def model() -> Path:
     """The model file to measure with: `scripts/bench NAME --model FILE`, else the default model, fetched if need be."""
     from node.models import ensure_default_model

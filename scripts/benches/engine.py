@@ -6,13 +6,23 @@ the engine's child process, as a node runs it. Both have 16 slots.
 
 Workloads: "shared", every prompt begins with the same 300 tokens and ends in 30 of its own; "unshared", 330 of its own;
 48 tokens written, greedy. Each with 1, 4, 8 and 16 requests at a time (KITH_BENCH_LEAST and KITH_BENCH_MOST bound
-this), twice (KITH_BENCH_TURNS) as many in all, and fresh words in every round of KITH_BENCH_ROUNDS. Tokens a second are
-those written, by the clock from the first request to the last answer. A ratio is ours by theirs, the median over
-rounds; above 1 we are faster. `single_ratio` is unshared, one at a time. The `cpu_ratio`s compare tokens by CPU second
-of the two processes instead: with one thread they say the same, and other work on the machine disturbs them less.
+this; KITH_BENCH_MOST=0 leaves llama-server out and measures the rest), twice (KITH_BENCH_TURNS) as many in all, and
+fresh words in every round of KITH_BENCH_ROUNDS. Tokens a second are those written, by the clock from the first request
+to the last answer. A ratio is ours by theirs, the median over rounds; above 1 we are faster. `single_ratio` is
+unshared, one at a time. Beside each, for both, seconds to the first token over all its requests: `ttft_s_p50`,
+`ttft_s_p95`. The `cpu_ratio`s compare tokens by CPU second of the two processes instead: with one thread they say the
+same, and other work on the machine disturbs them less.
 
 `python_share` is CPU time of a step at 8 slots outside the library, measured inside this process. `growth_mb` is how
 much memory the engine's process gained over the second half of KITH_BENCH_REQUESTS small requests.
+
+KITH_BENCH_QUANTS=q4_0,q8_0,q4_1,q4_k_m measures only that instead, at 8 requests at a time: files of these kinds, made
+from the model by llama.cpp's quantiser (for speed: what is quantised twice writes worse), keys with the kind before
+them. A matrix whose rows are no multiple of 256 can not be of a K kind: the quantiser takes another, and says of how
+many. Of the default model most are such: scripts/random_model.py --like 230M makes a model of which none is.
+
+On one core of 2023 with the default model a round at all four levels takes some 11 minutes, three quarters of them
+theirs; 5,000 requests 4 minutes; a kind of quantisation 3 minutes a round.
 """
 
 import asyncio
@@ -25,6 +35,8 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +52,7 @@ from node.engine.sampling import Sampler
 from node.errors import ExitCode, KithError
 from node.models import ensure_default_model
 from scripts.benches import percentile, size
+from scripts.quantize import quantize
 
 XLLAMACPP = "xllamacpp==2026.10.11549"
 SLOTS = 16
@@ -55,16 +68,31 @@ WORDS = TEXT.split()
 
 def figures() -> dict[str, float]:
     model = Path(os.environ.get("KITH_BENCH_MODEL") or ensure_default_model(print))
-    threads = size("threads", 1)
-    found = {"python_share": python_share(model)}
+    quants = list(filter(None, os.environ.get("KITH_BENCH_QUANTS", "").split(",")))
+    least, most, requests = (8, 8, 0) if quants else (LEVELS[0], LEVELS[-1], 5000)
+    levels = [level for level in LEVELS if size("least", least) <= level <= size("most", most)]
+    found = {} if quants else {"python_share": python_share(model)}
     with tempfile.TemporaryDirectory(prefix="kith-bench-") as folder:
+        if not levels and not quants:
+            return found | asyncio.run(_alone(model, Path(folder), size("requests", requests)))
         python = os.environ.get("KITH_BENCH_PYTHON") or _environment(Path(folder) / "venv")
-        theirs = Theirs(python, model, threads)
-        try:
-            found |= asyncio.run(_measure(model, threads, Path(folder), theirs))
-        finally:
-            theirs.end()
+        for quant in quants or [""]:
+            path = _made(model, quant, Path(folder)) if quant else model
+            theirs = Theirs(python, path, size("threads", 1))
+            try:
+                told = asyncio.run(_measure(path, Path(folder), theirs, levels, size("requests", requests)))
+            finally:
+                theirs.end()
+            found |= {f"{quant}_{name}" if quant else name: value for name, value in told.items()}
     return found
+
+
+def _made(model: Path, quant: str, folder: Path) -> Path:
+    path = folder / f"{model.stem}-{quant}.gguf"
+    replaced = quantize(model, path, quant)
+    others = f", {replaced} of its matrices of another kind" if replaced else ""
+    print(f"\n{quant}: {path.stat().st_size / 1e6:.0f} MB{others}")
+    return path
 
 
 def _environment(folder: Path) -> str:
@@ -124,23 +152,34 @@ class Theirs:
             self._process.wait()
 
 
-async def _measure(model: Path, threads: int, folder: Path, theirs: Theirs) -> dict[str, float]:
-    config = NodeConfig(data_dir=folder, threads=threads, slots=SLOTS, ctx=CONTEXT_TOKENS)
+async def _measure(model: Path, folder: Path, theirs: Theirs, levels: list[int], requests: int) -> dict[str, float]:
+    async with _ours(model, folder) as ours:
+        found = await _compare(ours, theirs, levels)
+        return found | ({"growth_mb": await _growth_mb(ours, requests)} if requests else {})
+
+
+async def _alone(model: Path, folder: Path, requests: int) -> dict[str, float]:
+    """What needs nobody to compare with."""
+    if not requests:
+        return {}
+    async with _ours(model, folder) as ours:
+        return {"growth_mb": await _growth_mb(ours, requests)}
+
+
+@asynccontextmanager
+async def _ours(model: Path, folder: Path) -> AsyncIterator[EngineProcess]:
+    config = NodeConfig(data_dir=folder, threads=size("threads", 1), slots=SLOTS, ctx=CONTEXT_TOKENS)
     ours = EngineProcess(config, model, lambda line: print(line, file=sys.stderr))
     try:
         await ours.start()
         assert ours.loaded is not None
-        print(f"ours: {ours.loaded.system_info}; {ours.loaded.quantization}, {threads} threads\n")
-        found = await _compare(ours, theirs)
-        if requests := size("requests", 5000):
-            found["growth_mb"] = await _growth_mb(ours, requests)
-        return found
+        print(f"ours: {ours.loaded.system_info}; {ours.loaded.quantization}, {ours.loaded.threads} threads\n")
+        yield ours
     finally:
         await ours.stop()
 
 
-async def _compare(ours: EngineProcess, theirs: Theirs) -> dict[str, float]:
-    levels = [level for level in LEVELS if size("least", 1) <= level <= size("most", LEVELS[-1])]
+async def _compare(ours: EngineProcess, theirs: Theirs, levels: list[int]) -> dict[str, float]:
     cases = [(kind, level) for level in levels for kind in ("shared", "unshared")]
     results: dict[tuple[str, int], list[tuple[dict[str, Any], dict[str, Any]]]] = {case: [] for case in cases}
     draw = random.Random(size("seed", 1))

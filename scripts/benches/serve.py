@@ -3,20 +3,25 @@
   - Against the bare engine (`tokens_ratio`, `ttft_added_ms_p50`): client → node A, without a model → node B, with the
     model of --model. Ten pairs.
   - Death of the node that answers (`pause_s_p50`, `continued`): a 64-token prompt, SIGKILL after 32 tokens, greedy; the
-    client reads on through node A. `continued`: the text is that of an uninterrupted run of the same prompt, or its
-    first other token was less likely by under 0.5 nats there (`continued_by_numerics` of them, `divergence_nats_max`):
-    tokens that are read in one batch and tokens that were computed one by one differ in the last bits, which decides
-    between two that are almost equally likely. An engine without log-probabilities can not show that.
+    client reads on through node A. `continued` is `equal` and `shown`: the text is that of an uninterrupted run of the
+    same prompt, or one engine without any mesh writes both texts, one where the tokens that were sent are read at once
+    and one where they are written one by one, up to and with the first token that differs. The rest is `unexplained`.
+    Some 20 s each.
+  - KV moved between two nodes against reading the prompt again (`kv256_…`, `kv1024_…`, `kv4096_…`): seconds to the
+    first token (`read_ttft_s`, `move_ttft_s`, medians), megabytes moved, and what the product's own rule thinks of both
+    and whether that is right. KITH_BENCH_KV_ROUNDS prompts of each of KITH_BENCH_KV_TOKENS (256,1024,4096) with
+    KITH_BENCH_KV_CTX (6144) tokens of context. One of 4,096 takes as long as an engine reads that, some 30 s.
   - Routing (`routed_…`): a simulation in virtual time of four engines with set rates and a prefix cache, dialogues that
     grow, and three ways to choose; where all caches fit (`fit`) and where they overflow (`overflow`). Mean seconds to
     the first token, and the part of the prompt tokens that were cached.
 
-KITH_BENCH_PAIRS, KITH_BENCH_DEATHS: how many; 0 leaves the part out. KITH_BENCH_TOKENS: of one answer of a pair.
+KITH_BENCH_PAIRS, KITH_BENCH_DEATHS, KITH_BENCH_KV_ROUNDS: how many; 0 leaves the part out. KITH_BENCH_TOKENS: of
+one answer of a pair.
 """
 
 import asyncio
 
-from scripts.benches import _serve_deaths, _serve_pairs, _serve_routing, model
+from scripts.benches import _serve_deaths, _serve_kv, _serve_pairs, _serve_routing, model
 
 
 def figures() -> dict[str, float]:
@@ -26,4 +31,6 @@ def figures() -> dict[str, float]:
         found |= asyncio.run(_serve_pairs.measure(path))
     if _serve_deaths.DEATHS:
         found |= asyncio.run(_serve_deaths.measure(path))
+    if _serve_kv.ROUNDS:
+        found |= asyncio.run(_serve_kv.measure(path))
     return found | _serve_routing.measure()

@@ -230,6 +230,16 @@ async def test_the_holder_is_asked_before_this_nodes_engine_reads() -> None:
     assert world.brought[1] == ("told", 0), "the engine found nothing in its cache"
 
 
+def test_a_node_that_is_named_takes_kv_from_others() -> None:
+    world = World()
+    kv = {"abilities": ["chat", "kv"], "kv_layout": "f16", "model_sha256": bytes(32)}
+    world.agent(ME, **kv)
+    world.agent(ONE, **kv)
+    world.router.prefixes.sent(blocks_of([f"user\0{LONG}"]), ONE + "/default", 2000)
+    route = world.router.choose(chat(LONG), node=ME)
+    assert (route.agent.node_id, route.kv_holder) == (ME, ONE)
+
+
 def test_who_is_left_out_or_stands_still_is_not_asked_for_what_it_holds() -> None:
     world = World()
     kv = {"abilities": ["chat", "kv"], "kv_layout": "f16", "model_sha256": bytes(32)}
