@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from logging import Logger
 from typing import Any
 
-from zeroconf import DNSOutgoing, Error, IPVersion, Zeroconf
+from zeroconf import Error, IPVersion, Zeroconf
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
 from node.interfaces import Interface
@@ -31,11 +31,11 @@ _PTR, _IN = 12, 1
 class Speaker(Zeroconf):
     """Sends whatever can be sent: no record that a stranger put into the cache keeps a question from being asked."""
 
-    def async_send(self, out: DNSOutgoing, *args: Any, **named: Any) -> None:
+    def async_send(self, out: Any, *args: Any, **named: Any) -> None:
         try:
             super().async_send(out, *args, **named)
         except (Error, ValueError):
-            bare = DNSOutgoing(out.flags, out.multicast, out.id)
+            bare = type(out)(out.flags, out.multicast, out.id)
             for question in out.questions:
                 bare.add_question(question)
             try:

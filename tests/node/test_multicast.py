@@ -5,7 +5,9 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-from zeroconf import DNSIncoming, DNSOutgoing, DNSPointer, DNSQuestion
+from zeroconf._dns import DNSPointer, DNSQuestion
+from zeroconf._protocol.incoming import DNSIncoming
+from zeroconf._protocol.outgoing import DNSOutgoing
 from zeroconf.asyncio import AsyncZeroconf
 
 from node.multicast import Speaker
