@@ -72,7 +72,7 @@ async def test_a_long_count_does_not_make_the_engine_look_busy() -> None:
         return [len(text) for text in texts]
 
     serving = Serving("counting")
-    serving.use(SimpleNamespace(count_tokens=count), (), 1, 100)  # type: ignore[arg-type]
+    serving.use(SimpleNamespace(count_tokens=count), (), 1, 100)
     ended: list[int] = []
     over = threading.Event()
 
