@@ -31,6 +31,7 @@ class NodeConfig:
     threads: int = 0  # 0: the cores of this machine
     adapters: tuple[str, ...] = ()  # NAME=PATH of LoRA adapters in GGUF, loaded with the model
     gpu_layers: int = 0
+    kv_cache: str = "split"  # llama: split, each slot has cells of its own, or unified, all share a pool
     http: str = ""  # HOST:PORT of the HTTP door; empty: none
     http_cert: str = ""  # PEM file, with the chain; empty: none on loopback, else the node's own certificate
     http_key: str = ""  # PEM file of its key; empty: in the same file

@@ -706,6 +706,7 @@ class LoadModel(_message.Message):
     PLAIN_KERNELS_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     SPILL_BYTES_FIELD_NUMBER: _builtins.int
+    KV_UNIFIED_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     path: _builtins.str
     context_tokens: _builtins.int
@@ -727,6 +728,8 @@ class LoadModel(_message.Message):
     """llama: without the CPU's special matrix units; set after they crashed a first attempt"""
     spill_bytes: _builtins.int
     """memory for prefixes that fell out of the KV cache; 0: none are kept"""
+    kv_unified: _builtins.bool
+    """llama: one pool of KV cells for all slots"""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]: ...
     def __init__(
@@ -746,10 +749,11 @@ class LoadModel(_message.Message):
         plain_kernels: _builtins.bool = ...,
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
         spill_bytes: _builtins.int = ...,
+        kv_unified: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "backend", b"backend", "base_url", b"base_url", "context_tokens", b"context_tokens", "echo_tokens_per_s", b"echo_tokens_per_s", "gpu_layers", b"gpu_layers", "key_env", b"key_env", "memory_limit_bytes", b"memory_limit_bytes", "model_name", b"model_name", "path", b"path", "plain_kernels", b"plain_kernels", "slots", b"slots", "spill_bytes", b"spill_bytes", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "backend", b"backend", "base_url", b"base_url", "context_tokens", b"context_tokens", "echo_tokens_per_s", b"echo_tokens_per_s", "gpu_layers", b"gpu_layers", "key_env", b"key_env", "kv_unified", b"kv_unified", "memory_limit_bytes", b"memory_limit_bytes", "model_name", b"model_name", "path", b"path", "plain_kernels", b"plain_kernels", "slots", b"slots", "spill_bytes", b"spill_bytes", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

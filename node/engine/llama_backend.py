@@ -59,7 +59,7 @@ class LlamaBackend:
         # On a CPU flash attention is slower than plain one, by far for several sequences; see docs/engine.md.
         flash_attention = None if command.gpu_layers else False
         rows = -(-(BATCH_TOKENS + slots) // 4) * 4  # many kernels work on four rows at a time
-        context = llama.Context(model, wanted, slots, threads, rows, flash_attention=flash_attention)
+        context = llama.Context(model, wanted, slots, threads, rows, command.kv_unified, flash_attention)
         self._context_tokens = context.context_tokens
         template = ChatTemplate(header.chat_template, model.token_text("bos"), model.token_text("eos"))
         adapters = Adapters(model, command.adapters)

@@ -47,9 +47,8 @@ class LlamaRequests:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        tokens = range(self._model.vocabulary_size)
-        ends = [token for token in tokens if self._model.is_end(token)]
-        return Vocabulary([self._model.piece(token) for token in tokens], ends)
+        ends = [token for token in range(self._model.vocabulary_size) if self._model.is_end(token)]
+        return Vocabulary(self._model.pieces(), ends)
 
     def generate(self, request: Request) -> GenerateWork:
         command = request.command.generate

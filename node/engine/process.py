@@ -265,6 +265,7 @@ class EngineProcess:
             key_env=config.engine_key_env,
             plain_kernels=self._plain_kernels,
             spill_bytes=_spill_bytes(),
+            kv_unified=config.kv_cache == "unified",
             adapters=[_adapter(text) for text in config.adapters] if config.engine == "llama" else [],
         )
 

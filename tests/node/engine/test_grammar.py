@@ -265,6 +265,14 @@ def test_nesting_without_end_is_bounded_and_cheap_for_long() -> None:
     assert allowed(matcher) == {0, 1, 2, 4}
 
 
+def test_a_vocabulary_is_sorted_when_a_grammar_first_needs_it() -> None:
+    vocabulary = Vocabulary(PIECES, ENDS)
+    vocabulary.sha256()
+    assert not hasattr(vocabulary, "ordered"), "every start of an engine would pay for it"
+    Matcher(Grammar('root ::= "a"'), vocabulary)
+    assert vocabulary.ordered == sorted(vocabulary.ordered)
+
+
 def test_digest_tells_vocabularies_apart() -> None:
     same = Vocabulary(list(PIECES), ENDS)
     assert same.sha256() == VOCABULARY.sha256()

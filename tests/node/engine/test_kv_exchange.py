@@ -1,5 +1,6 @@
 """A cached prefix goes from one engine process to another, and saves it the reading."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -65,6 +66,25 @@ async def test_imported_prefix_is_not_read_again(pair: tuple[Watched, Watched], 
     assert text.startswith(" Paris")
     back = await exported(other, tokens)
     assert back.tokens == len(tokens)
+
+
+async def test_engines_with_a_unified_and_a_split_cache_exchange(
+    pair: tuple[Watched, Watched], model_path: Path, tokens: list[int]
+) -> None:
+    split = pair[0]
+    async with running(model_path, slots=3, ctx=512, kv_cache="unified") as unified:
+        # Two share the cells of the beginning; only one sequence of them goes out.
+        both = await asyncio.gather(*(answer(unified.engine, request(PROMPT + end)) for end in (" not", " called")))
+        assert max(cached for _, _, cached in both) >= len(tokens) - 1
+        reply = await exported(unified, tokens)
+        assert reply.tokens == len(tokens)
+        await split.engine.import_kv(engine_pb2.ImportKvRequest(tokens=tokens, state=reply.state))
+        text, _, _ = await answer(split.engine, request(PROMPT))
+        assert text.startswith(" Paris")
+    async with running(model_path, slots=2, ctx=512, kv_cache="unified") as unified:
+        reply = await exported(split, tokens)
+        await unified.engine.import_kv(engine_pb2.ImportKvRequest(tokens=tokens, state=reply.state))
+        assert await answer(unified.engine, request(PROMPT)) == (text, "length", len(tokens) - 1)
 
 
 async def test_only_what_was_asked_for_is_exported(pair: tuple[Watched, Watched], tokens: list[int]) -> None:

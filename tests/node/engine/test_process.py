@@ -109,7 +109,7 @@ async def test_child_whose_worker_hangs_is_killed_and_replaced(tmp_path: Path, m
     """Its reader answers, what it runs goes on, and yet no new request is ever served."""
     (tmp_path / "sitecustomize.py").write_text(HANGING)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
-    async with running(hang_seconds=1.5, echo_tokens_per_s=20.0, slots=2) as watched:
+    async with running(hang_seconds=1.5, echo_tokens_per_s=60.0, slots=2) as watched:
         first = watched.engine.pid
         assert first is not None
         asking = asyncio.ensure_future(answer(watched.engine, ask(LONG)))
