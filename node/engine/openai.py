@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 from mesh.wire import engine_pb2
-from node.engine.backend import Request
 from node.engine.hosted.client import HttpClient
 from node.engine.hosted.probe import Found, explore
 from node.engine.hosted.serving import Serving
@@ -23,11 +22,11 @@ CONTEXT_TOKENS_DEFAULT = 4096
 CONNECTIONS_MORE = 4
 
 
-class OpenaiBackend:
+class OpenaiBackend(Serving):
     """Implements `Backend`."""
 
     def __init__(self) -> None:
-        self._serving = Serving("openai")
+        super().__init__("openai")
 
     def load(self, command: engine_pb2.LoadModel) -> engine_pb2.EngineLoaded:
         url = command.base_url.rstrip("/")
@@ -39,23 +38,14 @@ class OpenaiBackend:
         slots = max(1, command.slots)
         begun = time.monotonic()
         client = HttpClient(url, key, command.key_env, slots + CONNECTIONS_MORE)
-        found = self._serving.run(explore(client, command.model_name))
+        found = self.run(explore(client, command.model_name))
         context_tokens = context_of(found, command.context_tokens)
-        self._serving.use(found.dialect, found.abilities, slots, context_tokens)
+        self.use(found.dialect, found.abilities, slots, context_tokens)
         counts = "exact" if found.counts_tokens else "estimated where the server gives none"
         loaded = loaded_of(found, context_tokens, slots)
         loaded.load_seconds = time.monotonic() - begun
         loaded.system_info = f"{found.kind} at {url}; token counts are {counts}"
         return loaded
-
-    def submit(self, request: Request) -> None:
-        self._serving.submit(request)
-
-    def wake(self) -> None:
-        self._serving.wake()
-
-    def stats(self) -> engine_pb2.EngineStats:
-        return self._serving.stats()
 
 
 def context_of(found: Found, wanted: int) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 
 from mesh.wire import engine_pb2
 from node import gguf
-from node.engine.backend import Request, at_end
+from node.engine.backend import at_end
 from node.engine.hosted.client import HttpClient
 from node.engine.hosted.probe import Found, explore
 from node.engine.hosted.serving import Serving
@@ -46,11 +46,11 @@ _SOCKET = "model.sock"
 _DECODED = re.compile(r"^llamacpp:n_decode_total (\d+)", re.MULTILINE)
 
 
-class XllamacppBackend:
+class XllamacppBackend(Serving):
     """Implements `Backend`."""
 
     def __init__(self) -> None:
-        self._serving = Serving("xllamacpp", self._progress)
+        super().__init__("xllamacpp", self._decoded)
         self._client: HttpClient
         self._server: Any = None  # held: it ends with its last reference
 
@@ -67,9 +67,9 @@ class XllamacppBackend:
         library = import_library()
         self._server = start_server(library, command, wanted, slots, threads, str(path), key)
         self._client = HttpClient("http://engine/v1", key, "", slots + CONNECTIONS_MORE, str(path))
-        found: Found = self._serving.run(explore(self._client, ""))
+        found: Found = self.run(explore(self._client, ""))
         context_tokens = context_of(found, wanted)
-        self._serving.use(found.dialect, found.abilities, slots, context_tokens)
+        self.use(found.dialect, found.abilities, slots, context_tokens)
         loaded = loaded_of(found, context_tokens, slots)
         loaded.threads = threads
         loaded.licence = header.licence
@@ -81,16 +81,7 @@ class XllamacppBackend:
         loaded.load_seconds = time.monotonic() - begun
         return loaded
 
-    def submit(self, request: Request) -> None:
-        self._serving.submit(request)
-
-    def wake(self) -> None:
-        self._serving.wake()
-
-    def stats(self) -> engine_pb2.EngineStats:
-        return self._serving.stats()
-
-    async def _progress(self) -> int:
+    async def _decoded(self) -> int:
         found = _DECODED.search(await self._client.text("/metrics", root=True))
         return int(found[1]) if found else 0
 

@@ -175,15 +175,17 @@ async def test_a_cancelled_job_stops_its_tasks_and_says_so(daemon: DaemonFactory
         accepted = await client.submit(summarize(), DOCUMENT)
 
         async def busy() -> bool:
-            return (await node.status()).load.slots_busy > 0
+            load = (await node.status()).load
+            return load.slots_busy > 0 and [one.agent for one in load.agents if one.requests] == ["default"]
 
-        await until(busy, 30.0, "a task runs")
+        await until(busy, 30.0, "a task runs, and is told of the agent that has it")
         assert await client.cancel(accepted.job_id) == "requested"
         last = await finished(client, accepted.job_id)
         assert last.state == local_pb2.JOB_STATE_CANCELLED
 
         async def idle() -> bool:
-            return (await node.status()).load.slots_busy == 0
+            load = (await node.status()).load
+            return load.slots_busy == 0 and not load.agents
 
         await until(idle, 10.0, "no task runs")
         with pytest.raises(KithError, match="was cancelled"):

@@ -8,10 +8,18 @@ import pytest
 
 from mesh.wire import engine_pb2
 from node import engines as engines_module
+from node import gguf
+from node.abilities import LLAMA_ABILITIES
 from node.config import NodeConfig
 from node.engine.process import EngineProcess
+<<<<<<< HEAD
 from node.engines import FIRST, Engines, Further, agent_profile
+=======
+from node.engines import FIRST, Engines, Further, planned
+>>>>>>> chat5
 from node.errors import KithError
+from tests.node.engine.engines import running
+from tests.node.engine.gguf_files import sample
 
 
 class Node:
@@ -169,3 +177,35 @@ async def test_names_are_unique_and_plain(node: Node) -> None:
             node.add(str(number), 1)
     with pytest.raises(KithError, match="at most 16"):
         node.add("one more", 1)
+
+
+def header_of(folder: Path, template: str) -> gguf.GgufHeader:
+    path = folder / "tiny.gguf"
+    file = sample()
+    file.keys = [entry for entry in file.keys if entry[0] != "tokenizer.chat_template"]
+    path.write_bytes(file.text("tokenizer.chat_template", template).build())
+    return gguf.read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("template", "tools"),
+    [("{% for message in messages %}{{ message.content }}{% endfor %}", False), ("{% if tools %}{% endif %}", True)],
+)
+def test_what_is_planned_of_a_further_model_follows_its_header(tmp_path: Path, template: str, tools: bool) -> None:
+    config = NodeConfig(data_dir=tmp_path, engine="llama", ctx=256, slots=3, adapters=("law=/m/law.gguf",))
+    one = planned(Path("/m/Tiny.gguf"), header_of(tmp_path, template), config)
+    assert ("tools" in one.abilities) is tools
+    assert set(one.abilities) - {"tools"} == set(LLAMA_ABILITIES)
+    assert (one.model, one.slots, one.context_tokens, list(one.adapters)) == ("Tiny", 3, 256, ["law"])
+
+
+@pytest.mark.model
+async def test_what_is_planned_of_a_model_is_what_loading_it_gives(model_path: Path, tmp_path: Path) -> None:
+    config = NodeConfig(data_dir=tmp_path, engine="llama", ctx=256, slots=2)
+    promised = planned(model_path, gguf.read_header(model_path), config)
+    async with running(model_path, ctx=256, slots=2) as watched:
+        loaded = watched.engine.loaded
+    assert loaded is not None
+    assert set(promised.abilities) == set(loaded.abilities) - {"kv"}, "which no header tells"
+    for name in ("model", "slots", "context_tokens", "quantization", "vocabulary_size", "architecture", "licence"):
+        assert getattr(promised, name) == getattr(loaded, name), name

@@ -9,8 +9,10 @@ from node.limits import (
     MESSAGES_MAX,
     OUTPUT_TOKENS_MAX,
     PRIORITY_MAX,
+    TEXTS_MAX,
     TOP_LOGPROBS_MAX,
     bounded,
+    check_texts,
     too_many,
 )
 
@@ -36,6 +38,19 @@ def test_answers_and_priorities_are_capped_and_the_request_stays_as_it_was() -> 
     assert (capped.max_tokens, capped.priority) == (OUTPUT_TOKENS_MAX, PRIORITY_MAX)
     assert request.max_tokens == 0
     assert bounded(engine_pb2.GenerateRequest(prompt="x", max_tokens=5), 4096).max_tokens == 5
+
+
+def test_nobody_asks_to_be_served_after_everybody_else() -> None:
+    """A negative priority would be starved by every task; it is 0, as a task's is."""
+    assert bounded(engine_pb2.GenerateRequest(prompt="x", priority=-5), 4096).priority == 0
+    assert bounded(engine_pb2.GenerateRequest(prompt="x", priority=-(2**31)), 4096).priority == 0
+
+
+def test_texts_of_one_call_are_counted() -> None:
+    check_texts(["x"] * TEXTS_MAX)
+    with pytest.raises(KithError, match="texts are more than") as caught:
+        check_texts(["x"] * (TEXTS_MAX + 1))
+    assert caught.value.code == "bad-request"
 
 
 def test_a_prompt_that_can_not_fit_is_refused_before_it_is_read() -> None:

@@ -32,7 +32,7 @@ _WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
 
 
 class Serving:
-    """Answers `Request`s once `use` has said by what.
+    """All of a `Backend` but `load`, which finds the server and says by `use` what it is.
 
     Args:
         name: of the back end, for messages.

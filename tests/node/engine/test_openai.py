@@ -21,6 +21,7 @@ from node.client import NodeClient
 from node.config import NodeConfig
 from node.engine.process import EngineProcess
 from node.errors import KithError
+from scripts.daemons import until
 from tests.conftest import DaemonFactory
 from tests.node.engine import model_server
 from tests.node.engine.engines import PATIENCE, Watched, answer, ask, idle, running
@@ -55,6 +56,8 @@ class Server:
         text = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
         if "please refuse" in text:
             return JSONResponse({"error": {"message": "no"}}, 429)
+        if "not by us" in text:
+            return JSONResponse({"error": {"message": "we know no seed"}}, 400)
         if "speak nonsense" in text:
             return Response("<html>", media_type="text/html")
         return StreamingResponse(self.words("messages" in body), media_type="text/event-stream")
@@ -267,3 +270,26 @@ async def test_own_http_door_is_fronted(daemon: DaemonFactory) -> None:
     async with NodeClient(front.data_dir) as node:
         said = [event.generate.delta.text async for event in node.chat(request)]
     assert "".join(said) == "One sentence. Another one."
+
+
+async def test_what_its_server_refuses_another_node_answers(server: Server, daemon: DaemonFactory) -> None:
+    options = ("--engine", "openai", "--engine-url", server.url)
+    front = daemon(*options, name="front", environment={"OPENAI_API_KEY": KEY})
+    [address, *_] = (await front.ready()).addresses
+    seed = ("--seed", f"{address.host}:{address.port}")
+    other = daemon(*seed, name="other", environment={"KITH_ECHO_TOKENS_PER_S": "20"})
+    await other.ready()
+
+    async def both() -> bool:
+        return sum(len(info.profile.agents) for info in await front.nodes()) == 2
+
+    await until(both, 20.0, "both agents")
+    request = local_pb2.ChatRequest(request=ask("This is said, but not by us."))
+    async with front.client() as node:
+        events = [event async for event in node.chat(request)]
+        assert events[0].routed.node_name == "front", "its server is the faster one"
+        assert "".join(event.generate.delta.text for event in events) == "This is said, but not by us."
+        request.node = "front"
+        with pytest.raises(KithError, match="we know no seed") as caught:
+            assert [event async for event in node.chat(request)]
+    assert caught.value.code == "agent-refused"

@@ -1,5 +1,6 @@
 """Templates as model files bring them, and as an attacker would write them."""
 
+import json
 import sys
 import time
 
@@ -124,6 +125,67 @@ def test_tools_and_their_calls_reach_the_template() -> None:
         'user: Rain?|assistant: <call>rain {"a": 1}</call>|tool: yes<c1>|'
     )
     assert knowing.render(messages(("user", "Hi"))) == "user: Hi|"
+
+
+#: As templates of that family are built: tools in the system message, results of tools side by side in one of the user.
+IN_TURNS = r"""
+{%- set head = messages[0].content if messages[0].role == 'system' else 'Help.' %}
+{{- '<|im_start|>system\n' + head }}
+{%- if tools %}
+    {{- '\n<tools>' }}
+    {%- for tool in tools %}
+        {{- '\n' }}{{- tool | tojson }}
+    {%- endfor %}
+    {{- '\n</tools>' }}
+{%- endif %}
+{{- '<|im_end|>\n' }}
+{%- for message in messages %}
+    {%- if message.role == 'tool' %}
+        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\n<tool_response>' + message.content + '</tool_response>' }}
+        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}
+            {{- '<|im_end|>\n' }}
+        {%- endif %}
+    {%- elif message.role != 'system' %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content }}
+        {%- for call in message.tool_calls or [] %}
+            {%- if call.function %}{% set call = call.function %}{% endif %}
+            {{- '<tool_call>{"name": "' + call.name + '", "arguments": ' }}{{- call.arguments | tojson }}
+            {{- '}</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+"""
+
+
+def test_results_of_tools_reach_a_template_that_puts_them_together() -> None:
+    calls = [
+        {"id": f"c{n}", "type": "function", "function": {"name": "rain", "arguments": f'{{"n": {n}}}'}} for n in (1, 2)
+    ]
+    dialogue = [
+        *messages(("system", "Be brief."), ("user", "Rain?")),
+        engine_pb2.ChatMessage(role="assistant", tool_calls_json=json.dumps(calls)),
+        engine_pb2.ChatMessage(role="tool", content="yes", tool_call_id="c1"),
+        engine_pb2.ChatMessage(role="tool", content="no", tool_call_id="c2"),
+    ]
+    knowing = ChatTemplate(IN_TURNS)
+    assert knowing.knows_tools
+    prompt = knowing.render(dialogue, '[{"type": "function"}]')
+    assert prompt == (
+        '<|im_start|>system\nBe brief.\n<tools>\n{"type": "function"}\n</tools><|im_end|>\n'
+        "<|im_start|>user\nRain?<|im_end|>\n"
+        '<|im_start|>assistant\n<tool_call>{"name": "rain", "arguments": {"n": 1}}</tool_call>'
+        '<tool_call>{"name": "rain", "arguments": {"n": 2}}</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>yes</tool_response>\n<tool_response>no</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert "<tools>" not in knowing.render(messages(("user", "Hi")))
 
 
 def test_tools_are_refused_where_they_would_be_lost() -> None:

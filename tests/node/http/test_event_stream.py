@@ -11,7 +11,10 @@ from starlette.requests import ClientDisconnect
 
 from node.errors import KithError
 from node.http.event_stream import ALIVE, DONE, Chunks, EventStream, error_event, event, unless_gone
+from tests.node.http.scripted import Scripted, delta, finished, started
 from tests.node.http.serving import plain_server
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
 @asynccontextmanager
@@ -109,3 +112,34 @@ async def test_an_answer_that_is_there_is_given_and_its_error_raised() -> None:
     assert await unless_gone(receive, good()) == 3
     with pytest.raises(KithError):
         await unless_gone(receive, bad())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}], "tools": [TOOL]}),
+        ("completions", {"prompt": "x"}),
+        ("responses", {"input": "x"}),
+    ],
+    ids=["chat", "chat with tools", "completions", "responses"],
+)
+async def test_each_word_is_with_the_client_before_the_next_one_is_said(path: str, body: dict[str, Any]) -> None:
+    spoken = [asyncio.Event() for _ in range(4)]
+    words = [f"word{number}" for number in range(4)]
+    said = [part for word, gate in zip(words, spoken, strict=True) for part in (gate, delta(word))]
+    mesh = Scripted(says=lambda request, route: [started(), *said, finished()])
+    asked = body | {"model": "kith", "stream": True}
+    async with (
+        asyncio.timeout(20),
+        mesh.serving() as url,
+        httpx2.AsyncClient(trust_env=False, timeout=10) as http,
+        http.stream("POST", f"{url}/{path}", json=asked) as answer,
+    ):
+        blocks = answer.aiter_bytes()
+        seen = b""
+        for word, gate in zip(words, spoken, strict=True):
+            assert word.encode() not in seen
+            gate.set()
+            while word.encode() not in seen:
+                seen += await anext(blocks)
