@@ -170,8 +170,8 @@ def _print(advice: Advice, machine: Machine, served: list[local_pb2.NodeInfo], r
     kind = advice.kind
     print(f"This machine: {machine.cores} cores, {output.size(advice.memory_bytes)} of memory for a model.")
     print(f"Task: {kind.name}, {kind.says} ({kind.prompt_tokens} tokens in, {kind.output_tokens} out).")
-    print(f"Memory: the file, a context of {CONTEXT_TOKENS} tokens, libraries. Speeds, but those called measured, are "
-          f"{advice.rates_from}.\n")  # fmt: skip
+    print(output.wrapped(f"Memory: the file, a context of {CONTEXT_TOKENS} tokens, libraries. Speeds, but those called "
+                         f"measured, are {advice.rates_from}.") + "\n")  # fmt: skip
     output.table(COLUMNS, [_row(one, advice) for one in advice.candidates])
     print()
     if any(one.model.thinks for one in advice.candidates) and advice.kind.decode_min:

@@ -161,7 +161,8 @@ def _choose(found: list[Candidate], kind: TaskKind) -> tuple[Candidate | None, s
     among = f"the best of the {len(quick)} that fit and are" if len(quick) > 1 else "the only one that fits and is"
     words = [f"tier {best.tier} of {TIER_MAX} for this kind of task, {among} quick enough"]
     if equals := [one for one in quick[1:] if one.tier == best.tier]:
-        words.append(f"quicker than {', '.join(one.model.name for one in equals)}, which are as good")
+        names = ", ".join(one.model.name for one in equals)
+        words.append(f"quicker than {names}, which {'is' if len(equals) == 1 else 'are'} as good")
     if slower := [one for one in fitting if not one.quick_enough and one.tier > best.tier]:
         words.append(f"{slower[0].model.name} would be better, and too slow here")
     if larger := [one for one in found if not one.fits and one.tier > best.tier]:
