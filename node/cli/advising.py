@@ -23,6 +23,7 @@ COLUMNS = (
     output.Column("memory", number=True),
     output.Column("writes/s", number=True),
     output.Column("a task", number=True),
+    output.Column("context", "drop", number=True),
     output.Column("tier", number=True),
     output.Column("licence", "crop"),
     output.Column("languages", "crop"),
@@ -40,7 +41,8 @@ def advise_model(ctx: typer.Context, task: str, memory: str, mesh: bool, as_json
         raise KithError("usage", f"--task must be one of {', '.join(catalogue.TASKS)}", "", ExitCode.USAGE)
     machine = this_machine(_measured(ctx))
     entries = ModelStore().entries()
-    here = {entry.manifest.source for entry in entries} | {"" for entry in entries if _is_default(entry.name)}
+    here = {known for entry in entries for known in (entry.manifest.source, entry.manifest.sha256) if known}
+    here |= {"" for entry in entries if _is_default(entry.name)}
     advice = advise(catalogue.load(), machine, task, parse_bytes(memory), sorted(here))
     served = session.ask_node(ctx, lambda node: node.nodes()) if mesh else []
     if as_json:
@@ -102,6 +104,7 @@ def as_dict(advice: Advice, machine: Machine, served: list[local_pb2.NodeInfo]) 
                 "output_dollars_per_million": one.model.output,
                 "dollars_per_1000_tasks": round(one.dollars_per_1000, 6),
                 "context_tokens": one.model.context,
+                "languages": one.model.languages,
                 "price_date": one.model.price_date,
                 "price_source": one.model.price_source,
             }
@@ -122,6 +125,8 @@ def _local(one: Candidate) -> dict[str, Any]:
         "needs_bytes": one.needs_bytes,
         "fits": one.fits,
         "here": one.here,
+        "measured": one.measured,
+        "thinks": model.thinks,
         "tier": one.tier,
         "estimated_prefill_tokens_per_s": round(one.prefill_tokens_per_s, 2),
         "estimated_decode_tokens_per_s": round(one.decode_tokens_per_s, 2),
@@ -131,7 +136,12 @@ def _local(one: Candidate) -> dict[str, Any]:
         "licence": model.licence,
         "languages": model.languages,
         "context_tokens": model.context,
+        "sha256": model.sha256,
+        "revision": model.revision or None,
+        "page": model.page or None,
+        "card": model.card,
         "evidence": model.evidence,
+        "checked": model.checked,
     }
 
 
@@ -155,12 +165,18 @@ def _seconds(agent: Any, kind: TaskKind) -> float:
 
 
 def _print(advice: Advice, machine: Machine, served: list[local_pb2.NodeInfo], read: str) -> None:
+    from node.models.advise import CONTEXT_TOKENS
+
     kind = advice.kind
     print(f"This machine: {machine.cores} cores, {output.size(advice.memory_bytes)} of memory for a model.")
     print(f"Task: {kind.name}, {kind.says} ({kind.prompt_tokens} tokens in, {kind.output_tokens} out).")
-    print(f"Speeds of models that do not run here yet are {advice.rates_from}.\n")
+    print(output.wrapped(f"Memory: the file, a context of {CONTEXT_TOKENS} tokens, libraries. Speeds, but those called "
+                         f"measured, are {advice.rates_from}.") + "\n")  # fmt: skip
     output.table(COLUMNS, [_row(one, advice) for one in advice.candidates])
     print()
+    if any(one.model.thinks for one in advice.candidates) and advice.kind.decode_min:
+        print(output.wrapped("(thinks): it writes its reasoning before the answer, so a task takes several times as "
+                             "long; /no_think in the message turns that off for Qwen3."))  # fmt: skip
     if advice.choice is None:
         print(output.wrapped(f"No choice: {advice.why}."))
     else:
@@ -169,7 +185,9 @@ def _print(advice: Advice, machine: Machine, served: list[local_pb2.NodeInfo], r
         price = f"${hosted.dollars_per_1000:.2f} for 1000 such tasks"
         rates = f"${hosted.model.input:g} in, ${hosted.model.output:g} out for a million tokens"
         print(output.wrapped(f"Hosted: {hosted.model.name} ({hosted.model.vendor}): {price} ({rates}), "
-                             f"as listed on {hosted.model.price_date}. Your texts go there."))  # fmt: skip
+                             f"list price as read on {hosted.model.price_date}. Your texts go there: kith up "
+                             f"--engine openai --engine-url {hosted.model.url} "
+                             f"--model {hosted.model.name}"))  # fmt: skip
     for node in served:
         for agent in node.profile.agents:
             seconds = _seconds(agent, kind)
@@ -181,16 +199,22 @@ def _print(advice: Advice, machine: Machine, served: list[local_pb2.NodeInfo], r
 def _row(one: Candidate, advice: Advice) -> tuple[str, ...]:
     return (
         "→" if one is advice.choice else "",
-        one.model.name + (" (here)" if one.here else ""),
+        one.model.name + "".join(_marks(one)),
         one.model.quantization,
         output.size(one.model.bytes),
         output.size(one.needs_bytes) if one.fits else "too large",
         output.rate(one.decode_tokens_per_s) if advice.kind.output_tokens else "–",
         output.seconds(one.seconds),
+        f"{one.model.context:,}",
         str(one.tier),
         one.model.licence,
         one.model.languages,
     )
+
+
+def _marks(one: Candidate) -> list[str]:
+    marks = {" (here)": one.here, " (measured)": one.measured, " (thinks)": one.model.thinks}
+    return [mark for mark, is_so in marks.items() if is_so]
 
 
 def _print_choice(advice: Advice, choice: Candidate) -> None:
@@ -201,7 +225,9 @@ def _print_choice(advice: Advice, choice: Candidate) -> None:
         print(
             f"  energy: at most {kilowatt_hours:.2g} kWh for 1000 such tasks, by the CPU's power limit (an upper bound)"
         )
-    print(f"  evidence: {choice.model.evidence}")
+    else:
+        print("  energy: not known: this system does not say what power its CPU may draw")
+    print(f"  card: {choice.model.card}, compared on {choice.model.checked}; more: {choice.model.evidence}")
     if choice.model.note:
         print(f"  note: {choice.model.note}")
     if not choice.here:

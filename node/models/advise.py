@@ -65,6 +65,7 @@ class Candidate:
     joules_max: float  # at the CPU's power limit; 0: not known
     quick_enough: bool
     here: bool  # the file is on this machine
+    measured: bool  # the rates are of this very model, as a node here measured it
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,15 @@ class Advice:
 def advise(
     catalogue: Catalogue, machine: Machine, task: str, memory_bytes: int = 0, here: Sequence[str] = ()
 ) -> Advice:
-    """Args: `memory_bytes`: what the model may take; 0: nine tenths of what is free. `here`: sources in the store."""
+    """
+    Args:
+        memory_bytes: what the model may take; 0: nine tenths of what is free.
+        here: sources and hashes of the files that are on this machine.
+    """
     kind = KINDS[task]
     memory = memory_bytes or int(MEMORY_SHARE * machine.available_bytes)
     found = [
-        _candidate(model, kind, machine, memory, model.source in here)
+        _candidate(model, kind, machine, memory, model.source in here or model.sha256 in here)
         for model in catalogue.local
         if task in model.tasks
     ]
@@ -121,6 +126,7 @@ def _candidate(model: LocalModel, kind: TaskKind, machine: Machine, memory: int,
         seconds * machine.watts_max,
         decode >= kind.decode_min,
         here,
+        machine.measured is not None and machine.measured.model_bytes == model.bytes,
     )
 
 
@@ -155,7 +161,8 @@ def _choose(found: list[Candidate], kind: TaskKind) -> tuple[Candidate | None, s
     among = f"the best of the {len(quick)} that fit and are" if len(quick) > 1 else "the only one that fits and is"
     words = [f"tier {best.tier} of {TIER_MAX} for this kind of task, {among} quick enough"]
     if equals := [one for one in quick[1:] if one.tier == best.tier]:
-        words.append(f"quicker than {', '.join(one.model.name for one in equals)}, which are as good")
+        names = ", ".join(one.model.name for one in equals)
+        words.append(f"quicker than {names}, which {'is' if len(equals) == 1 else 'are'} as good")
     if slower := [one for one in fitting if not one.quick_enough and one.tier > best.tier]:
         words.append(f"{slower[0].model.name} would be better, and too slow here")
     if larger := [one for one in found if not one.fits and one.tier > best.tier]:

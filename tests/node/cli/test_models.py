@@ -143,11 +143,22 @@ def test_from_node_to_node(daemon: DaemonFactory, tmp_path: Path) -> None:
 
 def test_advice_names_a_model_why_and_what_a_hosted_one_costs(kith: Kith, folder: Path) -> None:
     said = kith("model", "advise", "--task", "summarise", "--memory", "8G").out
-    for words in ("Choice", "why:", "kith model pull hf://", "estimated from memory that is read at", "Hosted:", "$"):
+    for words in (
+        *("Choice", "why:", "kith model pull hf://", "estimated from memory that is read at", "energy:", "compared on"),
+        *("Hosted:", "$", "a million tokens", "--engine openai --engine-url https://", "(thinks)", "32,768"),
+    ):
         assert words in said, words
     advice = kith("model", "advise", "--memory", "8G", "--json").json
     assert advice["choice"] in {row["name"] for row in advice["local"] if row["fits"]}
     assert advice["model_memory_bytes"] == 8 << 30
+    for row in advice["local"]:
+        assert row["card"].startswith("https://huggingface.co/")
+        assert row["checked"]
+        assert bool(row["page"]) == bool(row["source"])
+    # What can be said of every model: size, quantisation, memory, speed, licence, languages, seconds.
+    asked = ("bytes", "quantization", "needs_bytes", "estimated_decode_tokens_per_s", "licence", "languages")
+    assert all(row[key] for row in advice["local"] for key in (*asked, "estimated_seconds", "context_tokens"))
+    assert all(row["price_date"] and row["languages"] for row in advice["hosted"])
     assert kith("model", "advise", "--memory", "10M", "--json").json["choice"] is None
     assert "none fits" in kith("model", "advise", "--memory", "10M").out
 

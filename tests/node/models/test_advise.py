@@ -15,8 +15,9 @@ LAPTOP = Machine(8, 16 * GIB, 12 * GIB, 40e9, 28.0)
 def model(name: str, gigabytes: float, tier: int, active: float = 1.0) -> LocalModel:
     parameters = int(gigabytes * 2e9)
     return LocalModel(
-        name, f"hf://a/b/{name}.gguf", "Q4_0", int(gigabytes * 1e9), parameters, 1000, 8192, "mit", "many",
-        {"chat": tier, "embed": tier}, "https://example.org", int(parameters * active),
+        name, f"hf://a/b/{name}.gguf", "Q4_0", int(gigabytes * 1e9), parameters, 10, 5, 5, 8192, "mit", "many",
+        {"chat": tier, "embed": tier}, "https://example.org", "https://example.org", "2026-01-01",
+        int(parameters * active), sha256=name * 3,
     )  # fmt: skip
 
 
@@ -65,6 +66,16 @@ def test_rates_scale_with_what_a_node_measured() -> None:
     assert rates(LIST.local[0], machine) == pytest.approx((400.0, 60.0))
     assert rates(LIST.local[2], machine) == pytest.approx((400.0 / 12, 5.0))
     assert "measured with small" in advise(LIST, machine, "chat").rates_from
+
+
+def test_what_is_here_is_known_by_its_source_or_its_hash_and_what_was_measured_by_its_size() -> None:
+    measured = Measured("any name", 3_000_000_000, 6_000_000_000, 100.0, 9.0)
+    machine = dataclasses.replace(LAPTOP, measured=measured)
+    advice = advise(LIST, machine, "chat", here=["hf://a/b/small.gguf", "middle" * 3])
+    assert {one.model.name for one in advice.candidates if one.here} == {"small", "middle"}
+    [middle] = [one for one in advice.candidates if one.measured]
+    assert middle.model.name == "middle"
+    assert (middle.prefill_tokens_per_s, middle.decode_tokens_per_s) == pytest.approx((100.0, 9.0))
 
 
 def test_seconds_energy_and_money() -> None:
