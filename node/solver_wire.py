@@ -85,7 +85,12 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 
 def round_to_json(agents: Sequence[AgentLoad], tasks: Sequence[TaskNeed]) -> dict[str, Any]:
-    return {"agents": [asdict(agent) for agent in agents], "tasks": [asdict(task) for task in tasks]}
+    return {"agents": [_flat(agent) for agent in agents], "tasks": [_flat(task) for task in tasks]}
+
+
+def _flat(record: AgentLoad | TaskNeed) -> dict[str, Any]:
+    """Its fields as they are. `asdict` copies deeply: of a round of 256 tasks, a leader's loop stood still for that."""
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 def round_from_json(message: dict[str, Any]) -> tuple[list[AgentLoad], list[TaskNeed]]:
