@@ -12,11 +12,7 @@ from node import gguf
 from node.abilities import LLAMA_ABILITIES
 from node.config import NodeConfig
 from node.engine.process import EngineProcess
-<<<<<<< HEAD
-from node.engines import FIRST, Engines, Further, agent_profile
-=======
-from node.engines import FIRST, Engines, Further, planned
->>>>>>> chat5
+from node.engines import FIRST, Engines, Further, agent_profile, planned
 from node.errors import KithError
 from tests.node.engine.engines import running
 from tests.node.engine.gguf_files import sample
