@@ -54,5 +54,5 @@ async def _brought(self: KvMoves, holder: NodeId, request: engine_pb2.GenerateRe
 if __name__ == "__main__":
     KvMoves.move_s = _asked  # type: ignore[method-assign]
     KvMoves.bring = _brought  # type: ignore[method-assign]
-    KvMoves._fetch = _fetch_noted  # type: ignore[assignment, method-assign]
+    KvMoves._fetch = _fetch_noted  # type: ignore[method-assign, assignment]
     main()

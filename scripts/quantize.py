@@ -4,11 +4,11 @@ A file that is quantised already is quantised again, which costs quality: such a
 """
 
 import ctypes
-import os
 import re
 from pathlib import Path
 
 from node.engine import llama
+from node.engine.threads import cores
 
 #: enum llama_ftype.
 FILE_TYPES = {"q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q4_k_s": 14, "q4_k_m": 15, "q6_k": 18}
@@ -40,7 +40,7 @@ def quantize(source: Path, target: Path, kind: str) -> int:
 
 def _quantize(source: Path, target: Path, kind: str) -> None:
     params = llama.lib.llama_model_quantize_default_params()
-    params.nthread = len(os.sched_getaffinity(0))
+    params.nthread = cores()
     params.ftype = FILE_TYPES[kind]
     params.allow_requantize = True
     part = target.with_name(target.name + ".part")

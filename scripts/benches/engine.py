@@ -22,7 +22,7 @@ them. A matrix whose rows are no multiple of 256 can not be of a K kind: the qua
 many. Of the default model most are such: scripts/random_model.py --like 230M makes a model of which none is.
 
 On one core of 2023 with the default model a round at all four levels takes some 11 minutes, three quarters of them
-theirs; 5,000 requests 4 minutes; a kind of quantisation 3 minutes a round.
+theirs; 5,000 requests some 6 minutes; a kind of quantisation 3 minutes a round.
 """
 
 import asyncio

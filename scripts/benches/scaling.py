@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.wire import local_pb2
+from node.errors import ExitCode, KithError
 from scripts import workload
 from scripts.benches import _scaling_bare, model, size, sizes
 from scripts.daemons import ENGINE, Daemon, NotInTime, end_all, processes_of, until
@@ -62,6 +63,8 @@ class Ran:
 
 
 def figures() -> dict[str, float]:
+    if not hasattr(os, "sched_setaffinity"):
+        raise KithError("bench-impossible", "pinning to cores needs Linux", "Run it there.", ExitCode.UNAVAILABLE)
     cores = sorted(os.sched_getaffinity(0))
     each = size("cores", 2 if len(cores) >= 16 else 1)
     most = len(cores) // each

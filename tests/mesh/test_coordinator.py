@@ -79,17 +79,6 @@ def test_jobs_share_the_agents_and_none_starves() -> None:
     assert took < 24 / 6 + 2.0, "24 tasks of a second in six slots"
 
 
-def test_an_engine_gets_its_next_task_while_copies_of_the_last_result_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.mesh.working.FETCH_S", 0.4)
-    world = World()
-    job_id = world.ready().submit(tasks=12)
-    world.until(lambda: world.completed_everywhere(job_id))
-    for desk in world.desks:
-        at = [began for began, _ in desk.started]
-        gaps = [after - before - world.task_s for before, after in itertools.pairwise(at)]
-        assert max(gaps) < 0.15, "by then the copies are not there"
-
-
 def test_one_node_alone_does_a_job() -> None:
     world = World(nodes=1)
     job_id = world.ready().submit(tasks=3, document=b"text")

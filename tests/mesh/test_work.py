@@ -1,6 +1,9 @@
 """How the work of a node is wired into its replica."""
 
+import itertools
 import random
+
+import pytest
 
 from mesh import events
 from mesh.coordinator import SAY_AGAIN_S
@@ -12,6 +15,7 @@ from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.mesh.building import BY_ID, B
 from tests.mesh.lone import WALL_MS, Lone, ref, to, token
+from tests.mesh.working import World
 
 DOC = ref("document")
 
@@ -153,3 +157,14 @@ def test_a_leader_that_was_given_up_commands_nothing() -> None:
     assert not [
         effect for effect in node.do(events.PlanMade(b"j" * 32, ref("plan"), plan)) if isinstance(effect, Persist)
     ]
+
+
+def test_an_engine_gets_its_next_task_while_copies_of_the_last_result_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.mesh.working.FETCH_S", 0.4)
+    world = World()
+    job_id = world.ready().submit(tasks=12)
+    world.until(lambda: world.completed_everywhere(job_id))
+    for desk in world.desks:
+        at = [began for began, _ in desk.started]
+        gaps = [after - before - world.task_s for before, after in itertools.pairwise(at)]
+        assert max(gaps) < 0.15, "by then the copies are not there"
