@@ -41,6 +41,8 @@ LOOK_MIN_S = 0.01
 MOVES_MAX = 4
 #: What one agent refuses and another may do, the one that says the most first. Asking the same agent again is no use.
 REFUSALS = ("agent-refused", "prompt-too-long")
+#: Of all reasons together: they travel in the headers of the answer, which gRPC bounds to 8 KiB, percent-encoded.
+REASONS_CHARACTERS_MAX = 600
 
 
 class State(Enum):
@@ -340,12 +342,13 @@ class Answer:
             return self._fail(problem)
         if self._request.max_tokens and self.tokens >= self._request.max_tokens:
             return self._end("length", None, common_pb2.Usage(), now)
-        if self.moves >= MOVES_MAX:
+        refused = problem.code in REFUSALS and not self._told  # costs nothing, and nobody is asked twice
+        if self.moves >= MOVES_MAX and not refused:
             return self._fail(self._why())
         found = found or self._next(now)
         if found is None:
             return self._fail(self._why())
-        self.moves += 1
+        self.moves += not refused
         self.state = State.MOVING if self._told else State.BEGUN
         return self._ask(*found, "gone", now)
 
@@ -358,7 +361,7 @@ class Answer:
         ranked = sorted(self._problems, key=lambda problem: REFUSALS.index(problem.code))
         said = common_pb2.Problem()
         said.CopyFrom(ranked[0])
-        said.message = "; ".join(dict.fromkeys(problem.message for problem in ranked))
+        said.message = "; ".join(dict.fromkeys(problem.message for problem in ranked))[:REASONS_CHARACTERS_MAX]
         return said
 
     def _account(self, attempt: _Attempt) -> None:

@@ -21,8 +21,9 @@ MISSES_MAX = 2
 #: Lives start at the wall clock in seconds. A record further ahead of what is known than this (136 years) is nonsense
 #: and would leave no number to deny it with.
 LIFE_JUMP_MAX = 1 << 32
-#: Agents of one node whose load is kept: the most that a node has. Threat: a member that tells of thousands.
-AGENTS_TOLD_MAX = 16
+#: Agents of one node whose load is kept: the most that a node has, and the bytes of a load with them. Of more, the sums
+#: alone are kept. Threat: a member that tells of thousands, or of long names.
+AGENTS_TOLD_MAX, LOAD_BYTES_MAX = 16, 4096
 
 
 #: Of one that has not told yet what it is doing. Shared: not to be changed.
@@ -73,10 +74,12 @@ class Member:
         return (self.life, self.belief) >= (life, state)
 
     def load_told(self, load: membership_pb2.NodeLoad) -> None:
-        if self.load is _NO_LOAD:
-            self.load = membership_pb2.NodeLoad()
-        self.load.CopyFrom(load)
-        del self.load.agents[AGENTS_TOLD_MAX:]
+        told = membership_pb2.NodeLoad()  # anew each time: a message frees what it held before only when it goes itself
+        told.CopyFrom(load)
+        if len(told.agents) > AGENTS_TOLD_MAX or told.ByteSize() > LOAD_BYTES_MAX:
+            told.ClearField("agents")
+            told.DiscardUnknownFields()
+        self.load = told
 
     def record(self, said_by: str = "") -> membership_pb2.MemberRecord:
         """What is believed of it, for others. Made once for all that are told the same: not to be changed."""

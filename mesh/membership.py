@@ -53,7 +53,7 @@ class Membership:
         self.me = me
         self.rng = rng
         self.timing = timing
-        #: What this node is doing, told with every probe; the shell keeps it up to date.
+        #: What this node is doing, told with every probe; the shell keeps it up to date (`tell`).
         self.load = membership_pb2.NodeLoad()
         self.roster = Roster(me, life, incarnation, rng, timing, denials)
         self.members = self.roster.members
@@ -96,6 +96,10 @@ class Membership:
     def absent_since(self, node_id: NodeId) -> float | None:
         """When a member became dead or left; None for one that is here, suspect or unknown."""
         return self.roster.absent_since(node_id)
+
+    def tell(self, load: membership_pb2.NodeLoad) -> None:
+        """Let this be what peers hear of this node's load."""
+        self.load = self.detector.load = load
 
     def load_of(self, node_id: NodeId) -> membership_pb2.NodeLoad:
         """What a node told last of what it is doing; nothing of one that is not known. This node's own is `load`."""

@@ -3,8 +3,8 @@
 Why: a node may serve several models, each with an engine and a queue of its own. Whoever charges one with what another
 has to do asks a distant node although an idle engine is near.
 
-Idea: a request counts from the moment when it reaches its agent, also while it waits for a turn at the door (turns.py):
-whoever asks next waits behind it. Agents without anything to do are not named.
+Idea: a request counts from the moment when it reaches its agent, also while it waits for a turn at the door (turns.py)
+or for its model to be loaded: whoever asks next waits behind it. Agents without anything to do are not named.
 
 Not guaranteed: that it is of now. It is a quarter of a second old when it is told, and goes with the next probe.
 """
@@ -20,10 +20,12 @@ def told(engines: Engines, door: EngineDoor, intake: Intake) -> list[membership_
     found = []
     for agent in (FIRST, *engines.further):
         figures = engines.of(agent).figures
-        tasks = sum(running.assign.agent.agent in (agent, *_also(agent)) for running in intake.running.values())
-        requests = max(tasks, figures.slots_busy + figures.queue_length) + door.waiting(agent)
+        names = (agent, *_also(agent))
+        tasks = sum(one.uses_engine and one.assign.agent.agent in names for one in intake.running.values())
+        holding, waiting = door.turns_of(agent)
+        requests = max(tasks + holding, figures.slots_busy + figures.queue_length) + waiting
         if requests:
-            prompt, output = intake.load((agent, *_also(agent)))
+            prompt, output = intake.load(names)
             found.append(
                 membership_pb2.AgentLoad(
                     agent=agent, requests=requests, queued_prompt_tokens=prompt, queued_output_tokens=output

@@ -346,13 +346,15 @@ class Daemon:
 
     async def _keep_load(self) -> None:
         """What peers hear of this node beside what the machines know themselves."""
-        load = self.replica.membership.load
-        load.slots_total = self.config.slots * (1 + len(self.config.more_models))
         while True:
             intake = self.replica.work.intake
+            load = membership_pb2.NodeLoad()  # anew: a message that lives on keeps the room of all it ever held
+            load.CopyFrom(self.replica.membership.load)
+            load.ClearField("agents")
+            load.slots_total = self.config.slots * (1 + len(self.config.more_models))
             load.slots_busy = max(len(intake.running), self.engines.slots_busy)
-            del load.agents[:]
             load.agents.extend(agent_load.told(self.engines, self.engine_door, intake))
+            self.replica.membership.tell(load)
             await asyncio.sleep(LOAD_EVERY_S)
 
     async def _measure_disk(self) -> None:

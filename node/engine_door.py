@@ -39,10 +39,10 @@ class EngineDoor:
             self._doors[agent] = EngineDoor(self._pick(agent))
         return self._doors[agent]
 
-    def waiting(self, agent: str) -> int:
-        """Requests for this agent that wait for a turn."""
-        door = self._doors.get(agent)
-        return door.turns.waiting if door is not None else self.turns.waiting if self._is_mine(agent) else 0
+    def turns_of(self, agent: str) -> tuple[int, int]:
+        """Requests for this agent that have their turn, and those that wait for one."""
+        door = self if self._is_mine(agent) else self._doors.get(agent)
+        return (door.turns.running, door.turns.waiting) if door is not None else (0, 0)
 
     async def generate(
         self, who: Hashable, request: engine_pb2.GenerateRequest

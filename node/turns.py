@@ -56,6 +56,10 @@ class Turns:
     def waiting(self) -> int:
         return self._waiting
 
+    @property
+    def running(self) -> int:
+        return self._running
+
     @contextlib.asynccontextmanager
     async def of(self, who: Hashable, within_s: float = 0.0) -> AsyncIterator[float]:
         """Wait for a turn and hold it; yields how long that took, seconds. Raises `KithError`: `busy` where too many

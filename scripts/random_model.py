@@ -134,7 +134,7 @@ def _keys(shape: Shape) -> list[tuple[str, int, bytes]]:
 
 def vocabulary(count: int) -> list[str]:
     """Tokens, those that are merged first before others: beginnings of words by how common the words are."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted(ROOT.rglob("*.md"))]
+    texts = [path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]]
     words = Counter(
         itertools.chain.from_iterable(re.findall(r"[ ]?[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]", text) for text in texts)
     )

@@ -149,6 +149,7 @@ class EngineProcess:
         link, self._link = self._link, None
         if link is not None:
             await link.end()
+        self._figures = engine_pb2.EngineStats()  # nothing is left in it
         self._enter("stopped")
 
     async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:

@@ -158,6 +158,6 @@ def _call_of(value: Any, names: frozenset[str]) -> Call | None:
     try:
         written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         written.encode()
-    except ValueError:  # NaN, or half of a surrogate pair: no JSON that a client could read
+    except (ValueError, RecursionError):  # NaN, half of a surrogate pair: no JSON that a client could read; too deep
         return None
     return Call(value["name"], written)

@@ -8,6 +8,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+#: So many first tokens an engine may hold of a prompt that is new: the one that begins each, a word in common.
+FEW_TOKENS = 16
+
 
 def size(name: str, default: int) -> int:
     """The value of KITH_BENCH_NAME, or the default."""

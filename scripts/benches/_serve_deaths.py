@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mesh.wire import engine_pb2, local_pb2
-from scripts.benches import percentile, size
+from scripts.benches import FEW_TOKENS, percentile, size
 from scripts.benches._replay import END, Replay
 from scripts.daemons import Daemon, end_all, formed, until
 from scripts.throwaway import ThrowawayMesh
@@ -130,7 +130,7 @@ def _judged(runs: list[tuple[Heard, Heard]], model: Path) -> dict[str, float]:
                 equal += 1
                 continue
             why = ""
-            if moved.cached_tokens or whole.cached_tokens:
+            if max(moved.cached_tokens, whole.cached_tokens) >= FEW_TOKENS:
                 why = f"{moved.cached_tokens} and {whole.cached_tokens} tokens of the prompt were held"
             elif moved.choices[: moved.moved_after] != whole.choices[: moved.moved_after]:
                 why = "they part before the move"

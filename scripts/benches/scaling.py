@@ -200,6 +200,7 @@ def _counted(
     jobs: Sequence[local_pb2.JobSnapshot], seconds: float, last_ms: Sequence[float], ended_ms: float, leader_cpu: float
 ) -> Ran:
     tasks = [task for job in jobs for task in job.tasks]
+    assert len(tasks) == sum(job.tasks_total for job in jobs), "details were dropped already: fewer documents"
     used = [task.usage for task in tasks]
     tokens = sum(usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens for usage in used)
     return Ran(

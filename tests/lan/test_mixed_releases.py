@@ -98,7 +98,7 @@ async def test_a_mesh_is_upgraded_node_by_node_while_it_works(lan_of: LanFactory
 
 
 async def test_generation_crosses_releases_both_ways(lan_of: LanFactory, previous: dict[str, str]) -> None:
-    """Asked at a node without an engine, the other release's node answers."""
+    """Each is asked for the other one's answer, by name."""
     lan = lan_of(2, start=False)
     hosts = list(lan.daemons)
     aged(lan, previous, hosts[0])

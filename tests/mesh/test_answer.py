@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mesh.answer import (
     LATE_MIN_S,
     MOVES_MAX,
+    REASONS_CHARACTERS_MAX,
     STALL_MIN_S,
     Answer,
     Ask,
@@ -329,6 +330,23 @@ def test_where_all_refuse_the_reasons_of_all_are_told() -> None:
     alone.break_(1, 0.1, code="prompt-too-long", why="it holds 512 tokens")
     assert alone.failed is not None
     assert (alone.failed.code, alone.failed.message) == ("prompt-too-long", "it holds 512 tokens")
+
+
+def test_refusals_are_no_moves_so_the_one_agent_that_can_do_it_is_asked() -> None:
+    many = [Choice(f"n{number}", 0.1, 0.1) for number in range(MOVES_MAX + 5)]
+    world = World(choices=many)
+    world.begin()
+    for attempt in range(1, len(many)):
+        world.break_(attempt, 0.1 * attempt, code="agent-refused", why="no seed " * 30)
+    assert world.failed is None
+    world.say(len(many), started(), delta(1), finished(), at=3.0)
+    assert world.text == WORDS[1]
+    refused = World(choices=many)
+    refused.begin()
+    for attempt in range(1, len(many) + 1):
+        refused.break_(attempt, 0.1 * attempt, code="agent-refused", why=f"{attempt} " * 100)
+    assert refused.failed is not None
+    assert len(refused.failed.message) <= REASONS_CHARACTERS_MAX
 
 
 def test_who_may_still_do_it_later_is_told_of_before_those_that_refuse() -> None:

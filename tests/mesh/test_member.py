@@ -2,7 +2,7 @@
 
 import pytest
 
-from mesh.member import AGENTS_TOLD_MAX, ALIVE, DEAD, LEFT, SUSPECT, Member, readable
+from mesh.member import AGENTS_TOLD_MAX, ALIVE, DEAD, LEFT, LOAD_BYTES_MAX, SUSPECT, Member, readable
 from mesh.wire import membership_pb2
 from tests.mesh.members import named
 
@@ -34,11 +34,29 @@ def test_a_record_names_only_addresses_where_the_member_answered() -> None:
     assert (record.name, record.said_by) == ("n1", named(2))
 
 
-def test_of_a_nodes_agents_only_so_many_are_kept() -> None:
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        ([f"{number}" for number in range(AGENTS_TOLD_MAX)], True),
+        ([f"{number}" for number in range(AGENTS_TOLD_MAX + 1)], False),
+        (["x" * LOAD_BYTES_MAX], False),
+    ],
+)
+def test_of_a_load_beyond_its_bounds_the_sums_are_kept(names: list[str], kept: bool) -> None:
     member = Member(named(1))
-    loads = [membership_pb2.AgentLoad(agent=f"{number}") for number in range(AGENTS_TOLD_MAX + 1)]
+    loads = [membership_pb2.AgentLoad(agent=name) for name in names]
     member.load_told(membership_pb2.NodeLoad(slots_busy=3, agents=loads))
-    assert (member.load.slots_busy, len(member.load.agents)) == (3, AGENTS_TOLD_MAX)
+    assert (member.load.slots_busy, len(member.load.agents)) == (3, len(names) if kept else 0)
+    assert member.load.ByteSize() <= LOAD_BYTES_MAX
+
+
+def test_each_load_takes_the_place_of_the_last_with_all_its_memory() -> None:
+    """A message keeps the room of whatever it held for as long as it lives: 56 bytes for each load, for years."""
+    member = Member(named(1))
+    member.load_told(membership_pb2.NodeLoad(slots_busy=3))
+    first = member.load
+    member.load_told(membership_pb2.NodeLoad(slots_busy=4))
+    assert member.load is not first
 
 
 def test_a_member_answers_while_it_is_linked_and_missed_at_most_one_probe() -> None:

@@ -58,6 +58,7 @@ TEXTS = [
     '{"name": "weather", "arguments": [1]}',
     '{"name": {"weather": 1}, "arguments": {}}',
     '{"name": ["weather"], "arguments": {}}',
+    '{"name": "weather", "arguments": {"a": ' + "[" * 991 + "]" * 991 + "}}",
     '{"name": "weather", "arguments": {"city": NaN}}',
     '{"name": "weather", "arguments": {"city": "\\ud800"}}',
     "[" * 50_000,
