@@ -61,6 +61,8 @@ UNLIMITED = frozenset({"Link"})
 TAKEN_WITHIN_S = {"FetchModel": 20.0, "FetchKv": 5.0, "FetchBlob": 20.0}
 #: To tell somebody who takes nothing that it was ended.
 TOLD_WITHIN_S = 1.0
+#: Such endings of one member a second, and how many at once: what was written stays in memory while it is connected.
+SLOW_ENDS_PER_S, SLOW_ENDS_BURST = 1 / 60, 8.0
 #: Refused calls say no more than this.
 REFUSED = "not allowed"
 
@@ -101,6 +103,7 @@ class Callers(grpc.aio.ServerInterceptor):
         self._deadline_default_s = deadline_default_s
         self._rate = calls or Rate(CALLS_PER_S, CALLS_BURST)
         self._refusals = refusals or Rate(REFUSALS_PER_S, REFUSALS_BURST)
+        self._slow_ends = Rate(SLOW_ENDS_PER_S, SLOW_ENDS_BURST)
         self._refusals_waiting: Counter[NodeId] = Counter()
         self._calls: dict[NodeId, set[_Call]] = {}
 
@@ -134,10 +137,13 @@ class Callers(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
 
             async def unary_stream(request: Any, context: Any) -> None:
-                check = lambda: self._check(context)  # noqa: E731
-                within_s = TAKEN_WITHIN_S.get(rpc)
-                answers = lambda: _answer(handler.unary_stream(request, context), context, check, within_s)  # noqa: E731
-                await self._run(rpc, context, answers)
+                async def answer() -> None:
+                    answers = handler.unary_stream(request, context)
+                    if not await _answer(answers, context, lambda: self._check(context), TAKEN_WITHIN_S.get(rpc)):
+                        self._slow_ends.charge(caller_of(context).node_id, clock.now())
+                        await _tell_slow(context)
+
+                await self._run(rpc, context, answer)
 
             return grpc.unary_stream_rpc_method_handler(unary_stream, **codec)
 
@@ -202,6 +208,8 @@ class Callers(grpc.aio.ServerInterceptor):
             wait_s = COME_AGAIN_S
         else:
             wait_s = self._rate.wait_s(node_id, clock.now())
+            if rpc in TAKEN_WITHIN_S:
+                wait_s = max(wait_s, self._slow_ends.charge(node_id, clock.now(), 0.0))
         if not wait_s:
             return
         self._refused.say(node_id, f"{node_id} calls too often: {rpc} is put off")
@@ -254,11 +262,14 @@ class _Watched:
 
 async def _answer(
     answers: Any, context: Any, check: Callable[[], None] | None, taken_within_s: float | None = None
-) -> None:
-    """Carry out a handler that answers with a stream: one that yields, or one that writes by itself."""
+) -> bool:
+    """Carry out a handler that answers with a stream: one that yields, or one that writes by itself.
+
+    False: the other side took nothing for too long. What the handler held is free then.
+    """
     if not hasattr(answers, "__aiter__"):
         await answers
-        return
+        return True
     async with contextlib.aclosing(answers):
         async for message in answers:
             if check is not None:
@@ -266,11 +277,13 @@ async def _answer(
             if taken_within_s is None:
                 await context.write(message)
             elif not await _taken(context, message, taken_within_s):
-                break
-        else:
-            return
-    # What the handler held is free by now, whether or not the other side hears this.
-    said = f"nothing of it was taken for {taken_within_s:.0f} s, so it was ended"
+                return False
+    return True
+
+
+async def _tell_slow(context: Any) -> None:
+    """Whether or not the other side hears it."""
+    said = "nothing of it was taken for long, so it was ended"
     error = KithError("too-slow", said, "Ask again, from where it ended.", ExitCode.UNAVAILABLE)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(TOLD_WITHIN_S):

@@ -48,6 +48,8 @@ CAME_MIN = 0.1
 #: Weight of the newest measurement.
 NEWEST = 0.3
 CHUNK_BYTES = 1 << 20
+#: Characters of why a move failed, in the log.
+WHY_MAX = 200
 #: Of one state. Threat: a member that announces more than the memory holds.
 KV_BYTES_MAX = 512 << 20
 #: Exports, and imports, at once; each holds a whole state.
@@ -114,8 +116,8 @@ class KvMoves:
         except (KithError, grpc.aio.AioRpcError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 self._s_per_byte *= 1.0 + NEWEST
-            if self._once.due((holder, why := _said(error))):  # callers name the holder: they must not fill the log
-                log("info", f"the KV of {tokens} tokens did not come from {holder}: {why}")
+            if self._once.due(holder):  # callers name the holder, and it says why: neither must fill the log
+                log("info", f"the KV of {tokens} tokens did not come from {holder}: {_said(error)[:WHY_MAX]}")
             return 0
         finally:
             self._importing -= 1

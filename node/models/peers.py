@@ -141,7 +141,8 @@ class PeerModels:
                 postponed.add(lead)
                 ask.fault(lead)
             except _FalseError as error:
-                failure = failure or error.reason
+                if failure is None or failure.code == "model-interrupted":
+                    failure = error.reason  # the part that could be gone on with is no more
                 if error.liar is not None:
                     log("warning", f"{error.liar} gave false content for the model {digits[:12]}: it is asked no more")
                     ask.drop(error.liar)
@@ -191,6 +192,9 @@ class PeerModels:
                 return await detached(take, "check a model")  # it reads gigabytes
             except FalseContentError as error:
                 raise _FalseError(error, lead if attempt.gave == {lead} and not earlier else None) from error
+            except KithError:
+                ask.drop(*holders)  # all came, and can not be kept here: nobody else can help
+                raise
 
     async def _described(
         self, holders: Sequence[NodeId], wanted: mesh_pb2.FetchModelRequest

@@ -165,6 +165,12 @@ async def test_who_takes_nothing_of_an_answer_loses_its_place_and_is_told(
         assert problem is not None
         assert problem.code == "too-slow"
         assert "nothing of it was taken" in problem.message
+        for _ in range(int(callers_module.SLOW_ENDS_BURST)):  # what they wrote is in memory for as long as they like
+            idle = slow.FetchModel(request, timeout=30)
+            await idle.read()
+            await until(lambda: scene.service.places == 0)
+        assert await outcome(slow.FetchModel(request, timeout=10).read()) == "RESOURCE_EXHAUSTED"
+        assert await outcome(slow.CountTokens(engine_pb2.CountTokensRequest(), timeout=10)) == "OK"
         # One that takes its time, and takes something, keeps its place.
         steady = quick.FetchModel(mesh_pb2.FetchModelRequest(offset_bytes=12), timeout=30)
         chunks = 0

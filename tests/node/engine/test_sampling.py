@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from mesh.wire import engine_pb2
 from node.engine import sampling
@@ -53,6 +54,28 @@ def test_greedy_under_a_grammar_takes_the_likeliest_that_is_allowed(order: list[
     assert (logits == before).all()  # they are the library's own
     assert sampler.complete
     assert sampler.take(logits) == 4
+
+
+def test_the_likeliest_are_looked_at_before_the_whole_vocabulary() -> None:
+    """A bounded string is a new place at each character: all of a large vocabulary was looked through at each."""
+    pieces = [f"{number:05d}x".encode() for number in range(40_000)]
+    vocabulary = Vocabulary([*pieces, b"z", b"<end>"], [40_001])
+    logits = np.zeros(40_002, dtype=np.float32)
+    logits[:100] = 2.0  # none of these may come
+    logits[40_000] = 1.0
+    looked: list[bool] = []
+
+    class Watched(Matcher):
+        def allowed(self, patient: bool = True) -> NDArray[np.int32] | None:
+            looked.append(patient)
+            return super().allowed(patient)
+
+    matcher = Watched(Grammar("root ::= [yz]{0,2000}"), vocabulary)
+    sampler = Sampler(engine_pb2.Sampling(), _Model(), matcher)  # type: ignore[arg-type]
+    for _ in range(3):
+        assert sampler.take(logits) == 40_000
+    assert looked
+    assert not any(looked)
 
 
 def test_a_grammar_that_no_token_can_follow_says_so() -> None:

@@ -334,6 +334,23 @@ async def test_what_is_no_model_is_fetched_once(world: World, tmp_path: Path) ->
     assert len(world.nodes[A].offsets) <= 2
 
 
+async def test_a_file_that_came_and_can_not_be_kept_is_not_fetched_again(
+    world: World, content: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full when the manifest is written: no other holder changes that."""
+    world.give(A, content)
+    tries: list[str] = []
+
+    def full(_self: ModelStore, _part: Path, name: str, *_: object) -> Entry:
+        tries.append(name)
+        raise KithError("disk-full", "no space is left", "Free some.")
+
+    monkeypatch.setattr(ModelStore, "finish", full)
+    with pytest.raises(KithError, match="no space"):
+        await asyncio.wait_for(world.models.pull([A, B], sha256=bytes.fromhex(file_sha256(content))), 20)
+    assert len(tries) == 1
+
+
 async def test_what_nobody_has_is_said(world: World) -> None:
     for wanted in ({"model": "Tiny"}, {"sha256": bytes(32)}, {"model": "../../etc/passwd"}):
         with pytest.raises(KithError) as caught:
