@@ -17,7 +17,7 @@ def figures() -> dict[str, float]:
     # A process a bug: a patch must not outlive its bug.
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
         for name, seeds in pool.imap_unordered(first_seen, [bug.name for bug in all_bugs()], chunksize=1):
-            print(f"  {name}: " + (f"seen in seed {seeds}" if seeds else "NOT SEEN"), flush=True)
+            print(f"  {name}: " + (f"seen after {seeds} of its seeds" if seeds else "NOT SEEN"), flush=True)
             if seeds:
                 needed[name] = seeds
     return {
@@ -29,10 +29,10 @@ def figures() -> dict[str, float]:
 
 
 def first_seen(name: str) -> tuple[str, int]:
-    """The first seed in which the bug is seen; 0 where it is in none of its seeds. For a process of its own."""
+    """After how many of its seeds the bug is seen; 0 where it is in none. For a process of its own."""
     bug = next(bug for bug in all_bugs() if bug.name == name)
     bug.plant(setattr)
-    for seed in range(1, bug.seeds + 1):
-        if any(re.search(bug.seen_as, problem) for problem in run_seed(seed).problems):
-            return name, seed
+    for count in range(bug.seeds):
+        if any(re.search(bug.seen_as, problem) for problem in run_seed(bug.first + count).problems):
+            return name, count + 1
     return name, 0

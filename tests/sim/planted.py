@@ -424,9 +424,12 @@ def a_lease_never_expires(patch: Patch) -> None:
     patch(Dispatch, "tick", lambda *_: [])
 
 
-@bug("still open", 20)
+@bug("still open", 6, first=90)
 def the_lost_are_waited_for(patch: Patch) -> None:
-    """What ran on a dead node is never given to another; all else that is late is (losses.py)."""
+    """What ran on a dead node is never given to another; all else that is late is (losses.py).
+
+    Rare: of the seeds 1 to 38 and 81 to 95 only the last shows it, since work is given out sooner and done by then.
+    """
     expire, why_late = Coordinator._expire, Placement._why_one_is_late
 
     def wait(self: Coordinator, now: float) -> list[Effect]:

@@ -17,15 +17,16 @@ class Bug:
     name: str
     plant: Callable[[Patch], None]
     seen_as: str  # a pattern in the problems
-    seeds: int  # seen within the first so many seeds
+    seeds: int  # seen within so many seeds
+    first: int  # from this one on
 
 
 BUGS: list[Bug] = []
 
 
-def bug(seen_as: str, seeds: int = 10) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+def bug(seen_as: str, seeds: int = 10, first: int = 1) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
     def note(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        BUGS.append(Bug(plant.__name__, plant, seen_as, seeds))
+        BUGS.append(Bug(plant.__name__, plant, seen_as, seeds, first))
         return plant
 
     return note

@@ -13,7 +13,7 @@ from tests.sim.run import run_seed
 def test_a_planted_bug_is_seen(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
     bug.plant(monkeypatch.setattr)
     seen: list[str] = []
-    for seed in range(1, bug.seeds + 1):
+    for seed in range(bug.first, bug.first + bug.seeds):
         problems = run_seed(seed).problems
         if any(re.search(bug.seen_as, problem) for problem in problems):
             return
