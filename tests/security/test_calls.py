@@ -89,6 +89,9 @@ async def test_a_revoked_member_is_refused_everything(place: Place, revoked: Att
 async def test_a_role_that_may_not_is_refused(besieged: Besieged, place: Place, rpc: str, role: Role) -> None:
     shown = await asyncio.to_thread(besieged.mesh.enrol, besieged.folder / f"as-{role}", role)
     answer = await Attacker(shown).call(place, rpc)
+    if rpc == "Link" and answer.code is grpc.StatusCode.INTERNAL:  # gRPC reset the stream before its status was read:
+        assert answer.answers == 0  # seen once, while the caller was still writing
+        answer = await Attacker(shown).call(place, rpc)
     assert (answer.code, answer.answers) == (grpc.StatusCode.PERMISSION_DENIED, 0)
     assert says_no_reason(answer), answer.words
     await place.logs(f"refused {rpc} of", f"{shown.key.node_id} is a {role}")
