@@ -160,7 +160,8 @@ class Sampler:
     def _likely(logits: "NDArray[np.float32]", matcher: Matcher) -> "NDArray[np.int32]":
         """Those of the likeliest tokens that may come: to look through the whole vocabulary takes hundreds of times as
         long, and in bounded text each character is a place that was never looked at."""
-        tokens = np.argpartition(logits, -min(LIKELY, len(logits)))[-min(LIKELY, len(logits)) :]
+        first = -min(LIKELY, len(logits))
+        tokens = np.argpartition(logits, first)[first:]
         return np.array([token for token in tokens.tolist() if matcher.allows(token)], dtype=np.int32)
 
     def _keep(self, token: int) -> None:

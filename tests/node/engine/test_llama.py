@@ -1,21 +1,10 @@
 """The binding itself, on the real model."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from node.engine import llama
 
 pytestmark = pytest.mark.model
-
-
-@pytest.fixture(scope="module")
-def model(model_path: Path) -> Iterator[llama.Model]:
-    llama.start(warn=lambda _: None)
-    model = llama.Model(model_path, 0)
-    yield model
-    model.close()
 
 
 def test_all_pieces_are_those_of_the_tokens(model: llama.Model) -> None:

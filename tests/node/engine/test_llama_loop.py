@@ -1,7 +1,6 @@
 """The batching loop on the real model, stepped by hand: what is shared, and that sharing does not change the logits."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,14 +48,6 @@ class Probe(Work):
 
     def cancel(self) -> None:
         self.done = True
-
-
-@pytest.fixture(scope="module")
-def model(model_path: Path) -> Iterator[llama.Model]:
-    llama.start(warn=lambda _: None)
-    model = llama.Model(model_path, 0)
-    yield model
-    model.close()
 
 
 class Engine:

@@ -1,8 +1,5 @@
 """What is kept between requests: grammars, within bounds. What requests ask is tested in test_generate_work.py."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from mesh.wire import engine_pb2
@@ -14,14 +11,6 @@ from node.engine.llama_requests import LlamaRequests
 from node.engine.template import ChatTemplate
 
 pytestmark = pytest.mark.model
-
-
-@pytest.fixture(scope="module")
-def model(model_path: Path) -> Iterator[llama.Model]:
-    llama.start(warn=lambda _: None)
-    model = llama.Model(model_path, 0)
-    yield model
-    model.close()
 
 
 @pytest.fixture
