@@ -66,12 +66,16 @@ class Vocabulary:
         self.pieces = pieces
         self.ends = frozenset(ends)
         self._prepared = False
+        self._lock = threading.Lock()  # guards what `prepare` makes until it is whole
 
     def prepare(self) -> None:
-        """Read and sort the texts, once: 0.04 s for ten thousand tokens. By the thread that makes matchers."""
-        if self._prepared:
-            return
-        self._prepared = True
+        """Read and sort the texts, once: 0.04 s for ten thousand tokens. By the thread that first makes a matcher."""
+        with self._lock:
+            if not self._prepared:
+                self._read()
+                self._prepared = True
+
+    def _read(self) -> None:
         pieces = self.pieces
         self.texts = [None if token in self.ends else _decode(piece) for token, piece in enumerate(pieces)]
         self.cut: list[int] = []  # tokens that are only a beginning of a character

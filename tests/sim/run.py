@@ -18,6 +18,9 @@ from tests.sim.record import Record
 from tests.sim.result import STORY_LINES_SHOWN, SimResult, figures_of
 from tests.sim.world import World
 
+#: Worlds at a time in the tests.
+PROCESSES = max(2, os.cpu_count() or 1)
+
 
 def run_seed(seed: int, nodes: int | None = None) -> SimResult:
     """Live through the world of `seed`. Never raises for a broken invariant: it reports it."""

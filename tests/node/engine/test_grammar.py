@@ -5,7 +5,8 @@ import sys
 import threading
 import time
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,8 @@ from node.errors import KithError
 PIECES = [b"a", b"b", b"ab", b"ba", b"aa", b"\xe8", b"\xaf\xad", b"\xe8\xaf", b"\xad", "语".encode(), "语a".encode(),
           b"\xff", b"", b"<end>", b"<eot>", b"\xada", b"\xf0\x9f", b"\x98\x80"]  # fmt: skip
 ENDS = (13, 14)
+#: Until a thread has come to where it is waited for, at the latest, seconds.
+WITHIN_S = 20.0
 #: About what a step takes, seconds.
 STEP_S = 3e-6
 VOCABULARY = Vocabulary(PIECES, ENDS)
@@ -223,7 +226,7 @@ def test_threads_may_use_one_grammar_at_once() -> None:
     def nest(grammar: Grammar, seed: int, ready: threading.Barrier) -> bool:
         rng, matcher = random.Random(seed), Matcher(grammar, vocabulary)
         opened = [rng.randrange(2) for _ in range(600)]
-        ready.wait()
+        ready.wait(WITHIN_S)
         return matcher.resume([*opened, 4, *(2 + one for one in reversed(opened))]) and matcher.over
 
     try:
@@ -271,6 +274,32 @@ def test_a_vocabulary_is_sorted_when_a_grammar_first_needs_it() -> None:
     assert not hasattr(vocabulary, "ordered"), "every start of an engine would pay for it"
     Matcher(Grammar('root ::= "a"'), vocabulary)
     assert vocabulary.ordered == sorted(vocabulary.ordered)
+
+
+class SlowPieces(list[bytes]):
+    """Whoever reads these waits until somebody else had time to come."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        super().__init__(pieces)
+        self.being_read, self.go_on = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.being_read.set()
+        assert self.go_on.wait(WITHIN_S)
+        return super().__iter__()
+
+
+def test_a_vocabulary_that_another_thread_is_sorting_is_waited_for() -> None:
+    pieces = SlowPieces(PIECES)
+    vocabulary, grammar = Vocabulary(pieces, ENDS), Grammar('root ::= "a"')
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(Matcher, grammar, vocabulary)
+        assert pieces.being_read.wait(WITHIN_S)
+        second = pool.submit(Matcher, grammar, vocabulary)
+        assert not wait([second], 0.2).done, "it would use what is not there yet"
+        pieces.go_on.set()
+        assert first.result(WITHIN_S).allows(0)
+        assert second.result(WITHIN_S).allows(0)
 
 
 def test_digest_tells_vocabularies_apart() -> None:
