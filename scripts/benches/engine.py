@@ -1,8 +1,10 @@
 """The engine against llama-server: the same model file, threads and prompts, in turns, in one run.
 
 llama-server runs inside a process of its own (package xllamacpp, its defaults; KITH_BENCH_FLASH=0 turns its flash
-attention off, as ours is on a CPU), made in a throwaway environment; KITH_BENCH_PYTHON names one that exists. Ours is
-the engine's child process, as a node runs it. Both have 16 slots.
+attention off, as ours is on a CPU), made in a throwaway environment; KITH_BENCH_PYTHON names one that exists. Its wheel
+has kernels for AVX2. KITH_BENCH_SERVER=FILE takes this llama-server in its place, over HTTP on loopback, so one built
+from the source of our library for the same CPU; docs/benchmarks.md says how. Ours is the engine's child process, as a
+node runs it. Both have 16 slots.
 
 Workloads: "shared", every prompt begins with the same 300 tokens and ends in 30 of its own; "unshared", 330 of its own;
 48 tokens written, greedy. Each with 1, 4, 8 and 16 requests at a time (KITH_BENCH_LEAST and KITH_BENCH_MOST bound
@@ -54,6 +56,8 @@ from node.models import ensure_default_model
 from scripts.benches import percentile, size
 from scripts.quantize import quantize
 
+#: A llama-server to compare with in place of the package's.
+SERVER = os.environ.get("KITH_BENCH_SERVER", "")
 XLLAMACPP = "xllamacpp==2026.10.11549"
 SLOTS = 16
 CONTEXT_TOKENS = 512
@@ -75,7 +79,9 @@ def figures() -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="kith-bench-") as folder:
         if not levels and not quants:
             return found | asyncio.run(_alone(model, Path(folder), size("requests", requests)))
-        python = os.environ.get("KITH_BENCH_PYTHON") or _environment(Path(folder) / "venv")
+        python = (
+            sys.executable if SERVER else os.environ.get("KITH_BENCH_PYTHON") or _environment(Path(folder) / "venv")
+        )
         for quant in quants or [""]:
             path = _made(model, quant, Path(folder)) if quant else model
             theirs = Theirs(python, path, size("threads", 1))
@@ -115,6 +121,7 @@ class Theirs:
             "slots": SLOTS,
             "threads": threads,
             "flash_attention": bool(size("flash", 1)),
+            "binary": SERVER,
         }
         script = Path(__file__).with_name("_llama_server.py")
         self._process = subprocess.Popen(
@@ -124,8 +131,9 @@ class Theirs:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self.pid = self._process.pid
-        print(f"llama-server: {self._line().removeprefix('ready').strip()}")
+        told = json.loads(self._line())
+        self.pid = told["pid"] or self._process.pid
+        print(f"llama-server: {told['ready']}")
 
     def _line(self) -> str:
         assert self._process.stdout is not None

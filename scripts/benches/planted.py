@@ -5,10 +5,8 @@ KITH_SIM_PROCESSES: how many are tried at a time (one a core).
 
 import multiprocessing
 import os
-import re
 
-from tests.sim.planting import all_bugs
-from tests.sim.run import run_seed
+from tests.sim.planting import all_bugs, look_for
 
 
 def figures() -> dict[str, float]:
@@ -16,23 +14,14 @@ def figures() -> dict[str, float]:
     needed: dict[str, int] = {}
     # A process a bug: a patch must not outlive its bug.
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:
-        for name, seeds in pool.imap_unordered(first_seen, [bug.name for bug in all_bugs()], chunksize=1):
-            print(f"  {name}: " + (f"seen after {seeds} of its seeds" if seeds else "NOT SEEN"), flush=True)
+        for search in pool.imap_unordered(look_for, [bug.name for bug in all_bugs()], chunksize=1):
+            seeds = search.seen_after
+            print(f"  {search.name}: " + (f"seen after {seeds} of its seeds" if seeds else "NOT SEEN"), flush=True)
             if seeds:
-                needed[name] = seeds
+                needed[search.name] = seeds
     return {
         "planted": len(all_bugs()),
         "caught": len(needed),
         "seeds_mean": round(sum(needed.values()) / max(1, len(needed)), 1),
         "seeds_max": max(needed.values(), default=0),
     }
-
-
-def first_seen(name: str) -> tuple[str, int]:
-    """After how many of its seeds the bug is seen; 0 where it is in none. For a process of its own."""
-    bug = next(bug for bug in all_bugs() if bug.name == name)
-    bug.plant(setattr)
-    for count in range(bug.seeds):
-        if any(re.search(bug.seen_as, problem) for problem in run_seed(bug.first + count).problems):
-            return name, count + 1
-    return name, 0

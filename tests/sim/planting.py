@@ -5,8 +5,11 @@ most it must be seen; the same seeds hold without it.
 """
 
 import importlib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from tests.sim.run import run_seed
 
 #: Replaces an attribute of a class or module until the bug is taken out again.
 Patch = Callable[[object, str, object], None]
@@ -37,3 +40,26 @@ def all_bugs() -> list[Bug]:
     for name in ("planted", "planted_denials"):
         importlib.import_module(f"tests.sim.{name}")  # it adds its own
     return BUGS
+
+
+@dataclass
+class Search:
+    """What came of looking for a planted bug."""
+
+    name: str
+    seen_after: int = 0  # how many of its seeds; 0: it is in none
+    others: list[str] = field(default_factory=list)  # problems that are not the bug's
+
+
+def look_for(name: str) -> Search:
+    """Look for the bug of this name in its seeds. For a process of its own: what is planted stays."""
+    bug = next(bug for bug in all_bugs() if bug.name == name)
+    bug.plant(setattr)
+    search = Search(name)
+    for count in range(bug.seeds):
+        problems = run_seed(bug.first + count).problems
+        if any(re.search(bug.seen_as, problem) for problem in problems):
+            search.seen_after = count + 1
+            break
+        search.others += problems
+    return search
