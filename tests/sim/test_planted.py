@@ -17,7 +17,8 @@ WITHIN_S = 600.0
 def looked_for(request: pytest.FixtureRequest) -> Iterator[dict[str, "AsyncResult[Search]"]]:
     """What came of each bug that this run asks for; several are looked for at a time."""
     here = [item for item in request.session.items if item.path == request.path]
-    names = [item.callspec.params["bug"].name for item in here if isinstance(item, pytest.Function)]
+    bugs = [item.callspec.params["bug"] for item in here if isinstance(item, pytest.Function)]
+    names = [bug.name for bug in bugs if isinstance(bug, Bug)]
     # A process a bug: a patch must not outlive its bug.
     with multiprocessing.get_context("spawn").Pool(PROCESSES, maxtasksperchild=1) as pool:
         yield {name: pool.apply_async(look_for, [name]) for name in names}
