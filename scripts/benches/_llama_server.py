@@ -5,6 +5,7 @@ measured as JSON: its process and what its kernels use. Then a line of JSON in i
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class InProcess:
         if not settings["flash_attention"]:
             params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._server = xllamacpp.Server(params)
-        self.pid = None  # this process
+        self.pid = os.getpid()
         self.info = xllamacpp.get_system_info()
 
     def chunks(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:

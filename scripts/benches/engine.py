@@ -132,7 +132,7 @@ class Theirs:
             text=True,
         )
         told = json.loads(self._line())
-        self.pid = told["pid"] or self._process.pid
+        self.pid: int = told["pid"]
         print(f"llama-server: {told['ready']}")
 
     def _line(self) -> str:

@@ -7,10 +7,11 @@ import multiprocessing
 import os
 
 from tests.sim.planting import all_bugs, look_for
+from tests.sim.run import PROCESSES
 
 
 def figures() -> dict[str, float]:
-    processes = int(os.environ.get("KITH_SIM_PROCESSES", "0")) or os.cpu_count() or 1
+    processes = int(os.environ.get("KITH_SIM_PROCESSES", "0")) or PROCESSES
     needed: dict[str, int] = {}
     # A process a bug: a patch must not outlive its bug.
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=1) as pool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.sim.record import Record
 from tests.sim.result import figures_of
-from tests.sim.run import run_seeds
+from tests.sim.run import PROCESSES, run_seeds
 
 SEEDS = "1-10000"
 #: Seeds between two lines of progress.
@@ -20,7 +20,7 @@ TELL_EVERY = 100
 
 def figures() -> dict[str, float]:
     first, last = (int(part) for part in os.environ.get("KITH_SIM_SEEDS", SEEDS).split("-"))
-    processes = int(os.environ.get("KITH_SIM_PROCESSES", "0")) or os.cpu_count() or 1
+    processes = int(os.environ.get("KITH_SIM_PROCESSES", "0")) or PROCESSES
     record = Record(Path(os.environ["KITH_SIM_RECORD"])) if "KITH_SIM_RECORD" in os.environ else None
     results = []
     for result in run_seeds(range(first, last + 1), processes, record):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tests.sim.run import run_seed
 
-#: Replaces an attribute of a class or module until the bug is taken out again.
+#: Replaces an attribute of a class or module, as `setattr` does.
 Patch = Callable[[object, str, object], None]
 
 

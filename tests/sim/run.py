@@ -18,8 +18,8 @@ from tests.sim.record import Record
 from tests.sim.result import STORY_LINES_SHOWN, SimResult, figures_of
 from tests.sim.world import World
 
-#: Worlds at a time in the tests.
-PROCESSES = max(2, os.cpu_count() or 1)
+#: Worlds at a time where nothing else is said: one a core.
+PROCESSES = os.cpu_count() or 1
 
 
 def run_seed(seed: int, nodes: int | None = None) -> SimResult:
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wall = time.perf_counter()
     results: list[SimResult] = []
     record = Record(options.record) if options.record else None
-    for result in run_seeds(range(first, last + 1), options.processes or os.cpu_count() or 1, record):
+    for result in run_seeds(range(first, last + 1), options.processes or PROCESSES, record):
         results.append(result)
         if not result.ok:
             print(
