@@ -102,7 +102,7 @@ class _Pace:
     declines: int = 0  # in a row
 
     def late_after_s(self, *, reads: bool) -> float:
-        """`reads`: whether anything there does. The engine moves all at once, and no faster than when it only writes."""
+        """`reads`: whether anything there does. An engine moves all at once, no faster than where it only writes."""
         longest = max(self.writing, default=0.0)
         if reads:
             longest = max(longest, max(self.reading, default=0.0))
