@@ -4,7 +4,8 @@ Idea: an attempt in flight holds a lease that every sign of progress renews. It 
 fact is folded in, when its agent declines, when its node is dead or left, or when the lease runs out; then the task may
 be assigned again, and a duplicate result is harmless. Frozen is worse than dead, so an attempt that is merely *late* is
 not waited for either: the task gets one second copy elsewhere (a hedge), and its node gets nothing new until it moves.
-What counts as late follows the node's own pace: the gaps between its last words.
+What counts as late follows the node's own pace: the gaps between its last words, those of reading prompts apart from
+those of writing, which are shorter by far and many.
 
 Nothing here is durable: a new leader starts empty and first hears, from the workers' reports, what still runs.
 
@@ -28,8 +29,11 @@ LEASE_S = 30.0
 ACCEPT_S, ACCEPT_LATE_S = 5.0, 1.0
 #: No progress for so long is late, or for so many times the longest of the node's last gaps, if that is more.
 LATE_S, LATE_GAPS = 1.5, 4.0
-#: Gaps remembered of a node, and the longest that one may count: one stall must not excuse the next.
+#: Gaps remembered of a node in each phase, and the longest that one may count; nor does it count for more than what was
+#: late when it began. One stall must not excuse the next.
 GAPS_KEPT, GAP_MAX_S = 32, 5.0
+#: The phases in which a task's prompt is not read yet; empty: it has not said any.
+READING = frozenset({"", "queued", "reading"})
 #: A node that declined is not asked again for so long, for it said no for a reason that a moment may mend; doubled with
 #: each time in a row up to the second, because every assignment is journaled.
 REST_S, REST_MAX_S = 0.5, 8.0
@@ -82,19 +86,32 @@ class InFlight:
     def uses_engine(self) -> bool:
         return self.progress is None or self.progress.phase != COPYING
 
+    @property
+    def reads(self) -> bool:
+        return self.accepted and (self.progress is None or self.progress.phase in READING)
+
 
 @dataclass
 class _Pace:
     """How a node moves: the gaps between its words of progress, seconds."""
 
-    gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS_KEPT))
+    reading: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS_KEPT))
+    writing: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS_KEPT))
     moved_at: float = 0.0
     strikes: int = 0  # how often work was taken from it since it last moved
     declines: int = 0  # in a row
 
-    @property
-    def late_after_s(self) -> float:
-        return max(LATE_S, LATE_GAPS * max(self.gaps, default=0.0))
+    def late_after_s(self, *, reads: bool) -> float:
+        """`reads`: whether anything there does. An engine moves all at once, no faster than where it only writes."""
+        longest = max(self.writing, default=0.0)
+        if reads:
+            longest = max(longest, max(self.reading, default=0.0))
+        return max(LATE_S, LATE_GAPS * longest)
+
+    def moved(self, gap_s: float, now: float, *, reads: bool) -> None:
+        gaps = self.reading if reads else self.writing
+        gaps.append(min(gap_s, GAP_MAX_S, self.late_after_s(reads=reads)))
+        self.moved_at = now
 
 
 @dataclass
@@ -156,8 +173,8 @@ class Dispatch:
                 flight.progressed_at = now
                 self._paces.setdefault(peer, _Pace()).declines = 0
             case "progress":
-                self._moved(flight, now)
                 flight.accepted = True
+                self._moved(flight, now)
                 flight.progressed_at = now
                 flight.progress = event.progress
             case "declined" if event.attempt == flight.attempt:
@@ -261,15 +278,14 @@ class Dispatch:
         silent = now - flight.progressed_at
         if not flight.accepted:
             return f"it was not accepted for {silent:.1f} s" if silent > ACCEPT_LATE_S else ""
-        pace = self._paces.get(flight.node_id)
-        late_after = (pace.late_after_s if pace else LATE_S) if flight.uses_engine else COPYING_LATE_S
+        late_after = self._late_after_s(flight.node_id) if flight.uses_engine else COPYING_LATE_S
         return f"it made no progress for {silent:.1f} s" if silent > late_after else ""
 
     def is_stuck(self, node_id: NodeId, now: float) -> bool:
         """Whether something is late on this node and nothing else moves there."""
         flights = self.on_node(node_id)
-        pace = self._paces.get(node_id) or _Pace()
-        moving = flights and now - pace.moved_at <= pace.late_after_s
+        moved_at = self._paces[node_id].moved_at if node_id in self._paces else 0.0
+        moving = flights and now - moved_at <= self._late_after_s(node_id)
         return not moving and any(self.why_late(flight, now) for flight in flights)
 
     def rests(self, node_id: NodeId, now: float) -> bool:
@@ -300,11 +316,14 @@ class Dispatch:
 
     def _moved(self, flight: InFlight, now: float) -> None:
         pace = self._paces.setdefault(flight.node_id, _Pace())
-        pace.gaps.append(min(GAP_MAX_S, now - flight.progressed_at))
-        pace.moved_at = now
+        pace.moved(now - flight.progressed_at, now, reads=flight.reads)
         if pace.strikes:
             pace.strikes = 0
             self.resting.pop(flight.node_id, None)
+
+    def _late_after_s(self, node_id: NodeId) -> float:
+        pace = self._paces.get(node_id) or _Pace()
+        return pace.late_after_s(reads=any(flight.reads for flight in self.on_node(node_id)))
 
     def _rest(self, node_id: NodeId, until: float) -> None:
         self.resting[node_id] = max(until, self.resting.get(node_id, until))

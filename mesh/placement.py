@@ -1,8 +1,11 @@
 """Who gets which task: what the solver is asked, and what is made of its answer.
 
-Idea: one round at a time. It offers the ready tasks, and late ones a second time as hedges, with the state of every
-agent in view; the world may move while the solver thinks, so each placement is checked again before it is commanded.
-Each round is journaled, with what `explain` prints; hedges are journaled apart.
+Idea: one round at a time. It offers the ready tasks, and those in flight that do not move a second time as hedges, with
+the state of every agent in view; the world may move while the solver thinks, so each placement is checked again before
+it is commanded. Each round is journaled, with what `explain` prints; hedges are journaled apart.
+
+The solver serves the earlier tasks of a round first. A task whose node is lost keeps its turn. One that is merely late
+may yet end where it is, so it comes after all that never started: its copy gets what they leave, until its lease ends.
 
 An agent gets nothing while its node drains, rests, stalls or holds something late that does not move.
 
@@ -92,9 +95,8 @@ class Placement:
         everybody = {agent_of(state.agent) for state in agents}
         tasks: list[ReadyTask] = []
         chosen: dict[TaskKey, tuple[Ready, str]] = {}
-        for one in ready:
+        for one, why_late in self._in_turn(ready, now):
             flights = self.dispatch.of_task(one.key)
-            why_late = self._why_late(flights, now) if flights else ""
             if (flights and not why_late) or len(tasks) >= ROUND_TASKS_MAX:
                 continue
             if not flights and self.dispatch.is_held_back(one.key, now):
@@ -135,17 +137,31 @@ class Placement:
                 )
         return states
 
-    def _why_late(self, flights: Iterable[InFlight], now: float) -> str:
-        """Why a task in flight needs a second copy; empty where it moves or has one already."""
-        reasons = [self._why_one_is_late(flight, now) for flight in flights]
-        return reasons[0] if len(reasons) == 1 else ""
+    def _in_turn(self, ready: Iterable[Ready], now: float) -> list[tuple[Ready, str]]:
+        """In the order of service, each with why it needs a second copy: empty where it needs none."""
+        first: list[tuple[Ready, str]] = []
+        last: list[tuple[Ready, str]] = []
+        for one in ready:
+            why, merely_late = self._why_late(self.dispatch.of_task(one.key), now)
+            (last if merely_late else first).append((one, why))
+        return first + last
 
-    def _why_one_is_late(self, flight: InFlight, now: float) -> str:
+    def _why_late(self, flights: Sequence[InFlight], now: float) -> tuple[str, bool]:
+        """Why a task needs a second copy, empty where it moves or has one already; and whether it is merely late."""
+        if len(flights) != 1:
+            return "", False
+        [flight] = flights
+        if why_lost := self._why_lost(flight):
+            return why_lost, False
+        why_late = self.dispatch.why_late(flight, now)
+        return why_late, bool(why_late)
+
+    def _why_lost(self, flight: InFlight) -> str:
         if flight.node_id not in self.around.membership.view():
             return "its node is suspected"
         if self.around.membership.load_of(flight.node_id).engine_stalled:
             return "the engine of its node does not move"
-        return self.dispatch.why_late(flight, now)
+        return ""
 
     def _forbidden(self, one: Ready, flights: Iterable[InFlight], everybody: set[Agent]) -> set[Agent]:
         taken = {agent_of(flight.agent) for flight in flights}
@@ -177,7 +193,7 @@ class Placement:
         hedges: dict[bytes, list[tuple[facts_pb2.AssignmentRecord, str]]] = {}
         for key, record in event.placements:
             ready, why_late = asked.tasks.get(key, (None, ""))
-            if ready is None or not self._still_makes_sense(ready, record.agent, bool(why_late)):
+            if ready is None or not self._still_makes_sense(ready, record.agent, bool(why_late), now):
                 continue
             effects += self._command(ready, record.agent, token, now)
             if why_late:
@@ -191,7 +207,7 @@ class Placement:
             effects += self._journal_hedges(job_id, late, event, token)
         return effects
 
-    def _still_makes_sense(self, ready: Ready, agent: common_pb2.AgentRef, hedge: bool) -> bool:
+    def _still_makes_sense(self, ready: Ready, agent: common_pb2.AgentRef, hedge: bool, now: float) -> bool:
         key, job = ready.key, ready.job
         flights = self.dispatch.of_task(key)
         return (
@@ -200,6 +216,7 @@ class Placement:
             and job.plan.plan.sha256 == ready.plan_sha256
             and key.ref not in job.results()
             and bool(flights) == hedge
+            and (not hedge or bool(self._why_late(flights, now)[0]))
             and self.dispatch.may_start(key, NodeId(agent.node_id))
             and agent.node_id in self.around.membership.view()
         )

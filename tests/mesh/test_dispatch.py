@@ -1,6 +1,8 @@
 """Tests of mesh/dispatch.py: leases, lateness and rest of attempts in flight, as scenarios."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesh.dispatch import (
     ACCEPT_LATE_S,
@@ -8,6 +10,7 @@ from mesh.dispatch import (
     COPYING,
     COPYING_LATE_S,
     GAP_MAX_S,
+    GAPS_KEPT,
     INPUTS_MISSING,
     INPUTS_REST_MAX_S,
     INPUTS_REST_S,
@@ -218,6 +221,90 @@ def test_one_long_stall_does_not_excuse_the_next() -> None:
     moves(dispatch, 25.0)
     assert dispatch.why_late(flight, 25.1 + LATE_GAPS * GAP_MAX_S)
     assert LATE_GAPS * GAP_MAX_S < LEASE_S
+
+
+def test_one_stall_excuses_no_more_than_a_few_times_what_was_late_before() -> None:
+    dispatch = flying()
+    flight = accepts(dispatch, 0.0)
+    moves(dispatch, 25.0)
+    assert dispatch.why_late(flight, 25.1 + LATE_GAPS * LATE_S)
+
+
+def reads_in_long_steps(dispatch: Dispatch, now: float, gap_s: float, words: int = 3) -> float:
+    """A task on A has read a prompt by so many words of progress. Returns when it wrote its first."""
+    for _ in range(words):
+        moves(dispatch, now, phase="reading")
+        now += gap_s
+    moves(dispatch, now)
+    return now
+
+
+def writes_in_short_steps(dispatch: Dispatch, now: float, words: int = 3 * GAPS_KEPT) -> float:
+    for _ in range(words):
+        now += 0.1
+        moves(dispatch, now)
+    return now
+
+
+def test_a_node_that_reads_in_long_steps_is_known_for_that_however_much_it_writes_between() -> None:
+    dispatch = flying()
+    accepts(dispatch, 0.0)
+    now = writes_in_short_steps(dispatch, reads_in_long_steps(dispatch, 0.0, 3.0))
+    dispatch.done(KEY)
+    assign(dispatch, A, now)
+    flight = accepts(dispatch, now)
+    assert not dispatch.why_late(flight, now + 3.0), "it reads already, though it has not said so"
+    moves(dispatch, now, phase="reading")
+    assert not dispatch.why_late(flight, now + 3.0)
+    assert not dispatch.is_stuck(A, now + 3.0)
+    assert dispatch.why_late(flight, now + 0.1 + LATE_GAPS * GAP_MAX_S)
+
+
+def test_long_steps_of_reading_excuse_no_silence_in_writing() -> None:
+    dispatch = flying()
+    flight = accepts(dispatch, 0.0)
+    now = writes_in_short_steps(dispatch, reads_in_long_steps(dispatch, 0.0, 3.0), words=2)
+    assert not dispatch.why_late(flight, now + LATE_S)
+    assert dispatch.why_late(flight, now + LATE_S + 0.1)
+    assert dispatch.is_stuck(A, now + LATE_S + 0.1)
+
+
+def test_who_writes_beside_a_prompt_that_is_read_waits_for_its_steps() -> None:
+    dispatch = flying()
+    flight = accepts(dispatch, 0.0)
+    now = writes_in_short_steps(dispatch, reads_in_long_steps(dispatch, 0.0, 3.0))
+    beside = TaskKey(KEY.job_id, TaskRef(4, 0))
+    dispatch.assigned(beside, PLAN, agent(A), now, 1000, 1)
+    assert dispatch.why_late(flight, now + 3.0), "what did not arrive is not read"
+    arrived = work_pb2.TaskEvent(
+        job_id=KEY.job_id, task_index=4, attempt=1, agent=agent(A), accepted=work_pb2.TaskEvent.Accepted()
+    )
+    dispatch.event_received(A, arrived, now)
+    assert not dispatch.why_late(flight, now + 3.0)
+    dispatch.done(beside)
+    assert dispatch.why_late(flight, now + 3.0)
+
+
+@given(
+    st.floats(LATE_S, GAP_MAX_S),
+    st.lists(st.tuples(st.integers(0, GAPS_KEPT), st.integers(0, 3 * GAPS_KEPT)), min_size=1, max_size=5),
+)
+def test_reading_is_judged_by_reading_and_writing_by_writing(step_s: float, prompts: list[tuple[int, int]]) -> None:
+    """Prompts that take so many steps more to read, and so many words to write; one word has taught the leader."""
+    dispatch = flying()
+    accepts(dispatch, 0.0)
+    now = reads_in_long_steps(dispatch, 0.0, step_s, words=2)
+    dispatch.done(KEY)
+    for reading, writing in prompts:
+        assign(dispatch, A, now)
+        flight = accepts(dispatch, now)
+        assert not dispatch.why_late(flight, now + step_s)
+        now = reads_in_long_steps(dispatch, now, step_s, words=1 + reading)
+        now = writes_in_short_steps(dispatch, now, words=writing)
+        assert dispatch.why_late(flight, now + LATE_S + 0.1)
+        assert dispatch.is_stuck(A, now + LATE_S + 0.1)
+        dispatch.done(KEY)
+        dispatch.validate()
 
 
 def test_a_result_that_waits_for_copies_is_no_stall() -> None:

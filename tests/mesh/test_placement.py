@@ -1,5 +1,9 @@
 """A round of allocation: what the solver is asked, and what is made of its answer when the world moved meanwhile."""
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from mesh import events
 from mesh.dispatch import LATE_S, Dispatch, TaskKey
 from mesh.effects import Allocate, Author, Effect, ReadyTask
@@ -9,6 +13,7 @@ from mesh.placement import HEDGE, RECORDS_PER_FACT, ROUND_TASKS_MAX, Placement, 
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, work_pb2
 from tests.mesh.building import B, C, D
 from tests.mesh.lone import Lone, ref, to, token
+from tests.mesh.working import solved
 
 JOB, PLAN = b"j" * 32, ref("plan")
 
@@ -222,11 +227,11 @@ def test_a_late_task_is_offered_once_more_elsewhere_and_journaled_apart() -> Non
     assert round_.ask(round_.ready(0), now=LATE_S) is None
     asked = round_.ask(round_.ready(0, 1), now=LATE_S + 0.5)
     assert asked is not None
-    assert [(one.key.ref.index, one.hedge) for one in asked.tasks] == [(0, True), (1, False)]
-    assert asked.tasks[0].forbidden == {(B, "default")}
+    assert [(one.key.ref.index, one.hedge) for one in asked.tasks] == [(1, False), (0, True)]
+    assert asked.tasks[1].forbidden == {(B, "default")}
     assert free(asked)[B] == 0, "who holds something late gets nothing new"
-    done = round_.answer(asked, C, round_.node.me, now=LATE_S + 0.5)
-    assert to(done, "assign") == [C, round_.node.me]
+    done = round_.answer(asked, round_.node.me, C, now=LATE_S + 0.5)
+    assert to(done, "assign") == [round_.node.me, C]
     first, hedge = journaled(done)
     assert (first.method, hedge.method) == ("m", HEDGE)
     assert "no progress" in hedge.method_reason
@@ -261,6 +266,84 @@ def test_a_late_task_that_moved_while_the_solver_thought_keeps_its_one_copy() ->
     assert asked.tasks[0].hedge
     round_.dispatch.done(asked.tasks[0].key)
     assert round_.answer(asked, C, now=2.1) == [], "it is a first copy now, and not what was asked"
+
+
+def test_a_late_task_that_moved_while_the_solver_thought_needs_no_second_copy() -> None:
+    round_ = Round()
+    asked = round_.ask(round_.ready(0))
+    assert asked is not None
+    round_.answer(asked, B)
+    asked = round_.ask(round_.ready(0), now=2.0)
+    assert asked is not None
+    round_.accept(asked.tasks[0].key, B, 2.05)
+    assert round_.answer(asked, C, now=2.1) == []
+
+
+def test_a_merely_late_task_gets_no_place_that_one_never_started_could_have() -> None:
+    round_ = Round()
+    asked = round_.ask(round_.ready(0))
+    assert asked is not None
+    round_.answer(asked, B)
+    round_.accept(asked.tasks[0].key, B, 0.0)
+    late = LATE_S + 0.5
+    asked = round_.ask(round_.ready(0, 1, 2), now=late)
+    assert asked is not None
+    assert [(one.key.ref.index, one.hedge) for one in asked.tasks] == [(1, False), (2, False), (0, True)]
+    done = round_.placement.answered(solved(asked), round_.token, late)
+    [first] = journaled(done)
+    assert [one.task_index for one in first.assignments] == [1, 2], "two places, and no second copy"
+
+
+def test_a_full_round_is_full_of_tasks_that_never_started() -> None:
+    round_ = Round(slots=2)
+    asked = round_.ask(round_.ready(0))
+    assert asked is not None
+    round_.answer(asked, B)
+    round_.accept(asked.tasks[0].key, B, 0.0)
+    asked = round_.ask(round_.ready(*range(ROUND_TASKS_MAX + 1)), now=LATE_S + 0.5)
+    assert asked is not None
+    assert len(asked.tasks) == ROUND_TASKS_MAX
+    assert not any(task.hedge for task in asked.tasks)
+
+
+@pytest.mark.parametrize("trouble", ["suspected", "stalled"])
+def test_who_ran_on_a_lost_node_keeps_its_turn(trouble: str) -> None:
+    round_ = Round()
+    asked = round_.ask(round_.ready(0))
+    assert asked is not None
+    round_.answer(asked, B)
+    round_.accept(asked.tasks[0].key, B, 0.0)
+    if trouble == "suspected":
+        round_.node.do(events.LinkClosed(B))
+    else:
+        round_.node.replica.membership.members[B].load_told(membership_pb2.NodeLoad(engine_stalled=True))
+    asked = round_.ask(round_.ready(0, 1, 2), now=LATE_S + 0.5)
+    assert asked is not None
+    assert [(one.key.ref.index, one.hedge) for one in asked.tasks] == [(0, True), (1, False), (2, False)]
+
+
+@given(st.lists(st.sampled_from(["never started", "late", "moving"]), max_size=8), st.integers(1, 4))
+def test_late_copies_get_what_the_others_leave(states: list[str], slots: int) -> None:
+    round_ = Round(slots=slots)
+    round_.node.profile(B, slots=9)  # it runs all that runs
+    tasks = round_.ready(*range(len(states)))
+    for one, state in zip(tasks, states, strict=True):
+        if state != "never started":
+            round_.dispatch.assigned(one.key, PLAN.sha256, agent(B), 0.0, 1, 1)
+            round_.accept(one.key, B, 0.0 if state == "late" else LATE_S)
+    never, late = states.count("never started"), states.count("late")
+    asked = round_.ask(tasks, now=LATE_S + 0.5)
+    if asked is None:
+        assert never == late == 0
+        return
+    assert [one.hedge for one in asked.tasks] == [False] * never + [True] * late
+    room = sum(free(asked).values())
+    done = round_.placement.answered(solved(asked), round_.token, LATE_S + 0.5)
+    hedged = sum(len(fact.assignments) for fact in journaled(done) if fact.method == HEDGE)
+    started = sum(len(fact.assignments) for fact in journaled(done) if fact.method != HEDGE)
+    assert started == min(never, room)
+    assert hedged <= max(0, room - never)
+    round_.dispatch.validate()
 
 
 def test_a_suspected_or_stalled_node_is_hedged_at_once() -> None:

@@ -430,7 +430,7 @@ def the_lost_are_waited_for(patch: Patch) -> None:
 
     Rare: of the seeds 1 to 38 and 81 to 95 only the last shows it, since work is given out sooner and done by then.
     """
-    expire, why_late = Coordinator._expire, Placement._why_one_is_late
+    expire, why_late = Coordinator._expire, Placement._why_late
 
     def wait(self: Coordinator, now: float) -> list[Effect]:
         for flight in (one for flights in self.dispatch.in_flight.values() for one in flights):
@@ -438,12 +438,12 @@ def the_lost_are_waited_for(patch: Patch) -> None:
                 flight.progressed_at = now
         return expire(self, now)
 
-    def late(self: Placement, flight: InFlight, now: float) -> str:
-        return "" if is_lost(self.around, flight.node_id) else why_late(self, flight, now)
+    def late(self: Placement, flights: Sequence[InFlight], now: float) -> tuple[str, bool]:
+        return why_late(self, [] if any(is_lost(self.around, one.node_id) for one in flights) else flights, now)
 
     patch(Dispatch, "member_lost", lambda *_: [])
     patch(Coordinator, "_expire", wait)
-    patch(Placement, "_why_one_is_late", late)
+    patch(Placement, "_why_late", late)
 
 
 @bug("times, and goes on", 20)
