@@ -75,22 +75,19 @@ class KvCosts:
         return _faded(cost, max(0.0, now_s - at_s))
 
     def moved(
-        self, holder: str, taker: str, now_s: float, *, size_bytes: float, seconds: float, came: float = 1.0
+        self, holder: str, taker: str, now_s: float, *, size_bytes: float, seconds: float | None, came: float
     ) -> None:
-        """A move of `size_bytes` took so long, and brought this part, 0 to 1, of what was expected of it."""
+        """A move of `size_bytes` took so long (None: not known), and brought the part `came`, 0 to 1, of what was
+        expected. Where that is 0, it was given up: all of it would have taken that long at least."""
         cost = self.of(holder, taker, now_s)
-        if 0.0 <= size_bytes <= BYTES_MAX and 0.0 <= seconds <= SECONDS_MAX:
-            cost = _corrected(cost, size_bytes, seconds)
+        if seconds is not None and 0.0 <= size_bytes <= BYTES_MAX and 0.0 <= seconds <= SECONDS_MAX:
+            least_s = 0.0 if came > 0.0 else cost.takes_s(size_bytes)
+            cost = _corrected(cost, size_bytes, max(least_s, seconds))
         part = cost.came + max(NEWEST, 1.0 / (cost.moves + 2)) * (min(1.0, max(0.0, came)) - cost.came)
         self._learned[holder, taker] = (replace(cost, came=part, moves=cost.moves + 1), now_s)
         self._learned.move_to_end((holder, taker))
         if len(self._learned) > self._pairs_max:
             self._learned.popitem(last=False)
-
-    def failed(self, holder: str, taker: str, now_s: float, *, size_bytes: float, seconds: float) -> None:
-        """A move of what should have been `size_bytes` was given up after so long: it would have taken that at least."""
-        least_s = max(self.of(holder, taker, now_s).takes_s(size_bytes), seconds)
-        self.moved(holder, taker, now_s, size_bytes=size_bytes, seconds=least_s, came=0.0)
 
     def validate(self) -> None:
         assert len(self._learned) <= self._pairs_max
