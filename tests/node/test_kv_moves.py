@@ -187,14 +187,14 @@ async def test_that_nothing_came_is_logged_once_in_a_while(monkeypatch: pytest.M
 
 
 async def test_a_slow_holder_is_not_waited_for_longer_than_reading_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with world(profile(rate=1600.0)) as one:
+    async with world(profile(rate=800.0)) as one:
         one.theirs.go.clear()
         began = asyncio.get_running_loop().time()
         brought = await one.taking.bring(HOLDER, REQUEST, 800)
         assert brought.tokens == 0
-        assert 0.4 < brought.seconds < asyncio.get_running_loop().time() - began < 5.0
+        assert 0.8 < brought.seconds < asyncio.get_running_loop().time() - began < 5.0
         one.theirs.go.set()
-        assert cost_s(one.taking) > 0.5
+        assert cost_s(one.taking) > 1.0
         assert await one.taking.bring(HOLDER, REQUEST, 800) == Brought(), "reading is thought to be quicker now"
         later = clock.now() + 10 * HALF_LIFE_S
         monkeypatch.setattr(clock, "now", lambda: later)
