@@ -132,6 +132,13 @@ class Theirs:
             text=True,
         )
         told = json.loads(self._line())
+        if "failed" in told:
+            self.end()
+            message = f"the llama-server {SERVER or XLLAMACPP} does not start: {told['failed'][-300:]}"
+            remedy = (
+                "Name one that runs here by KITH_BENCH_SERVER (docs/benchmarks.md), or unset that for the package's."
+            )
+            raise KithError("bench-impossible", message, remedy, ExitCode.UNAVAILABLE)
         self.pid: int = told["pid"]
         print(f"llama-server: {told['ready']}")
 
