@@ -159,12 +159,14 @@ class Theirs:
 
     def end(self) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(20)
+        self._process.stdout.close()
 
 
 async def _measure(model: Path, folder: Path, theirs: Theirs, levels: list[int], requests: int) -> dict[str, float]:
