@@ -181,7 +181,9 @@ class Daemon:
             self.shell.post, self._counter, self.blobs, self.plans, self.solver, self.snapshots.name_of
         )
         self.engine_door = EngineDoor(self.engine, self.engines.of)
-        self.kv = KvMoves(self.engine_door, links.stub, lambda: self._profile, self.replica.profiles.of)
+        self.kv = KvMoves(
+            self.replica.me, self.engine_door, links.stub, lambda: self._profile, self.replica.profiles.of
+        )
         self.router = Router(self.replica, self.engine_door, links, self.kv)
         self.submissions = Submissions(self.shell.post, self.replica, self.blobs, self._agents_live)
 

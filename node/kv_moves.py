@@ -3,7 +3,11 @@
 Idea: reading a long prompt takes an engine seconds; what it computes from it is some megabytes, and a LAN carries those
 in milliseconds. The router names a holder where that is the cheaper by its costs; the node that answers asks it for
 what it holds, takes it in as a cached prefix, and then generates as always. It waits for it no longer than reading
-would take, and whatever goes wrong, it reads.
+would take, and whatever goes wrong, it reads: trying at most doubles the time of
+reading, or adds a quarter of a second.
+
+What a move took is learned by pair of nodes (mesh/kv_costs.py), by the node that took it and, from the start of the
+answer, by the one that asked it to. Each of them reads where it thinks that quicker.
 
 Between members only, and only where model file and KV layout are the same. The engine's child process checks sizes and
 hashes, and takes numbers only (node/engine/kv_state.py): a member that sends wrong ones can spoil answers.
@@ -14,12 +18,14 @@ Not guaranteed: that anything is saved. The holder's cache may have moved on.
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc.aio
 
 from mesh.identity import NodeId
+from mesh.kv_costs import KvCosts
 from mesh.wire import engine_pb2, facts_pb2, mesh_pb2
+from node import clock
 from node.engine_door import EngineDoor
 from node.engines import FIRST
 from node.errors import ExitCode, KithError
@@ -32,21 +38,12 @@ if TYPE_CHECKING:
 
 #: A shorter prefix is read: the call alone costs as much.
 MOVE_TOKENS_MIN = 128
-#: Until one was measured, bytes a second that move: a wired LAN. Where that is too much the first move shows it, and
-#: costs at most as much as reading.
-BYTES_PER_S_PRIOR = 50e6
 #: Until a state of the model was seen, bytes of one token: so many times the root of the number of parameters, which is
 #: right for 135 million (23 kB) and half as much again for 8 billion (131 kB).
 BYTES_PER_ROOT_PARAMETER = 2.0
 BYTES_PER_TOKEN_UNKNOWN = 100e3
 #: Models of which the size of a token is kept.
 KINDS_MAX = 64
-#: What any move costs before the first byte, seconds.
-MOVE_BASE_S = 0.02
-#: A move is not thought to cost more than so many times what it takes, however often others got nothing.
-CAME_MIN = 0.1
-#: Weight of the newest measurement.
-NEWEST = 0.3
 CHUNK_BYTES = 1 << 20
 #: Characters of why a move failed, in the log.
 WHY_MAX = 200
@@ -56,77 +53,121 @@ KV_BYTES_MAX = 512 << 20
 MOVES_AT_ONCE = 2
 #: A move is given up after this, and after what reading would take, seconds.
 MOVE_WITHIN_S_MIN, MOVE_WITHIN_S_MAX = 0.25, 15.0
+#: A move is not said to have taken less, seconds: 0 says that none was tried.
+SECONDS_MIN = 1e-6
 #: That KV did not come from a holder, for the same reason, is logged again after this.
 LOG_AGAIN_S = 60.0
 
 Stub = Callable[[NodeId], "mesh_pb2_grpc.MeshAsyncStub | None"]
 
 
+class Brought(NamedTuple):
+    """What came of a wish to have KV here. 0 seconds: it was not tried."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+
 class KvMoves:
     def __init__(
         self,
+        me: NodeId,
         engine: EngineDoor,
         stub: Stub,
         own: Callable[[], facts_pb2.NodeProfile],
         profile_of: Callable[[NodeId], facts_pb2.NodeProfile | None],
     ) -> None:
         """`own`: this node's profile; `profile_of`: another one's, as far as it is known."""
+        self._me = me
         self._engine = engine
         self._stub = stub
         self._own = own
         self._profile_of = profile_of
-        self._s_per_byte = 1.0 / BYTES_PER_S_PRIOR
+        self._costs = KvCosts()
         self._bytes_per_token: dict[tuple[bytes, str], float] = {}
-        self._came = 1.0  # of what others were expected to be given, this part was
         self._exporting = self._importing = 0
         self._once = Once(LOG_AGAIN_S)
 
-    def move_s(self, tokens: int, agent: facts_pb2.AgentProfile) -> float:
-        """What moving so many tokens of the agent's KV should take, by what was measured here."""
-        guess = BYTES_PER_ROOT_PARAMETER * math.sqrt(agent.parameters) or BYTES_PER_TOKEN_UNKNOWN
-        size = tokens * self._bytes_per_token.get(_kind(agent), guess)
-        return MOVE_BASE_S + size * self._s_per_byte / max(CAME_MIN, self._came)
+    def move_s(self, tokens: int, agent: facts_pb2.AgentProfile, holder: NodeId, taker: NodeId) -> float:
+        """What it should cost to take so many tokens of the agent's KV from one node to the other, with what fails."""
+        return self._costs.of(holder, taker, clock.now()).seconds(self._size(tokens, agent))
 
-    def told(self, expected_tokens: int, cached_tokens: int) -> None:
-        """Another node was to take so many tokens, and found so many in its cache then."""
-        self._came += NEWEST * (min(1.0, cached_tokens / max(1, expected_tokens)) - self._came)
+    def told(
+        self, holder: NodeId, taker: NodeId, expected_tokens: int, started: engine_pb2.GenerateEvent.Started
+    ) -> None:
+        """What an answer says that was to begin with so many tokens from `holder`."""
+        profile = self._profile_of(taker)
+        agent = next((agent for agent in profile.agents if _exchanges(agent)), None) if profile is not None else None
+        if taker == self._me or agent is None:
+            return  # what came here, `bring` has learned from
+        tried = started.kv_seconds > 0.0  # else it thought reading quicker, or is of a release that does not say
+        came = min(started.kv_tokens, started.cached_tokens) if tried else started.cached_tokens
+        expected = min(expected_tokens, started.prompt_tokens)
+        self._learn(holder, taker, agent, expected, came, started.kv_seconds if tried else None)
 
     # This node needs it
 
-    async def bring(self, holder: NodeId, request: engine_pb2.GenerateRequest, tokens: int) -> int:
-        """Have what `holder` has of the request's prompt here before it is read; `tokens` are expected. Returns how
-        many came, 0 where none did: never an error."""
+    async def bring(self, holder: NodeId, request: engine_pb2.GenerateRequest, tokens: int) -> Brought:
+        """Have what `holder` has of the request's prompt here before it is read; `tokens` are expected. Never an
+        error: what does not come is read."""
         own = next((agent for agent in self._own().agents if _exchanges(agent)), None)
         profile = self._profile_of(holder)
         stub = self._stub(holder)
         if own is None or profile is None or stub is None or self._importing >= MOVES_AT_ONCE:
-            return 0
+            return Brought()
         theirs = next((agent for agent in profile.agents if _exchanges(agent) and _kind(agent) == _kind(own)), None)
         if theirs is None:
-            return 0
-        self._importing += 1
-        began = asyncio.get_running_loop().time()
+            return Brought()
         reading_s = tokens / own.prefill_tokens_per_s if own.prefill_tokens_per_s > 0 else MOVE_WITHIN_S_MAX
+        if self.move_s(tokens, own, holder, self._me) >= reading_s:
+            return Brought()  # the node that chose has not seen yet how long it takes from there
+        now = asyncio.get_running_loop().time
+        self._importing += 1
+        began = None
+        came, state = 0, b""
         try:
             async with asyncio.timeout(min(MOVE_WITHIN_S_MAX, max(MOVE_WITHIN_S_MIN, reading_s))):
                 prompt = await self._engine.prompt_tokens(request)
-                came, state = await self._fetch(stub, theirs, prompt)
-                if came:
-                    await self._engine.import_kv(engine_pb2.ImportKvRequest(tokens=prompt[:came], state=state))
+                tokens = min(tokens, len(prompt))  # what others name is an estimate, if not a lie
+                began = now()
+                held, state = await self._fetch(stub, theirs, prompt)
+                await self._engine.import_kv(engine_pb2.ImportKvRequest(tokens=prompt[:held], state=state))
+                came = held
         except (KithError, grpc.aio.AioRpcError, TimeoutError) as error:
-            if isinstance(error, TimeoutError):
-                self._s_per_byte *= 1.0 + NEWEST
             if self._once.due(holder):  # callers name the holder, and it says why: neither must fill the log
                 log("info", f"the KV of {tokens} tokens did not come from {holder}: {_said(error)[:WHY_MAX]}")
-            return 0
         finally:
             self._importing -= 1
-        if came:
-            took = asyncio.get_running_loop().time() - began
-            self._s_per_byte += NEWEST * (took / len(state) - self._s_per_byte)
-            if len(self._bytes_per_token) < KINDS_MAX or _kind(own) in self._bytes_per_token:
-                self._bytes_per_token[_kind(own)] = len(state) / came
-        return came
+        if began is None:
+            return Brought()  # that is no fault of the holder's
+        took = max(now() - began, SECONDS_MIN)
+        if came and (len(self._bytes_per_token) < KINDS_MAX or _kind(own) in self._bytes_per_token):
+            self._bytes_per_token[_kind(own)] = len(state) / came
+        self._learn(holder, self._me, own, tokens, came, took)
+        return Brought(came, took)
+
+    def _learn(
+        self,
+        holder: NodeId,
+        taker: NodeId,
+        agent: facts_pb2.AgentProfile,
+        expected_tokens: int,
+        came_tokens: int,
+        seconds: float | None,
+    ) -> None:
+        self._costs.moved(
+            holder,
+            taker,
+            clock.now(),
+            size_bytes=self._size(came_tokens or expected_tokens, agent),
+            seconds=seconds,
+            came=came_tokens / max(1, expected_tokens),
+        )
+
+    def _size(self, tokens: int, agent: facts_pb2.AgentProfile) -> float:
+        """Bytes of so many tokens' KV, as it was seen here."""
+        guess = BYTES_PER_ROOT_PARAMETER * math.sqrt(agent.parameters) or BYTES_PER_TOKEN_UNKNOWN
+        return tokens * self._bytes_per_token.get(_kind(agent), guess)
 
     async def _fetch(
         self, stub: "mesh_pb2_grpc.MeshAsyncStub", theirs: facts_pb2.AgentProfile, prompt: list[int]
@@ -153,6 +194,8 @@ class KvMoves:
             call.cancel()
         if len(state) != size:
             raise _bad("its end is missing")
+        if not tokens:
+            raise _bad("it is of no tokens")
         return tokens, bytes(state)
 
     # Another node needs it

@@ -14,7 +14,7 @@ from node.blobs import CHUNK_BYTES
 from node.callers import caller_of
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
-from node.kv_moves import KvMoves
+from node.kv_moves import Brought, KvMoves
 from node.limits import HOPS_MAX
 from node.links import Links
 from node.models.sharing import ModelSharing
@@ -53,10 +53,13 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         await self._check_hops(request.hop_count, context)
         try:
             who = caller_of(context).node_id
+            brought = Brought()
             if request.kv_holder and self._kv is not None:
-                await self._kv.bring(NodeId(request.kv_holder), request.request, request.kv_tokens)
+                brought = await self._kv.bring(NodeId(request.kv_holder), request.request, request.kv_tokens)
             async with contextlib.aclosing(self._engine.of(request.agent).generate(who, request.request)) as events:
                 async for event in events:
+                    if event.WhichOneof("event") == "started":
+                        event.started.kv_tokens, event.started.kv_seconds = brought
                     yield event
         except KithError as error:
             await abort(context, error)

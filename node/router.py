@@ -135,13 +135,8 @@ class Router:
                 reasons.append(f"{name}: {reason}")
                 continue
             own = int(need.prompt_tokens * self.prefixes.held(blocks, load.agent_id, capacity_of(agent)))
-            holder, held = max(
-                ((who, tokens) for who, kind, tokens in holders if kind == kv_kind(agent) and who != node_id),
-                key=lambda entry: entry[1],
-                default=("", 0),
-            )
-            cached = Cached(own, held, self._kv.move_s(held, agent) if self._kv is not None and held else 0.0)
             prefill, decode = rates(load)
+            holder, cached = self._cheapest_source(node_id, agent, own, holders, need.prompt_tokens, prefill)
             terms = cost_terms(load, need, cached)
             assert terms is not None
             moves = not request.adapter and cached.moves(need.prompt_tokens, prefill)
@@ -157,7 +152,7 @@ class Router:
                 vocabulary=agent.vocabulary_sha256,
                 capacity_tokens=capacity_of(agent),
                 kv_holder=holder if moves else "",
-                kv_tokens=held if moves else 0,
+                kv_tokens=cached.elsewhere_tokens if moves else 0,
                 model_asked=model,
                 node_asked=node,
             )
@@ -258,6 +253,22 @@ class Router:
                 found.append((node_id, kind, tokens))
         return found
 
+    def _cheapest_source(
+        self,
+        taker: NodeId,
+        agent: facts_pb2.AgentProfile,
+        own_tokens: int,
+        holders: list[tuple[NodeId, tuple[bytes, str], int]],
+        prompt_tokens: int,
+        prefill_tokens_per_s: float,
+    ) -> tuple[str, Cached]:
+        """From whom `taker` has what it need not read of the prompt; empty: from nobody but itself."""
+        sources = [("", Cached(own_tokens))]
+        for holder, kind, tokens in holders:
+            if self._kv is not None and kind == kv_kind(agent) and holder != taker:
+                sources.append((holder, Cached(own_tokens, tokens, self._kv.move_s(tokens, agent, holder, taker))))
+        return min(sources, key=lambda source: source[1].prefill_s(prompt_tokens, prefill_tokens_per_s))
+
     def _doubted(self, agents: Collection[Choice], /) -> set[str]:
         membership = self._replica.membership
         view = membership.view()
@@ -291,7 +302,8 @@ class Router:
                     match event.WhichOneof("event"):
                         case "started" if route.kv_holder:
                             if self._kv is not None:
-                                self._kv.told(route.kv_tokens, event.started.cached_tokens)
+                                holder, taker = NodeId(route.kv_holder), NodeId(route.agent.node_id)
+                                self._kv.told(holder, taker, route.kv_tokens, event.started)
                         case "started":
                             started = event.started
                             part = started.cached_tokens / max(1, started.prompt_tokens)

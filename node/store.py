@@ -5,7 +5,8 @@ it in one transaction with one sync (group commit), and answers everybody. WAL w
 that the data survives a power cut. apsw brings a current SQLite: the standard library's may carry the WAL-reset bug.
 
 An error while writing facts or votes is fatal to the node: it could no longer keep its word (`on_fatal`). A blob for
-which there is no room is refused, and nothing else is harmed.
+which there is no room is refused, and a reading that fails fails alone. Whoever waits is told in any case, also at the
+end of a node whose disk hangs.
 
 Does not: decide what is stored or dropped (mesh/retention.py does).
 """
@@ -17,8 +18,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import apsw
 
@@ -30,6 +32,7 @@ from mesh.wire import common_pb2, facts_pb2
 from node import schema
 from node.errors import ExitCode, KithError
 from node.fact_rows import FactRows, without_collecting
+from node.logs import log, where
 
 #: Requests that may wait for the disk: a disk that hangs must not eat the memory.
 QUEUE_MAX = 10_000
@@ -38,10 +41,29 @@ FRESH_S = 600.0
 FRESH_MAX = 10_000
 #: A crash loses no more than this of the year after which a node counts as away.
 NOTE_EVERY_S = 3600.0
+#: What still waits at the end gets so long, seconds. Threat: a disk that hangs keeps the node from ending.
+CLOSE_WITHIN_S = 10.0
 
 T = TypeVar("T")
-#: What to do, who waits for it, and whether it is a blob's, which may be refused for want of room.
-_Job = tuple[Callable[[], object], "asyncio.Future[object]", bool]
+
+
+class _Kind(Enum):
+    WRITE = "write"  # where it fails, the node can not keep its word
+    BLOB = "blob"  # may be refused for want of room
+    READ = "read"
+
+
+class _Job(NamedTuple):
+    work: Callable[[], object]
+    future: "asyncio.Future[object]"  # who waits for it
+    kind: _Kind
+
+
+class _Broke(Exception):
+    """This job failed by a fault of the program; nothing of its transaction was kept."""
+
+    def __init__(self, job: _Job) -> None:
+        self.job = job
 
 
 class Store:
@@ -52,7 +74,9 @@ class Store:
         self._path = path
         self.budget_bytes = budget_bytes
         self._on_fatal = on_fatal
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(QUEUE_MAX)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting: set[asyncio.Future[object]] = set()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="kith-store", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: apsw.Connection | None = None
@@ -115,11 +139,17 @@ class Store:
                 raise FactError(f"fact {fact.sequence} of {fact.author} is not what its author signed")
 
     async def close(self) -> None:
-        """Finish what waits, then close."""
+        """Finish what waits within `CLOSE_WITHIN_S`, and close; else who still waits is told that it was in vain."""
+        self._closed = True
         if self._thread.is_alive():
             self._jobs.put(None)
-            await asyncio.to_thread(self._thread.join)
-        if self._connection is not None:
+            await asyncio.to_thread(self._thread.join, CLOSE_WITHIN_S)
+        if self._thread.is_alive():
+            # Its connection is in use; SQLite brings the file in order when it is opened again.
+            log("error", f"the disk did not finish in {CLOSE_WITHIN_S:g} s: {len(self._waiting)} requests are given up")
+            for future in list(self._waiting):
+                self._settle(future, _slow())
+        elif self._connection is not None:
             self._connection.close()
 
     async def append(self, facts: Sequence[Fact], retired: Sequence[Retired] = ()) -> None:
@@ -152,7 +182,7 @@ class Store:
 
     async def stored_beside(self, facts: Sequence[Fact]) -> list[Fact]:
         """What is stored in the places of these facts."""
-        return await self._do(lambda: self._rows.in_places_of(facts))
+        return await self._do(lambda: self._rows.in_places_of(facts), _Kind.READ)
 
     async def save_certificates(self, identities: Sequence[Identity]) -> None:
         """Keep the certificates of authors, durably; each in place of an earlier one of the same node and role."""
@@ -170,7 +200,7 @@ class Store:
 
         A retired range comes only before the fact after it.
         """
-        return await self._do(lambda: list(self._rows.read(ranges)))
+        return await self._do(lambda: list(self._rows.read(ranges)), _Kind.READ)
 
     async def put_blob(self, content: bytes) -> bytes:
         """Store a blob durably. Returns its SHA-256. Raises `KithError` (`disk-full`)."""
@@ -189,7 +219,7 @@ class Store:
             self._db.execute("INSERT INTO blobs VALUES (?, ?)", (sha256, content)).fetchall()
             return sha256
 
-        return await self._do(put, may_be_refused=True)
+        return await self._do(put, _Kind.BLOB)
 
     async def drop_blobs(self, sha256: Sequence[bytes]) -> None:
         """Delete blobs, but for those put in the last minutes."""
@@ -209,7 +239,7 @@ class Store:
 
     async def size_bytes(self) -> int:
         """What the facts and blobs take on the disk."""
-        return await self._do(self._size)
+        return await self._do(self._size, _Kind.READ)
 
     async def note_seen(self, wall_clock_ms: int) -> None:
         """Remember that the node was here, at most once in `NOTE_EVERY_S`: one that was away for a year starts empty
@@ -225,20 +255,23 @@ class Store:
             rows = self._db.execute("SELECT content FROM blobs WHERE sha256 = ?", (sha256,)).fetchall()
             return bytes(rows[0][0]) if rows else None  # type: ignore[arg-type]
 
-        return await self._do(read)
+        return await self._do(read, _Kind.READ)
 
     async def has_blob(self, sha256: bytes) -> bool:
         return await self._do(
-            lambda: bool(self._db.execute("SELECT 1 FROM blobs WHERE sha256 = ?", (sha256,)).fetchall())
+            lambda: bool(self._db.execute("SELECT 1 FROM blobs WHERE sha256 = ?", (sha256,)).fetchall()), _Kind.READ
         )
 
-    async def _do(self, job: Callable[[], T], *, may_be_refused: bool = False) -> T:
+    async def _do(self, work: Callable[[], T], kind: _Kind = _Kind.WRITE) -> T:
         assert self._loop is not None
+        if self._closed:
+            raise KithError("node-stops", "the journal is closed", "Start the node again.", ExitCode.UNAVAILABLE)
+        if self._jobs.qsize() >= QUEUE_MAX:
+            raise _slow()
         future: asyncio.Future[object] = self._loop.create_future()
-        try:
-            self._jobs.put_nowait((job, future, may_be_refused))
-        except queue.Full:
-            raise KithError("disk-slow", "the disk does not keep up", "Check the disk; try again later.") from None
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        self._jobs.put(_Job(work, future, kind))
         return await future  # type: ignore[return-value]
 
     @property
@@ -264,22 +297,28 @@ class Store:
             self._commit(batch)
 
     def _commit(self, batch: list[_Job]) -> None:
-        if not batch:
-            return
+        """Do all of it and tell everybody how it went. Raises nothing: the thread has others to serve."""
         try:
-            try:
-                results = self._write(batch)
-            except apsw.FullError:
-                if not any(may_be_refused for _, _, may_be_refused in batch):
-                    raise
-                # What may not be refused is tried again without the blobs beside it.
-                for _, future, may_be_refused in batch:
-                    if may_be_refused:
-                        self._answer(future, disk_full("the disk is full"))
-                batch = [job for job in batch if not job[2]]
-                results = self._write(batch)
-        except apsw.Error as error:
-            text = f"{type(error).__name__}: {error}"
+            while batch:
+                try:
+                    results = self._write(batch)
+                except apsw.FullError:
+                    if not any(job.kind is _Kind.BLOB for job in batch):
+                        raise
+                    # What may not be refused is tried again without the blobs beside it.
+                    for job in batch:
+                        if job.kind is _Kind.BLOB:
+                            self._answer(job, disk_full("the disk is full"))
+                    batch = [job for job in batch if job.kind is not _Kind.BLOB]
+                except _Broke as broke:
+                    self._broke(broke)
+                    batch = [job for job in batch if job is not broke.job]
+                else:
+                    for job, result in zip(batch, results, strict=True):
+                        self._answer(job, result)
+                    return
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}" if isinstance(error, apsw.Error) else where(error)
             problem = KithError(
                 "disk-failed",
                 f"the journal could not be written ({text}); what was promised before is safe",
@@ -287,23 +326,37 @@ class Store:
                 ExitCode.FAILED,
             )
             # First the node learns that it has to end, then those who wait that they waited in vain.
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._on_fatal, problem.message)
-            for _, future, _ in batch:
-                self._answer(future, problem)
-            return
-        for (_, future, _), result in zip(batch, results, strict=True):
-            self._answer(future, result)
+            self._on_loop(self._on_fatal, problem.message)
+            for job in batch:
+                self._answer(job, problem)
+
+    def _broke(self, broke: _Broke) -> None:
+        place = where(broke.__cause__ or broke)
+        problem = KithError(
+            "journal-broke",
+            f"the journal failed inside ({place})",
+            "Please report it; the node's log says more.",
+            ExitCode.FAILED,
+        )
+        log("error", problem.message)
+        if broke.job.kind is _Kind.WRITE:
+            self._on_loop(self._on_fatal, problem.message)
+        self._answer(broke.job, problem)
 
     def _write(self, batch: list[_Job]) -> list[object]:
+        """Raises `apsw.Error`, `_Broke`; nothing is written then."""
         results: list[object] = []
         self._db.execute("BEGIN IMMEDIATE").fetchall()
         try:
-            for work, _, _ in batch:
+            for job in batch:
                 try:
-                    results.append(work())
+                    results.append(job.work())
                 except KithError as refused:
                     results.append(refused)
+                except apsw.Error:
+                    raise
+                except Exception as error:
+                    raise _Broke(job) from error
             self._db.execute("COMMIT").fetchall()
         except BaseException:
             if self._db.in_transaction:  # SQLite ends the transaction by itself where there is no room
@@ -311,17 +364,21 @@ class Store:
             raise
         return results
 
-    def _answer(self, future: "asyncio.Future[object]", result: object) -> None:
-        def set_result() -> None:
-            if future.cancelled():
-                return
-            if isinstance(result, KithError):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+    def _answer(self, job: _Job, result: object) -> None:
+        self._on_loop(self._settle, job.future, result)
 
+    def _settle(self, future: "asyncio.Future[object]", result: object) -> None:
+        if future.done():  # nobody waits any more
+            return
+        if isinstance(result, KithError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    def _on_loop(self, call: Callable[..., object], *arguments: object) -> None:
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(set_result)
+        with contextlib.suppress(RuntimeError):  # it is closed: nobody waits there
+            self._loop.call_soon_threadsafe(call, *arguments)
 
     def _size(self) -> int:
         pages, free, page_bytes = (
@@ -337,6 +394,10 @@ class Store:
     def _meta(self, key: str) -> str | None:
         rows = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchall()
         return str(rows[0][0]) if rows else None
+
+
+def _slow() -> KithError:
+    return KithError("disk-slow", "the disk does not keep up", "Check the disk; try again later.")
 
 
 def disk_full(reason: str) -> KithError:

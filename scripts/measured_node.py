@@ -1,7 +1,7 @@
 """`kith`, with notes of what its KV moves cost, and made to move where somebody holds a prompt: for the bench `serve`.
 
 Notes are lines of JSON appended to the file KITH_KV_NOTES: {tokens, rule_s} where the router asks what a move would
-take, {came, bytes, seconds} where one took place here. With KITH_KV_FORCE=1 the router is told that any move takes no
+take, {came, bytes, seconds} where one took place here. With KITH_KV_FORCE=1 the node is told that any move takes no
 time, so it always chooses one; what it would have been told is in the note.
 
 Run in place of the module `node.cli.main`. What moves, how, and how long is waited for it is the node's own.
@@ -14,7 +14,7 @@ import time
 from mesh.identity import NodeId
 from mesh.wire import engine_pb2, facts_pb2
 from node.cli.main import main
-from node.kv_moves import KvMoves
+from node.kv_moves import Brought, KvMoves
 
 #: How to run it: what goes between the interpreter's options and the arguments of `kith`.
 ENTRY = (__file__,)
@@ -30,8 +30,8 @@ def _note(**values: float) -> None:
         file.write(json.dumps(values) + "\n")
 
 
-def _asked(self: KvMoves, tokens: int, agent: facts_pb2.AgentProfile) -> float:
-    rule_s = _move_s(self, tokens, agent)
+def _asked(self: KvMoves, tokens: int, agent: facts_pb2.AgentProfile, holder: NodeId, taker: NodeId) -> float:
+    rule_s = _move_s(self, tokens, agent, holder, taker)
     _note(tokens=tokens, rule_s=rule_s)
     return 0.0 if FORCED else rule_s
 
@@ -43,12 +43,12 @@ async def _fetch_noted(self: KvMoves, *arguments: object) -> tuple[int, bytes]:
     return tokens, state
 
 
-async def _brought(self: KvMoves, holder: NodeId, request: engine_pb2.GenerateRequest, tokens: int) -> int:
+async def _brought(self: KvMoves, holder: NodeId, request: engine_pb2.GenerateRequest, tokens: int) -> Brought:
     global _fetched
     _fetched, began = 0, time.perf_counter()
-    came = await _bring(self, holder, request, tokens)
-    _note(came=came, bytes=_fetched, seconds=time.perf_counter() - began)
-    return came
+    brought = await _bring(self, holder, request, tokens)
+    _note(came=brought.tokens, bytes=_fetched, seconds=time.perf_counter() - began)
+    return brought
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ _FREE_BYTES_MIN = 400 * 1000 * 1000
 
 FETCH_SECONDS_MAX = 3600.0
 _POLL_SECONDS = 0.2
+#: For a fetcher to end that was told to, and again for one that was killed.
+_END_SECONDS = 5.0
 _PROGRESS_BYTES = 10 * 1000 * 1000
 _TEMPORARY = ".fetch-"
 
@@ -183,14 +185,18 @@ def _run(command: list[str], folder: Path, progress: Progress, stopped: Callable
             _wait(child, folder, progress, stopped)
         finally:
             if child.poll() is None:
-                child.terminate()
-                try:
-                    child.wait(timeout=5)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
+                _end(child)
     if child.returncode != 0:
         raise _fetch_error(output.read_text(encoding="utf-8", errors="replace"))
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Terminate it, then kill it. One that not even that ends, because its disk hangs, is left to the system."""
+    for stop in (child.terminate, child.kill):
+        stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=_END_SECONDS)
+            return
 
 
 def _wait(child: subprocess.Popen[bytes], folder: Path, progress: Progress, stopped: Callable[[], bool]) -> None:

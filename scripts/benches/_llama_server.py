@@ -1,7 +1,8 @@
 """llama-server for the bench `engine`: inside this process (package xllamacpp), or a binary of it, over HTTP.
 
 Run by a Python of its own with nothing of ours. Called with one JSON object of settings; says "ready" and what is
-measured as JSON: its process and what its kernels use. Then a line of JSON in is one workload, a line out its figures.
+measured as JSON: its process and what its kernels use; or "failed" and why. Then a line of JSON in is one workload, a
+line out its figures.
 """
 
 import json
@@ -111,7 +112,11 @@ def _system_info(command: list[str]) -> str:
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    server = Binary(settings) if settings["binary"] else InProcess(settings)
+    try:
+        server = Binary(settings) if settings["binary"] else InProcess(settings)
+    except (Exception, SystemExit) as error:
+        print(json.dumps({"failed": f"{error}".strip() or type(error).__name__}), flush=True)
+        return
     try:
         print(json.dumps({"ready": server.info, "pid": server.pid}), flush=True)
         for line in sys.stdin:

@@ -1,8 +1,8 @@
 """Moving the KV of a prompt against reading it again; a part of `serve`.
 
 Node C has no model and is asked; A and B have it. A new prompt is read by one of them (nobody holds any of it, so it is
-a reading for certain) and then asked of the other, which takes the KV over mTLS: the router of C is made to choose the
-move (`scripts/measured_node.py`), all else is the product's. Both times are to the first token at the client, through
+a reading for certain) and then asked of the other, which takes the KV over mTLS: all three are made to choose the move
+(`scripts/measured_node.py`), all else is the product's. Both times are to the first token at the client, through
 the same one hop; A and B change places with every prompt.
 
 The rule's choice is worked out beside it, from what it would have been told: seconds of the move by its estimate
@@ -46,10 +46,9 @@ async def measure(model: Path) -> dict[str, float]:
         nodes = {}
         for name in "cab":
             nodes[name] = Daemon(Path(folder) / name, options, name=name, mesh=mesh, entry=measured_node.ENTRY)
-            nodes[name].environment = {"KITH_KV_NOTES": str(Path(folder) / f"{name}.notes")}
+            nodes[name].environment = {"KITH_KV_NOTES": str(Path(folder) / f"{name}.notes"), "KITH_KV_FORCE": "1"}
         asked = nodes["c"]
         asked.arguments = [*options, "--engine", "echo"]
-        asked.environment = {**asked.environment, "KITH_KV_FORCE": "1"}
         asked.start()
         try:
             at = (await asked.ready(READY_WITHIN_S)).addresses[0]

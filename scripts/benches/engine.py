@@ -132,6 +132,13 @@ class Theirs:
             text=True,
         )
         told = json.loads(self._line())
+        if "failed" in told:
+            self.end()
+            message = f"the llama-server {SERVER or XLLAMACPP} does not start: {told['failed'][-300:]}"
+            remedy = (
+                "Name one that runs here by KITH_BENCH_SERVER (docs/benchmarks.md), or unset that for the package's."
+            )
+            raise KithError("bench-impossible", message, remedy, ExitCode.UNAVAILABLE)
         self.pid: int = told["pid"]
         print(f"llama-server: {told['ready']}")
 
@@ -152,12 +159,14 @@ class Theirs:
 
     def end(self) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(20)
+        self._process.stdout.close()
 
 
 async def _measure(model: Path, folder: Path, theirs: Theirs, levels: list[int], requests: int) -> dict[str, float]:

@@ -12,14 +12,15 @@ import grpc.aio
 import pytest
 
 from mesh.identity import NodeId
+from mesh.kv_costs import BYTES_PER_S_PRIOR, HALF_LIFE_S, LATENCY_PRIOR_S
 from mesh.wire import engine_pb2, facts_pb2, mesh_pb2, mesh_pb2_grpc
-from node import kv_moves
+from node import clock, kv_moves
 from node.engine_door import EngineDoor
 from node.errors import KithError
-from node.kv_moves import CHUNK_BYTES, MOVES_AT_ONCE, KvMoves
+from node.kv_moves import CHUNK_BYTES, MOVES_AT_ONCE, Brought, KvMoves
 from node.mesh_service import MeshService
 
-HOLDER = NodeId("b" * 32)
+ME, HOLDER = NodeId("a" * 32), NodeId("b" * 32)
 SHA = bytes(32)
 PROMPT = list(range(1000))
 REQUEST = engine_pb2.GenerateRequest(prompt="p")
@@ -34,6 +35,7 @@ class StandIn:
         self.held = held
         self.bytes_per_token = bytes_per_token
         self.imported: list[engine_pb2.ImportKvRequest] = []
+        self.refuses: KithError | None = None
         self.go = asyncio.Event()
         self.go.set()
 
@@ -49,6 +51,8 @@ class StandIn:
         return engine_pb2.ExportKvReply(tokens=same, state=self.state(same))
 
     async def import_kv(self, request: engine_pb2.ImportKvRequest) -> None:
+        if self.refuses is not None:
+            raise self.refuses
         self.imported.append(request)
 
     def state(self, tokens: int) -> bytes:
@@ -62,6 +66,7 @@ def profile(layout: str = "f16", sha: bytes = SHA, *abilities: str, rate: float 
         kv_layout=layout,
         model_sha256=sha,
         context_tokens=4096,
+        parameters=2_250_000,  # 3 kB a token
         prefill_tokens_per_s=rate,
     )
     return facts_pb2.NodeProfile(agents=[agent])
@@ -71,9 +76,12 @@ class World:
     def __init__(self, mine: facts_pb2.NodeProfile, theirs: facts_pb2.NodeProfile, held: int) -> None:
         self.theirs = StandIn(PROMPT[:held])
         self.mine = StandIn([])
-        self.serving = KvMoves(EngineDoor(cast(Any, self.theirs)), lambda _: None, lambda: theirs, lambda _: None)
+        self.serving = KvMoves(
+            HOLDER, EngineDoor(cast(Any, self.theirs)), lambda _: None, lambda: theirs, lambda _: None
+        )
         self.stub: mesh_pb2_grpc.MeshAsyncStub | None = None
-        self.taking = KvMoves(EngineDoor(cast(Any, self.mine)), lambda _: self.stub, lambda: mine, {HOLDER: theirs}.get)
+        profiles = {HOLDER: theirs}
+        self.taking = KvMoves(ME, EngineDoor(cast(Any, self.mine)), lambda _: self.stub, lambda: mine, profiles.get)
 
 
 @asynccontextmanager
@@ -95,32 +103,39 @@ async def world(
 
 async def test_what_the_holder_has_becomes_a_prefix_here() -> None:
     async with world() as one:
-        assert await one.taking.bring(HOLDER, REQUEST, 800) == 800
+        assert (await one.taking.bring(HOLDER, REQUEST, 800)).tokens == 800
         [taken] = one.mine.imported
         assert list(taken.tokens) == PROMPT[:800]
         assert taken.state == one.theirs.state(800)
         assert len(taken.state) > 2 * CHUNK_BYTES, "it came in pieces"
 
 
+def cost_s(moves: KvMoves, holder: NodeId = HOLDER, taker: NodeId = ME) -> float:
+    return moves.move_s(800, profile().agents[0], holder, taker)
+
+
 async def test_moving_is_estimated_by_what_it_took() -> None:
     async with world() as one:
-        agent = profile().agents[0]
-        before = one.taking.move_s(800, agent)
+        before = cost_s(one.taking)
+        took = [(await one.taking.bring(HOLDER, REQUEST, 800)).seconds for _ in range(10)]
+        assert min(took) / 2 < cost_s(one.taking) < max(2 * max(took), before)
         for _ in range(10):
-            await one.taking.bring(HOLDER, REQUEST, 800)
-        after = one.taking.move_s(800, agent)
-        assert kv_moves.MOVE_BASE_S < after < before, "3 kB a token, and not 100"
-        for _ in range(5):
-            one.taking.told(800, 0)
-        assert one.taking.move_s(800, agent) > 2 * after, "others are often given nothing"
+            one.mine.refuses = KithError("bad-request", "no room", "")
+            failed = await one.taking.bring(HOLDER, REQUEST, 800)
+            assert failed.tokens == 0
+        assert cost_s(one.taking) > 3 * min(took), "what fails is dear"
+        assert cost_s(one.taking, ME, HOLDER) == before, "nobody saw the other direction"
 
 
 def test_until_it_was_seen_the_size_of_a_token_follows_that_of_the_model() -> None:
     moves = World(profile(), profile(), 0).taking
-    small, large = (facts_pb2.AgentProfile(parameters=parameters) for parameters in (135_000_000, 8_000_000_000))
-    rate = kv_moves.BYTES_PER_S_PRIOR
-    assert (moves.move_s(1000, small) - kv_moves.MOVE_BASE_S) * rate == pytest.approx(23e6, rel=0.02)
-    assert (moves.move_s(1000, large) - kv_moves.MOVE_BASE_S) * rate < 200e6
+    small, large = (
+        (moves.move_s(1000, facts_pb2.AgentProfile(parameters=parameters), HOLDER, ME) - LATENCY_PRIOR_S)
+        * BYTES_PER_S_PRIOR
+        for parameters in (135_000_000, 8_000_000_000)
+    )
+    assert small == pytest.approx(23e6, rel=0.02)
+    assert large < 200e6
 
 
 @pytest.mark.parametrize(
@@ -135,7 +150,7 @@ def test_until_it_was_seen_the_size_of_a_token_follows_that_of_the_model() -> No
 )
 async def test_only_equals_exchange(mine: facts_pb2.NodeProfile, theirs: facts_pb2.NodeProfile) -> None:
     async with world(mine, theirs) as one:
-        assert await one.taking.bring(HOLDER, REQUEST, 800) == 0
+        assert (await one.taking.bring(HOLDER, REQUEST, 800)).tokens == 0
         assert not one.mine.imported
 
 
@@ -156,10 +171,10 @@ async def test_the_holder_checks_for_itself() -> None:
 
 async def test_a_holder_that_has_nothing_costs_only_the_question() -> None:
     async with world(held=0) as one:
-        assert await one.taking.bring(HOLDER, REQUEST, 800) == 0
+        assert (await one.taking.bring(HOLDER, REQUEST, 800)).tokens == 0
     async with world() as one:
         one.stub = None  # gone
-        assert await one.taking.bring(HOLDER, REQUEST, 800) == 0
+        assert (await one.taking.bring(HOLDER, REQUEST, 800)).tokens == 0
 
 
 async def test_that_nothing_came_is_logged_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,18 +182,23 @@ async def test_that_nothing_came_is_logged_once_in_a_while(monkeypatch: pytest.M
     monkeypatch.setattr(kv_moves, "log", lambda _level, text: said.append(text))
     async with world(held=0) as one:
         for tokens in (800, 801, 802):
-            assert await one.taking.bring(HOLDER, REQUEST, tokens) == 0
+            assert (await one.taking.bring(HOLDER, REQUEST, tokens)).tokens == 0
     assert len(said) == 1
 
 
-async def test_a_slow_holder_is_not_waited_for_longer_than_reading_takes() -> None:
-    async with world(profile(rate=1600.0)) as one:
+async def test_a_slow_holder_is_not_waited_for_longer_than_reading_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(profile(rate=800.0)) as one:
         one.theirs.go.clear()
         began = asyncio.get_running_loop().time()
-        assert await one.taking.bring(HOLDER, REQUEST, 800) == 0
-        assert 0.4 < asyncio.get_running_loop().time() - began < 5.0
+        brought = await one.taking.bring(HOLDER, REQUEST, 800)
+        assert brought.tokens == 0
+        assert 0.8 < brought.seconds < asyncio.get_running_loop().time() - began < 5.0
         one.theirs.go.set()
-        assert await one.taking.bring(HOLDER, REQUEST, 800) == 800, "and it may be asked again"
+        assert cost_s(one.taking) > 1.0
+        assert await one.taking.bring(HOLDER, REQUEST, 800) == Brought(), "reading is thought to be quicker now"
+        later = clock.now() + 10 * HALF_LIFE_S
+        monkeypatch.setattr(clock, "now", lambda: later)
+        assert (await one.taking.bring(HOLDER, REQUEST, 800)).tokens == 800, "and it is asked again after a while"
 
 
 async def test_a_holder_serves_a_few_at_once() -> None:
@@ -227,5 +247,5 @@ class Liar:
 async def test_what_does_not_fit_together_is_not_taken(liar: Liar) -> None:
     one = World(profile(), profile(), 0)
     one.stub = cast(Any, liar)
-    assert await one.taking.bring(HOLDER, REQUEST, 800) == 0
+    assert (await one.taking.bring(HOLDER, REQUEST, 800)).tokens == 0
     assert not one.mine.imported

@@ -11,6 +11,7 @@ from mesh.prefixes import blocks_of
 from mesh.wire import common_pb2, engine_pb2, facts_pb2, membership_pb2
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
+from node.kv_moves import Brought
 from node.router import HEDGES_BURST, Router
 
 ME, ONE, TWO = ("a" * 32, "b" * 32, "c" * 32)
@@ -54,19 +55,25 @@ class World:
         )
         replica = SimpleNamespace(me=ME, membership=membership, profiles=SimpleNamespace(of=self.profiles.get))
         self.engine = engine or Speaking()
-        kv = SimpleNamespace(move_s=lambda tokens, _: 0.02 + tokens / 5000, bring=self._bring, told=self._told)
+        kv = SimpleNamespace(move_s=self._move_s, bring=self._bring, told=self._told)
+        self.dear: set[str] = set()
         self.brought: list[tuple[str, int]] = []
         links = SimpleNamespace(stub=lambda _: None)
         self.further: dict[str, Speaking] = {}
         door = EngineDoor(cast(Any, self.engine), lambda agent: cast(Any, self.further.get(agent, self.engine)))
         self.router = Router(cast(Any, replica), door, cast(Any, links), cast(Any, kv))
 
-    def _told(self, expected: int, cached: int) -> None:
-        self.brought.append(("told", min(expected, cached)))
+    def _move_s(self, tokens: int, _: facts_pb2.AgentProfile, holder: str, taker: str) -> float:
+        assert holder != taker
+        return 100.0 if holder in self.dear else 0.02 + tokens / 5000
 
-    async def _bring(self, holder: str, _: engine_pb2.GenerateRequest, tokens: int) -> int:
+    def _told(self, holder: str, taker: str, expected: int, started: Event.Started) -> None:
+        assert (holder, taker) == (ONE, ME)
+        self.brought.append(("told", min(expected, started.cached_tokens)))
+
+    async def _bring(self, holder: str, _: engine_pb2.GenerateRequest, tokens: int) -> Brought:
         self.brought.append((holder, tokens))
-        return tokens
+        return Brought(tokens, 0.1)
 
     def agent(self, node_id: str, **fields: Any) -> None:
         given: dict[str, Any] = {
@@ -238,6 +245,24 @@ def test_a_node_that_is_named_takes_kv_from_others() -> None:
     world.router.prefixes.sent(blocks_of([f"user\0{LONG}"]), ONE + "/default", 2000)
     route = world.router.choose(chat(LONG), node=ME)
     assert (route.agent.node_id, route.kv_holder) == (ME, ONE)
+
+
+def test_kv_is_taken_from_whom_it_comes_at_the_least_cost_though_another_one_holds_more() -> None:
+    world = World()
+    kv = {"abilities": ["chat", "kv"], "kv_layout": "f16", "model_sha256": bytes(32)}
+    for node in (ME, ONE, TWO):
+        world.agent(node, **kv)
+    blocks = blocks_of([f"user\0{LONG}"])
+    world.router.prefixes.sent(blocks, ONE + "/default", 2000)
+    world.router.prefixes.sent(blocks[:-3], TWO + "/default", 2000)
+    assert world.router.choose(chat(LONG), node=ME).kv_holder == ONE
+    world.dear = {ONE}
+    route = world.router.choose(chat(LONG), node=ME)
+    assert route.kv_holder == TWO
+    assert 1000 < route.kv_tokens < 1500
+    world.dear = {ONE, TWO}
+    route = world.router.choose(chat(LONG), node=ME)
+    assert (route.kv_holder, route.kv_tokens) == ("", 0)
 
 
 def test_who_is_left_out_or_stands_still_is_not_asked_for_what_it_holds() -> None:

