@@ -21,7 +21,7 @@ from tests.sim.world import World
 
 #: Worlds at a time where nothing else is said: one a core.
 PROCESSES = os.cpu_count() or 1
-#: A large world keeps millions of objects, and looking through them for cycles at the usual pace costs a tenth of the time.
+#: A large world keeps millions of objects: looking through them for cycles at the usual pace costs a tenth of the time.
 COLLECTED_AFTER = (50_000, 20, 100)
 
 
