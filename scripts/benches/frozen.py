@@ -5,8 +5,12 @@ it completed. `absent_s`: three nodes, the fourth has left. The variants stop on
 with SIGSTOP while it works on a task and two tasks are done: its daemon alone (`daemon`), its engine alone (`engine`),
 both (`both`). Three runs each, in turns; a variant's figure is its median makespan minus the median of `absent_s`, and
 `frozen_minus_absent_s` is that of the worst variant. `frozen_leader_minus_absent_s` stops the leader's daemon and
-engine: reported, not part of the worst. With KITH_BENCH_REAL=1 the same is done once with the default model in each
-node, on one thread (`real_…`). Yardstick: another LAN router took 155.6 s with one peer frozen, 28.3 s with it dead.
+engine: reported, not part of the worst. Yardstick: another LAN router took 155.6 s with one peer frozen, 28.3 s with it
+dead.
+
+KITH_BENCH_RUNS (3) runs of each; 0 leaves this part out. KITH_BENCH_REAL=N (0) does the same N times with a real model
+in each node, on one thread (`real_…`; --model FILE, else the default model), over a document of so many sections as
+KITH_BENCH_REAL_SECTIONS says (10), each a task or more. KITH_BENCH_RUNS=0 KITH_BENCH_REAL=1 is that part alone.
 """
 
 import asyncio
@@ -16,16 +20,18 @@ import sys
 import time
 from collections.abc import Sequence
 
+from node.errors import ExitCode, KithError
 from scripts import workload
-from scripts.benches import size
+from scripts.benches import model, size
 from scripts.daemons import ENGINE, Daemon, formed
 from scripts.lan_hosts import Lan
 
 RUNS = size("runs", 3)
 REAL = size("real", 0)
+REAL_SECTIONS = size("real_sections", 10)
 PACE = {"KITH_ECHO_TOKENS_PER_S": "40"}
 HOSTS = 4
-#: 26 pieces, 5 to combine them, and the root.
+#: With the echo engine 26 pieces, 5 to combine them, and the root. A model counts other tokens.
 PIECES = 26
 TASKS = 32
 READY_WITHIN_S = 120.0
@@ -34,22 +40,29 @@ VARIANTS = ("daemon", "engine", "both")
 
 
 def figures() -> dict[str, float]:
-    found = asyncio.run(_measure(["--engine", "echo"], PACE, RUNS))
-    if REAL:
-        real = asyncio.run(_measure(["--threads", "1"], {}, 1))
+    if RUNS <= 0 and REAL <= 0:
+        raise KithError("usage", "there is no run to measure", "KITH_BENCH_RUNS=3 scripts/bench frozen", ExitCode.USAGE)
+    found: dict[str, float] = {}
+    if RUNS > 0:
+        found |= asyncio.run(_measure(["--engine", "echo"], PACE, RUNS, PIECES))
+        assert found["tasks"] == TASKS
+    if REAL > 0:
+        options = ["--model", str(model()), "--threads", "1"]
+        real = asyncio.run(_measure(options, {}, REAL, REAL_SECTIONS))
         found |= {f"real_{name}": value for name, value in real.items()}
     return found
 
 
-async def _measure(options: Sequence[str], environment: dict[str, str], runs: int) -> dict[str, float]:
+async def _measure(options: Sequence[str], environment: dict[str, str], runs: int, pieces: int) -> dict[str, float]:
     took: dict[str, list[float]] = {}
     jobs: list[workload.Job] = []
+    tasks = 0
     with Lan.create(HOSTS, options, environment=environment) as lan:
         lan.start()
         everyone = list(lan.daemons.values())
         for run in range(runs):
             for variant in ("healthy", "absent", *VARIANTS, "leader"):
-                seconds = await _one(everyone, variant, f"{variant}{run}-", jobs)
+                seconds, tasks = await _one(everyone, variant, f"{variant}{run}-", pieces, jobs)
                 took.setdefault(variant, []).append(seconds)
                 print(f"  run {run}: {variant} {seconds:.2f} s", file=sys.stderr, flush=True)
         await workload.up(everyone, READY_WITHIN_S)
@@ -63,11 +76,14 @@ async def _measure(options: Sequence[str], environment: dict[str, str], runs: in
         "absent_s": round(median["absent"], 2),
         "jobs_lost": len(lost),
         "runs": runs,
+        "tasks": tasks,
     }
 
 
-async def _one(everyone: Sequence[Daemon], variant: str, subject: str, jobs: list[workload.Job]) -> float:
-    """The makespan of a job; afterwards nobody is frozen or absent any more."""
+async def _one(
+    everyone: Sequence[Daemon], variant: str, subject: str, pieces: int, jobs: list[workload.Job]
+) -> tuple[float, int]:
+    """The makespan of a job and its tasks; afterwards nobody is frozen or absent any more."""
     leader = await workload.up(everyone, READY_WITHIN_S)
     submitter, victim, *_ = (one for one in everyone if one is not leader)
     if variant == "absent":
@@ -76,7 +92,7 @@ async def _one(everyone: Sequence[Daemon], variant: str, subject: str, jobs: lis
     if variant == "leader":
         victim = leader
     began = time.monotonic()
-    job = await workload.submit(submitter, PIECES, subject)
+    job = await workload.submit(submitter, pieces, subject)
     jobs.append(job)
     if variant in (*VARIANTS, "leader"):
         await workload.under_way(submitter, job, on=victim.name, within_s=120.0)
@@ -91,5 +107,4 @@ async def _one(everyone: Sequence[Daemon], variant: str, subject: str, jobs: lis
         victim.send_all(signal.SIGCONT)
     if variant == "absent":
         victim.start()
-    assert last.tasks_total == TASKS or REAL, f"{last.tasks_total} tasks"  # a model counts other tokens
-    return took
+    return took, last.tasks_total
