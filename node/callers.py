@@ -56,9 +56,12 @@ DEADLINE_DEFAULT_S = 120.0
 DEADLINE_MAX_S = 3600.0
 #: Calls that live as long as their connection; the caller's certificate still ends them.
 UNLIMITED = frozenset({"Link"})
-#: One message of such an answer is taken within so long, seconds, or the call ends: these hold one of a few places.
+#: A message of such an answer is taken within so long, seconds, or the call ends: these hold one of a few places.
 #: A model comes by the megabyte, so 52 kB/s; who takes KV more slowly reads the prompt itself.
 TAKEN_WITHIN_S = {"FetchModel": 20.0, "FetchKv": 5.0, "FetchBlob": 20.0}
+#: Who takes messages sooner has the time that it saved to spare, up to that of so many. HTTP/2 tells of what was taken
+#: a window at a time, and gRPC lets that grow: a steady reader of megabytes was heard of every eight on loopback.
+AHEAD_MAX = 16
 #: To tell somebody who takes nothing that it was ended.
 TOLD_WITHIN_S = 1.0
 #: Such endings of one member a second, and how many at once: what was written stays in memory while it is connected.
@@ -75,6 +78,24 @@ _caller: ContextVar[Identity] = ContextVar("caller")
 def caller_of(_context: Any) -> Identity:
     """The member on whose behalf the running handler was called; in the handler's own task only."""
     return _caller.get()
+
+
+class Patience:
+    """How long one answer's next message is waited for: a message in `within_s` on average, and some ahead.
+
+    Who holds a place on this takes no less on average than who takes each message in the last moment. What the handler
+    itself needs between messages does not count.
+    Invariant: `within_s <= left_s <= (AHEAD_MAX + 1) * within_s`, both seconds.
+    """
+
+    def __init__(self, within_s: float) -> None:
+        self.within_s = within_s
+        self.left_s = within_s
+
+    def taken(self, after_s: float) -> None:
+        """A message was taken so long after it was offered."""
+        ahead_s = min(max(0.0, self.left_s - after_s), AHEAD_MAX * self.within_s)
+        self.left_s = ahead_s + self.within_s
 
 
 @dataclass(eq=False)
@@ -270,13 +291,14 @@ async def _answer(
     if not hasattr(answers, "__aiter__"):
         await answers
         return True
+    patience = None if taken_within_s is None else Patience(taken_within_s)
     async with contextlib.aclosing(answers):
         async for message in answers:
             if check is not None:
                 check()
-            if taken_within_s is None:
+            if patience is None:
                 await context.write(message)
-            elif not await _taken(context, message, taken_within_s):
+            elif not await _taken(context, message, patience):
                 return False
     return True
 
@@ -290,14 +312,17 @@ async def _tell_slow(context: Any) -> None:
             await abort(context, error)
 
 
-async def _taken(context: Any, message: Any, within_s: float) -> bool:
+async def _taken(context: Any, message: Any, patience: Patience) -> bool:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     try:
-        async with asyncio.timeout(within_s) as timeout:
+        async with asyncio.timeout(patience.left_s) as timeout:
             await context.write(message)
     except TimeoutError:
         if not timeout.expired():
             raise
         return False
+    patience.taken(loop.time() - began)
     return True
 
 

@@ -12,11 +12,13 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesh.rate import Rate
 from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
 from node import callers as callers_module
-from node.callers import Callers, caller_of
+from node.callers import AHEAD_MAX, Callers, Patience, caller_of
 from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS, PORT_OPTIONS
 from node.limits import LINKS_OF_ONE_MAX
@@ -149,6 +151,28 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+@given(st.floats(0.1, 20.0), st.lists(st.integers(1, AHEAD_MAX), max_size=20), st.integers(0, 50))
+def test_a_steady_reader_keeps_its_place_however_it_is_told_of_and_a_silent_one_does_not(
+    within_s: float, bursts: list[int], at_once: int
+) -> None:
+    """Bursts of so many messages, each as late as its messages together may be; first what the window holds."""
+    patience = Patience(within_s)
+    for _ in range(AHEAD_MAX + at_once):
+        patience.taken(0.0)
+    for burst in bursts:
+        silent_s = burst * within_s * 0.999
+        assert silent_s < patience.left_s
+        patience.taken(silent_s)
+        for _ in range(burst - 1):
+            patience.taken(0.0)
+        assert within_s <= patience.left_s <= (AHEAD_MAX + 1) * within_s
+    silent = 0
+    while patience.left_s > within_s * 1.001:  # at half the pace it uses up what it was ahead
+        patience.taken(min(2 * within_s, patience.left_s))
+        silent += 1
+    assert silent <= AHEAD_MAX + 1
+
+
 async def test_who_takes_nothing_of_an_answer_loses_its_place_and_is_told(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,12 +196,12 @@ async def test_who_takes_nothing_of_an_answer_loses_its_place_and_is_told(
         assert await outcome(slow.FetchModel(request, timeout=10).read()) == "RESOURCE_EXHAUSTED"
         assert await outcome(slow.CountTokens(engine_pb2.CountTokensRequest(), timeout=10)) == "OK"
         # One that takes its time, and takes something, keeps its place. HTTP/2 tells of what it took several messages
-        # at a time, and these must come well within the bound; all twelve take longer than it.
-        monkeypatch.setitem(callers_module.TAKEN_WITHIN_S, "FetchModel", 1.2)
-        steady = quick.FetchModel(mesh_pb2.FetchModelRequest(offset_bytes=12), timeout=30)
+        # at a time, and these come further apart than the bound of one.
+        monkeypatch.setitem(callers_module.TAKEN_WITHIN_S, "FetchModel", 0.6)
+        steady = quick.FetchModel(mesh_pb2.FetchModelRequest(offset_bytes=12), timeout=60)
         chunks = 0
         async for _ in steady:
             chunks += 1
-            await asyncio.sleep(0.12)
+            await asyncio.sleep(0.25)
         assert chunks == 12
     assert scene.service.places == 0
