@@ -5,7 +5,7 @@ the state of every agent in view; the world may move while the solver thinks, so
 it is commanded. Each round is journaled, with what `explain` prints; hedges are journaled apart.
 
 The solver serves the earlier tasks of a round first. A task whose node is lost keeps its turn. One that is merely late
-may yet end where it is, so it comes after all that never started: its copy gets what they leave.
+may yet end where it is, so it comes after all that never started: its copy gets what they leave, until its lease ends.
 
 An agent gets nothing while its node drains, rests, stalls or holds something late that does not move.
 
