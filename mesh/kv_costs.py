@@ -139,7 +139,7 @@ def _corrected(cost: KvCost, size_bytes: float, seconds: float) -> KvCost:
 
 
 def _faded(cost: KvCost, age_s: float) -> KvCost:
-    keeps = 0.5 ** (age_s / HALF_LIFE_S)
+    keeps = math.pow(0.5, age_s / HALF_LIFE_S)
 
     def towards(prior: float, value: float) -> float:
         return prior + (value - prior) * keeps
