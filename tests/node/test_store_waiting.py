@@ -1,4 +1,4 @@
-"""Whoever waits for the journal is told how it ended: after a fault inside, and when the node ends and its disk hangs."""
+"""Who waits for the journal is told how it ended: after a fault inside, and when the node ends and its disk hangs."""
 
 import asyncio
 import threading
