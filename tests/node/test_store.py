@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import random
-import threading
 from pathlib import Path
 
 import apsw
@@ -412,91 +411,3 @@ async def test_a_failed_write_is_fatal_and_answers_everybody(tmp_path: Path) -> 
     assert caught.value.code == "disk-failed"
     assert len(said) == 1, "the node heard of it before those who waited"
     await store.close()
-
-
-async def test_a_reading_that_fails_inside_fails_alone_and_the_rest_of_its_batch_is_stored(tmp_path: Path) -> None:
-    store = Store(tmp_path / "j", no_fatal)
-    store.open(KEY.node_id)
-    facts = chain(3)
-    beyond = FactRange(KNOWLEDGE, 1, 2**64 - 1)  # more than SQLite's numbers hold
-    written, read, voted = await asyncio.wait_for(
-        asyncio.gather(
-            store.append(facts), store.read_ranges([beyond]), store.save_vote(3, "x"), return_exceptions=True
-        ),
-        60,
-    )
-    assert (written, voted) == (None, None)
-    assert isinstance(read, KithError)
-    assert read.code == "journal-broke"
-    assert len(await asyncio.wait_for(store.read_ranges([FactRange(KNOWLEDGE, 1, 3)]), 60)) == 3
-    await store.close()
-    again = Store(tmp_path / "j", no_fatal)
-    assert again.open(KEY.node_id)[1:] == (3, "x")
-    await again.close()
-
-
-async def test_a_writing_that_fails_inside_is_told_to_who_waits_and_fatal(tmp_path: Path) -> None:
-    said: list[str] = []
-    store = Store(tmp_path / "j", said.append)
-    store.open(KEY.node_id)
-    with pytest.raises(KithError) as caught:
-        await asyncio.wait_for(store.save_vote(1, "\ud800"), 60)  # no text of SQLite's
-    assert caught.value.code == "journal-broke"
-    assert "UnicodeEncodeError" in said[0]
-    await store.close()
-
-
-async def test_a_disk_that_hangs_keeps_no_node_from_ending_and_nobody_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    logged: list[str] = []
-    monkeypatch.setattr("node.store.CLOSE_WITHIN_S", 0.2)
-    monkeypatch.setattr("node.store.log", lambda _, text: logged.append(text))
-    store = Store(tmp_path / "j", no_fatal)
-    store.open(KEY.node_id)
-    hangs, goes_on = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        hangs.set()
-        goes_on.wait()
-
-    waiting = [asyncio.ensure_future(store._do(hang))]
-    assert await asyncio.to_thread(hangs.wait, 60)
-    waiting += [asyncio.ensure_future(store.save_vote(number, "x")) for number in range(3)]
-    await asyncio.sleep(0)
-    try:
-        await asyncio.wait_for(store.close(), 60)
-        found = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 60)
-        assert [one.code for one in found if isinstance(one, KithError)] == ["disk-slow"] * 4
-        assert logged == ["the disk did not finish in 0.2 s: 4 requests are given up"]
-        with pytest.raises(KithError) as caught:
-            await store.save_vote(9, "x")
-        assert caught.value.code == "node-stops"
-    finally:
-        goes_on.set()
-        await asyncio.to_thread(store._thread.join, 60)
-    await asyncio.sleep(0)  # what the thread says afterwards is heard by nobody
-    assert not store._thread.is_alive()
-
-
-async def test_closing_does_not_wait_for_room_in_a_full_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.store.QUEUE_MAX", 2)
-    store = Store(tmp_path / "j", no_fatal)
-    store.open(KEY.node_id)
-    hangs, goes_on = threading.Event(), threading.Event()
-
-    def hang() -> bool:
-        hangs.set()
-        return goes_on.wait()
-
-    held = asyncio.ensure_future(store._do(hang))
-    assert await asyncio.to_thread(hangs.wait, 60)
-    more = [asyncio.ensure_future(store.save_vote(number, "x")) for number in range(3)]
-    await asyncio.sleep(0)
-    closing = asyncio.ensure_future(store.close())
-    await asyncio.sleep(0)
-    goes_on.set()
-    await asyncio.wait_for(closing, 60)
-    assert await held is True
-    ended = await asyncio.gather(*more, return_exceptions=True)
-    assert [one.code if isinstance(one, KithError) else one for one in ended] == [None, None, "disk-slow"]
