@@ -218,10 +218,12 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, progress: Progress, stop
 
 
 def _bytes_below(folder: Path) -> int:
+    """Of what is there while it is looked through: the fetcher's own temporary files come and go."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
+    for below, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(below, name)).st_size
     return total
 
 

