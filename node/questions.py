@@ -8,8 +8,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar
 
-import grpc.aio
-
 from mesh.identity import NodeId
 from mesh.replica import Replica
 from mesh.wire import common_pb2, engine_pb2, mesh_pb2, mesh_pb2_grpc
@@ -19,7 +17,7 @@ from node.errors import ExitCode, KithError
 from node.limits import ANSWER_WITHIN_S
 from node.links import Links
 from node.route import Route, agents_named, went_away
-from node.rpc import to_kith_error
+from node.rpc import calling
 
 Reply = TypeVar("Reply")
 
@@ -91,7 +89,5 @@ class Questions:
         stub = self._links.stub(NodeId(route.agent.node_id))
         if stub is None:
             raise went_away(route)
-        try:
+        with calling(lambda: went_away(route)):
             return await there(stub)
-        except grpc.aio.AioRpcError as error:
-            raise to_kith_error(error, lambda: went_away(route)) from error

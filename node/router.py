@@ -18,8 +18,6 @@ from collections.abc import AsyncGenerator, Collection, Hashable
 from dataclasses import dataclass, field
 from itertools import count
 
-import grpc.aio
-
 from mesh.answer import Answer, Choice
 from mesh.effects import AgentState
 from mesh.identity import NodeId
@@ -38,7 +36,7 @@ from node.limits import ANSWER_WITHIN_S, DEADLINE_MARGIN_S, OUTPUT_TOKENS_MAX
 from node.links import Links
 from node.questions import Questions
 from node.route import Route, agents_named, went_away
-from node.rpc import to_kith_error
+from node.rpc import calling
 from solver.costs import AgentLoad, Cached, TaskNeed, cost_terms, rates, why_not
 
 #: Output assumed for the cost where the client set no limit.
@@ -324,23 +322,20 @@ class Router:
         stub = self._links.stub(NodeId(route.agent.node_id))
         if stub is None:
             raise went_away(route)
-        call = stub.Generate(
-            mesh_pb2.GenerateCall(
-                request=request,
-                agent=route.agent.agent,
-                hop_count=1,
-                kv_holder=route.kv_holder,
-                kv_tokens=route.kv_tokens,
-            ),
-            timeout=within_s + DEADLINE_MARGIN_S,
+        asked = mesh_pb2.GenerateCall(
+            request=request,
+            agent=route.agent.agent,
+            hop_count=1,
+            kv_holder=route.kv_holder,
+            kv_tokens=route.kv_tokens,
         )
-        try:
-            async for event in call:
-                yield event
-        except grpc.aio.AioRpcError as error:
-            raise to_kith_error(error, lambda: went_away(route)) from error
-        finally:
-            call.cancel()
+        with calling(lambda: went_away(route)):
+            call = stub.Generate(asked, timeout=within_s + DEADLINE_MARGIN_S)
+            try:
+                async for event in call:
+                    yield event
+            finally:
+                call.cancel()
 
     def _nobody(self, model: str, node: str, reasons: list[str]) -> KithError:
         if node and not reasons:
