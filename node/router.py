@@ -35,14 +35,12 @@ from node.leader import agent_id, load_of
 from node.limits import ANSWER_WITHIN_S, DEADLINE_MARGIN_S, OUTPUT_TOKENS_MAX
 from node.links import Links
 from node.questions import Questions
-from node.route import Route, agents_named, went_away
+from node.route import Route, agents_named, estimated_tokens, weights_of, went_away
 from node.rpc import calling
 from solver.costs import AgentLoad, Cached, TaskNeed, cost_terms, rates, why_not
 
 #: Output assumed for the cost where the client set no limit.
 OUTPUT_TOKENS_GUESS = 256
-#: Characters a token, for estimating a prompt without asking the engine.
-CHARACTERS_PER_TOKEN = 3.5
 #: Second attempts, for an agent that is late, of all answers: a part of them, and so many at once after a quiet time.
 #: Threat: a mesh that is slow because it has too much to do is given more by its own impatience.
 HEDGED_PART, HEDGES_BURST = 0.1, 4.0
@@ -87,7 +85,7 @@ class Router:
         self._links = links
         self._kv = kv
         self.prefixes = prefixes or Prefixes()
-        self.questions = Questions(replica, engine, links)
+        self.questions = Questions(replica, engine, links, self._load)
         self._under_way: dict[int, _UnderWay] = {}
         self._ended: deque[tuple[float, str]] = deque(maxlen=ENDED_MAX)  # when, agent
         self._numbers = count()
@@ -156,6 +154,7 @@ class Router:
                 capacity_tokens=capacity_of(agent),
                 kv_holder=holder if moves else "",
                 kv_tokens=held if moves else 0,
+                weights=weights_of(agent),
                 model_asked=model,
                 node_asked=node,
             )
@@ -227,6 +226,7 @@ class Router:
                 queued_output_tokens=max(told.queued_output_tokens, own_output + others * OUTPUT_TOKENS_GUESS)
                 // max(1, agent.slots),
                 draining=self._replica.membership.load_of(node_id).draining,
+                load_wait_s=told.load_wait_seconds,
             )
         )
 
@@ -354,7 +354,7 @@ def need_of(request: engine_pb2.GenerateRequest) -> TaskNeed:
     characters += sum(len(message.content) for message in request.messages)
     return TaskNeed(
         task_id="chat",
-        prompt_tokens=int(characters / CHARACTERS_PER_TOKEN) + 1 + len(request.continue_tokens),
+        prompt_tokens=estimated_tokens(characters) + len(request.continue_tokens),
         output_tokens=min(request.max_tokens, OUTPUT_TOKENS_MAX) or OUTPUT_TOKENS_GUESS,
         ability="chat" if request.messages else "generate",
         abilities=needed(request),
