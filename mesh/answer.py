@@ -20,7 +20,7 @@ each token from the seed and its place in the answer, as the llama one does. Els
 Source: hedged requests, Dean and Barroso, "The tail at scale" (2013).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -68,6 +68,19 @@ class Pick(Protocol):
         self, request: engine_pb2.GenerateRequest, without: frozenset[str], like: Choice | None
     ) -> Choice | None:
         """The best agent for this request but these; one of the model of `like` before others."""
+
+
+def why(problems: Sequence[common_pb2.Problem]) -> common_pb2.Problem:
+    """What is told where nobody is left to ask: the first failure that may pass; else every refusal, for each names
+    another thing that would have to change. `problems`: at least one, in the order in which they came."""
+    passing = [problem for problem in problems if problem.code not in REFUSALS]
+    if passing:
+        return passing[0]
+    ranked = sorted(problems, key=lambda problem: REFUSALS.index(problem.code))
+    said = common_pb2.Problem()
+    said.CopyFrom(ranked[0])
+    said.message = "; ".join(dict.fromkeys(problem.message for problem in ranked))[:REASONS_CHARACTERS_MAX]
+    return said
 
 
 # What happens
@@ -344,25 +357,13 @@ class Answer:
             return self._end("length", None, common_pb2.Usage(), now)
         refused = problem.code in REFUSALS and not self._told  # costs nothing, and nobody is asked twice
         if self.moves >= MOVES_MAX and not refused:
-            return self._fail(self._why())
+            return self._fail(why(self._problems))
         found = found or self._next(now)
         if found is None:
-            return self._fail(self._why())
+            return self._fail(why(self._problems))
         self.moves += not refused
         self.state = State.MOVING if self._told else State.BEGUN
         return self._ask(*found, "gone", now)
-
-    def _why(self) -> common_pb2.Problem:
-        """What is told where nobody is left: the first failure that may pass; else every refusal, for each names
-        another thing that would have to change."""
-        passing = [problem for problem in self._problems if problem.code not in REFUSALS]
-        if passing:
-            return passing[0]
-        ranked = sorted(self._problems, key=lambda problem: REFUSALS.index(problem.code))
-        said = common_pb2.Problem()
-        said.CopyFrom(ranked[0])
-        said.message = "; ".join(dict.fromkeys(problem.message for problem in ranked))[:REASONS_CHARACTERS_MAX]
-        return said
 
     def _account(self, attempt: _Attempt) -> None:
         """One that led and said no `finished`: what it cost, as seen from here."""

@@ -241,6 +241,7 @@ class AgentState:
     queued_prompt_tokens: int
     queued_output_tokens: int
     draining: bool
+    load_wait_s: float = 0.0  # until its model is loaded, as its node tells it; 0: as its profile says
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,9 @@ class Placement:
                         queued_prompt_tokens=sum(_prompt_left(flight) for flight in own),
                         queued_output_tokens=sum(_output_left(flight) for flight in own),
                         draining=load.draining,
+                        load_wait_s=next(
+                            (one.load_wait_seconds for one in load.agents if one.agent == agent.agent), 0.0
+                        ),
                     )
                 )
         return states

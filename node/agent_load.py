@@ -4,7 +4,8 @@ Why: a node may serve several models, each with an engine and a queue of its own
 has to do asks a distant node although an idle engine is near.
 
 Idea: a request counts from the moment when it reaches its agent, also while it waits for a turn at the door (turns.py)
-or for its model to be loaded: whoever asks next waits behind it. Agents without anything to do are not named.
+or for its model to be loaded: whoever asks next waits behind it. While a model of
+the node is loaded, an agent whose own is not in memory waits for that too. Agents without anything to do are not named.
 
 Not guaranteed: that it is of now. It is a quarter of a second old when it is told, and goes with the next probe.
 """
@@ -24,11 +25,16 @@ def told(engines: Engines, door: EngineDoor, intake: Intake) -> list[membership_
         tasks = sum(one.uses_engine and one.assign.agent.agent in names for one in intake.running.values())
         holding, waiting = door.turns_of(agent)
         requests = max(tasks + holding, figures.slots_busy + figures.queue_length) + waiting
-        if requests:
+        load_wait_s = engines.load_wait_s(agent)
+        if requests or load_wait_s:
             prompt, output = intake.load(names)
             found.append(
                 membership_pb2.AgentLoad(
-                    agent=agent, requests=requests, queued_prompt_tokens=prompt, queued_output_tokens=output
+                    agent=agent,
+                    requests=requests,
+                    queued_prompt_tokens=prompt,
+                    queued_output_tokens=output,
+                    load_wait_seconds=load_wait_s,
                 )
             )
     return found

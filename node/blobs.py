@@ -14,8 +14,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import grpc.aio
-
 from mesh import effects, events
 from mesh.copies import BLOB_BYTES_MAX
 from mesh.identity import NodeId
@@ -26,6 +24,7 @@ from node.background import Background
 from node.errors import KithError
 from node.limits import BLOB_BYTES_BURST, BLOB_BYTES_PER_S
 from node.logs import log, where
+from node.rpc import calling
 from node.store import Store
 
 CHUNK_BYTES = 256 << 10
@@ -168,17 +167,19 @@ class Blobs:
         if stub is None:
             return None
         content = bytearray()
-        call = stub.FetchBlob(mesh_pb2.FetchBlobRequest(sha256=ref.sha256), timeout=FETCH_WITHIN_S)
         try:
-            async with asyncio.timeout(SILENT_MAX_S) as silence:
-                async for chunk in call:
-                    transfer.heard_at = asyncio.get_running_loop().time()
-                    silence.reschedule(transfer.heard_at + SILENT_MAX_S)
-                    content += chunk.data
-                    if len(content) > BLOB_BYTES_MAX:
-                        return None
-        except (grpc.aio.AioRpcError, TimeoutError):
+            with calling():
+                call = stub.FetchBlob(mesh_pb2.FetchBlobRequest(sha256=ref.sha256), timeout=FETCH_WITHIN_S)
+                try:
+                    async with asyncio.timeout(SILENT_MAX_S) as silence:
+                        async for chunk in call:
+                            transfer.heard_at = asyncio.get_running_loop().time()
+                            silence.reschedule(transfer.heard_at + SILENT_MAX_S)
+                            content += chunk.data
+                            if len(content) > BLOB_BYTES_MAX:
+                                return None
+                finally:
+                    call.cancel()
+        except (KithError, TimeoutError):
             return None
-        finally:
-            call.cancel()
         return bytes(content) if hashlib.sha256(content).digest() == ref.sha256 else None

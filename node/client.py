@@ -24,7 +24,7 @@ import grpc.aio
 from mesh.wire import facts_pb2, local_pb2, local_pb2_grpc, work_pb2
 from node.errors import ExitCode, KithError
 from node.paths import NodePaths
-from node.rpc import problem_of
+from node.rpc import calling, problem_of
 
 Reply = TypeVar("Reply")
 
@@ -139,22 +139,19 @@ class NodeClient:
         )
 
     async def _call(self, call: Awaitable[Reply], deadline_s: float) -> Reply:
-        try:
+        with calling(_closed, lambda error: self._error(error, deadline_s)):
             return await call
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error, deadline_s) from error
 
     async def _stream(self, call: grpc.aio.UnaryStreamCall[Any, Reply]) -> AsyncGenerator[Reply, None]:
-        try:
-            async for reply in call:
-                yield reply
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error, None) from error
-        finally:
-            call.cancel()
+        with calling(_closed, lambda error: self._error(error, None)):
+            try:
+                async for reply in call:
+                    yield reply
+            finally:
+                call.cancel()
 
     async def close(self) -> None:
-        """Drop the connection; streams that still run end with `asyncio.CancelledError`."""
+        """Drop the connection; calls that still run end as `node-unreachable`."""
         channel, self._channel, self._stub = self._channel, None, None
         if channel is not None:
             await channel.close()
@@ -284,3 +281,9 @@ def _parts(header: local_pb2.SubmitHeader, document: bytes) -> Iterator[local_pb
     yield local_pb2.SubmitPart(header=header)
     for begin in range(0, len(document), PART_BYTES):
         yield local_pb2.SubmitPart(document=document[begin : begin + PART_BYTES])
+
+
+def _closed() -> KithError:
+    return KithError(
+        "node-unreachable", "the connection to the node was closed here", "Connect again.", ExitCode.UNREACHABLE
+    )

@@ -7,15 +7,13 @@ its peers could do all of the work.
 from collections.abc import Sequence
 from typing import Protocol
 
-import grpc.aio
-
 from mesh.identity import NodeId
 from mesh.replica import Replica
 from mesh.wire import engine_pb2, mesh_pb2_grpc
 from node.engine.api import Engine
 from node.errors import ExitCode, KithError
 from node.links import Links
-from node.rpc import to_kith_error
+from node.rpc import calling
 
 #: Longest wait for one batch of texts: counting a thousand sentences takes milliseconds.
 COUNT_TIMEOUT_S = 10.0
@@ -44,10 +42,8 @@ class PeerCounter:
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         request = engine_pb2.CountTokensRequest(texts=texts)
-        try:
+        with calling(_gone):
             return list((await self._stub.CountTokens(request, timeout=COUNT_TIMEOUT_S)).counts)
-        except grpc.aio.AioRpcError as error:
-            raise to_kith_error(error, _gone) from error
 
 
 def counter_of(engine: Engine, replica: Replica, links: Links) -> Counter:

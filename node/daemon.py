@@ -60,7 +60,7 @@ from node.keys import load_or_make_key
 from node.kv_moves import KvMoves
 from node.leader import Leader
 from node.limits import CALLS_MAX
-from node.listening import Lock, address_of, bind, prepare_folders, require_loopback, where_to_listen
+from node.listening import Bound, Lock, address_of, bind, prepare_folders, require_loopback, where_to_listen
 from node.local_service import LocalService
 from node.mesh_service import MeshService
 from node.models.peers import PeerModels
@@ -97,7 +97,7 @@ class Daemon:
         self.paths = NodePaths(config.data_dir)
         self.name = config.name or socket.gethostname()
         self.started_at = time.monotonic()
-        self.addresses: list[tuple[str, int]] = []
+        self._bound: Bound | None = None
         self.discovery: Discovery | None = None
         self.trust: Trust | None = None  # None: in no mesh
         self.mdns = False
@@ -208,7 +208,7 @@ class Daemon:
                 ),
                 server,
             )
-            self.addresses = bind(server, self.credentials.server(), config.listen, config.interfaces, self.paths)
+            self._bound = bind(server, self.credentials.server(), config.listen, config.interfaces, self.paths)
             doors.append(server)
             self.trust = Trust(self, self.credentials.enrolment)
         else:
@@ -273,10 +273,11 @@ class Daemon:
     async def _discover(self, mesh_id: str) -> None:
         if not self.config.mdns:
             return
+        at = self.addresses
         self.discovery = Discovery(
             self.replica.me,
-            self.addresses[0][1],
-            [host for host, _ in self.addresses],
+            at[0][1],
+            [host for host, _ in at],
             self.interfaces,
             lambda host, port: self.shell.post(events.AddressFound(host, port, "mdns")),
             logs.logger,
@@ -400,6 +401,11 @@ class Daemon:
             await self.shell.author("node_profile", profile)
 
     # What parts ask of the node
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where others find this node now."""
+        return self._bound.addresses() if self._bound is not None else []
 
     @property
     def profile(self) -> facts_pb2.NodeProfile:

@@ -15,9 +15,7 @@ from mesh.wire import engine_pb2
 from node.engine.api import Engine
 from node.limits import NAME_CHARACTERS_MAX, bounded, check_prompt, check_texts
 from node.turns import Turns
-
-#: What is left of a request's usefulness when its turn came at the last moment, seconds: 0 would mean "for ever".
-USEFUL_MIN_S = 0.001
+from node.waited import answered, generated
 
 
 class EngineDoor:
@@ -50,28 +48,18 @@ class EngineDoor:
         """As `Engine.generate`, when it is `who`'s turn."""
         request = bounded(request, self._context_tokens())
         request.owner = f"{who}"[:NAME_CHARACTERS_MAX]  # what a caller says of itself would buy it another share
-        async with self.turns.of(who, request.useful_seconds) as waited_s:
-            if request.useful_seconds:
-                request.useful_seconds = max(USEFUL_MIN_S, request.useful_seconds - waited_s)
-            async with contextlib.aclosing(self._engine.generate(request)) as events:
-                async for event in events:
-                    if event.WhichOneof("event") == "finished":
-                        event.finished.usage.queue_seconds += waited_s
-                    yield event
+        turn = self.turns.of(who, request.useful_seconds)
+        async with contextlib.aclosing(generated(turn, self._engine, request)) as events:
+            async for event in events:
+                yield event
 
     async def score(self, who: Hashable, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
         check_prompt(request, self._context_tokens())
-        async with self.turns.of(who) as waited_s:
-            reply = await self._engine.score(request)
-        reply.usage.queue_seconds += waited_s
-        return reply
+        return await answered(self.turns.of(who), lambda: self._engine.score(request))
 
     async def embed(self, who: Hashable, request: engine_pb2.EmbedRequest) -> engine_pb2.EmbedReply:
         check_texts(request.texts)
-        async with self.turns.of(who) as waited_s:
-            reply = await self._engine.embed(request)
-        reply.usage.queue_seconds += waited_s
-        return reply
+        return await answered(self.turns.of(who), lambda: self._engine.embed(request))
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Without a turn: it takes no slot. Its size is that of one message."""

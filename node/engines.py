@@ -28,6 +28,7 @@ from node.engine.api import Engine
 from node.engine.process import EngineProcess
 from node.errors import ExitCode, KithError
 from node.logs import log
+from node.waited import answered, generated, too_late
 
 FIRST = "default"
 MODELS_MAX = 16
@@ -43,6 +44,8 @@ COME_AGAIN_S = 5.0
 #: and starting a process that measures itself.
 READ_BYTES_PER_S_PRIOR = 500e6
 START_S = 2.0
+#: A load that takes longer than was thought is thought to take so much longer, seconds.
+LOAD_LEFT_MIN_S = 0.5
 
 
 class Further:
@@ -104,17 +107,16 @@ class Further:
             pass
 
     async def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
-        async with self._engines.using(self), contextlib.aclosing(self._process.generate(request)) as events:
+        loaded = self._engines.using(self, request.useful_seconds)
+        async with contextlib.aclosing(generated(loaded, self._process, request)) as events:
             async for event in events:
                 yield event
 
     async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
-        async with self._engines.using(self):
-            return await self._process.score(request)
+        return await answered(self._engines.using(self), lambda: self._process.score(request))
 
     async def embed(self, request: engine_pb2.EmbedRequest) -> engine_pb2.EmbedReply:
-        async with self._engines.using(self):
-            return await self._process.embed(request)
+        return await answered(self._engines.using(self), lambda: self._process.embed(request))
 
     async def export_kv(self, request: engine_pb2.ExportKvRequest) -> engine_pb2.ExportKvReply:
         async with self._engines.using(self):
@@ -161,6 +163,7 @@ class Engines:
         self._changed = changed
         self._loading = asyncio.Lock()
         self._loads: set[asyncio.Task[None]] = set()
+        self._wanted: dict[Further, float] = {}  # in the order of loading, and when that began; 0: it waits
         self._released = asyncio.Event()  # somebody finished with an engine
 
     def add(self, path: Path, process: EngineProcess, needs_bytes: int, planned: engine_pb2.EngineLoaded) -> Further:
@@ -200,6 +203,20 @@ class Engines:
     def slots_busy(self) -> int:
         return self.first.figures.slots_busy + sum(one.figures.slots_busy for one in self.further.values())
 
+    def load_wait_s(self, agent: str) -> float:
+        """What a request for it waits now until its model is loaded, with the loads before it; estimated. 0: it is
+        loaded, or nothing is being loaded and its profile says what it takes."""
+        one = self.further.get(agent)
+        if one is None or one.is_ready or not self._wanted:
+            return 0.0
+        now, wait_s = time.monotonic(), 0.0
+        for other, began in self._wanted.items():
+            left_s = other.load_wait_s - (now - began if began else 0.0)
+            wait_s += max(LOAD_LEFT_MIN_S, left_s)
+            if other is one:
+                return wait_s
+        return wait_s + one.load_wait_s
+
     async def stop(self) -> None:
         for load in self._loads:
             load.cancel()
@@ -207,16 +224,22 @@ class Engines:
         await asyncio.gather(self.first.stop(), *(one.stop() for one in self.further.values()))
 
     @contextlib.asynccontextmanager
-    async def using(self, one: Further) -> AsyncIterator[None]:
-        """While somebody uses it, a further engine is up and stays so. Raises `KithError`."""
+    async def using(self, one: Further, within_s: float = 0.0) -> AsyncIterator[float]:
+        """While somebody uses it, a further engine is up and stays so; yields what that was waited for, seconds.
+        Raises `KithError`, also `too-late` where it was not up `within_s` (0: wait for ever): it is loaded all the
+        same."""
+        asked = time.monotonic()
         one.users += 1
         try:
             if not one.is_ready:
                 load = asyncio.create_task(self._bring_up(one), name=f"load {one.agent}")
                 self._loads.add(load)
                 load.add_done_callback(self._load_ended)
-                await asyncio.shield(load)
-            yield
+                await asyncio.wait({load}, timeout=within_s or None)
+                if not load.done():
+                    raise too_late(within_s, "its model was not loaded by then")
+                load.result()
+            yield time.monotonic() - asked
         finally:
             one.users -= 1
             one.used_at = time.monotonic()
@@ -228,24 +251,31 @@ class Engines:
             load.exception()  # whoever asked has heard it, if anybody still listens
 
     async def _bring_up(self, one: Further) -> None:
-        async with self._loading:
-            if one.is_ready:  # it came up while this waited
-                return
-            if one.failures and (one.failures >= TRIES_MAX or time.monotonic() - one.failed_at < AGAIN_AFTER_S):
-                raise _not_ready(one, one.problem)
-            await self._make_room(one)
-            try:
-                await one.bring_up()
-            except KithError as error:
-                one.failures += 1
-                one.failed_at = time.monotonic()
-                log("warning", f"agent {one.agent} can not be loaded: {error.message}")
-                if one.failures >= TRIES_MAX:
-                    self._changed()
-                raise _not_ready(one, error.message) from error
-            one.failures = 0
-            log("info", f"agent {one.agent} is loaded")
-            self._changed()
+        self._wanted.setdefault(one, 0.0)
+        try:
+            async with self._loading:
+                if not one.is_ready:  # else it came up while this waited
+                    self._wanted[one] = time.monotonic()
+                    await self._load(one)
+        finally:
+            self._wanted.pop(one, None)
+
+    async def _load(self, one: Further) -> None:
+        if one.failures and (one.failures >= TRIES_MAX or time.monotonic() - one.failed_at < AGAIN_AFTER_S):
+            raise _not_ready(one, one.problem)
+        await self._make_room(one)
+        try:
+            await one.bring_up()
+        except KithError as error:
+            one.failures += 1
+            one.failed_at = time.monotonic()
+            log("warning", f"agent {one.agent} can not be loaded: {error.message}")
+            if one.failures >= TRIES_MAX:
+                self._changed()
+            raise _not_ready(one, error.message) from error
+        one.failures = 0
+        log("info", f"agent {one.agent} is loaded")
+        self._changed()
 
     async def _make_room(self, wanted: Further) -> None:
         """End engines that nobody uses, or wait for one, until `wanted` fits. Raises `KithError`."""

@@ -20,8 +20,6 @@ import math
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-import grpc.aio
-
 from mesh.identity import NodeId
 from mesh.kv_costs import KvCosts
 from mesh.wire import engine_pb2, facts_pb2, mesh_pb2
@@ -31,7 +29,7 @@ from node.engines import FIRST
 from node.errors import ExitCode, KithError
 from node.logs import log
 from node.once import Once
-from node.rpc import to_kith_error
+from node.rpc import calling, not_reached
 
 if TYPE_CHECKING:
     from mesh.wire import mesh_pb2_grpc
@@ -112,8 +110,7 @@ class KvMoves:
         error: what does not come is read."""
         own = next((agent for agent in self._own().agents if _exchanges(agent)), None)
         profile = self._profile_of(holder)
-        stub = self._stub(holder)
-        if own is None or profile is None or stub is None or self._importing >= MOVES_AT_ONCE:
+        if own is None or profile is None or self._stub(holder) is None or self._importing >= MOVES_AT_ONCE:
             return Brought()
         theirs = next((agent for agent in profile.agents if _exchanges(agent) and _kind(agent) == _kind(own)), None)
         if theirs is None:
@@ -130,12 +127,13 @@ class KvMoves:
                 prompt = await self._engine.prompt_tokens(request)
                 tokens = min(tokens, len(prompt))  # what others name is an estimate, if not a lie
                 began = now()
-                held, state = await self._fetch(stub, theirs, prompt)
+                held, state = await self._fetch(holder, theirs, prompt)
                 await self._engine.import_kv(engine_pb2.ImportKvRequest(tokens=prompt[:held], state=state))
                 came = held
-        except (KithError, grpc.aio.AioRpcError, TimeoutError) as error:
+        except (KithError, TimeoutError) as error:
+            why = error.message if isinstance(error, KithError) else "it took too long"
             if self._once.due(holder):  # callers name the holder, and it says why: neither must fill the log
-                log("info", f"the KV of {tokens} tokens did not come from {holder}: {_said(error)[:WHY_MAX]}")
+                log("info", f"the KV of {tokens} tokens did not come from {holder}: {why[:WHY_MAX]}")
         finally:
             self._importing -= 1
         if began is None:
@@ -169,29 +167,29 @@ class KvMoves:
         guess = BYTES_PER_ROOT_PARAMETER * math.sqrt(agent.parameters) or BYTES_PER_TOKEN_UNKNOWN
         return tokens * self._bytes_per_token.get(_kind(agent), guess)
 
-    async def _fetch(
-        self, stub: "mesh_pb2_grpc.MeshAsyncStub", theirs: facts_pb2.AgentProfile, prompt: list[int]
-    ) -> tuple[int, bytes]:
-        """How many of the prompt's first tokens, and their state. Raises `KithError`, `AioRpcError`."""
-        call = stub.FetchKv(
-            mesh_pb2.FetchKvRequest(
-                agent=theirs.agent, model_sha256=theirs.model_sha256, kv_layout=theirs.kv_layout, tokens=prompt
-            ),
-            timeout=MOVE_WITHIN_S_MAX,
+    async def _fetch(self, holder: NodeId, theirs: facts_pb2.AgentProfile, prompt: list[int]) -> tuple[int, bytes]:
+        """How many of the prompt's first tokens, and their state. Raises `KithError`."""
+        stub = self._stub(holder)
+        if stub is None:
+            raise not_reached()
+        asked = mesh_pb2.FetchKvRequest(
+            agent=theirs.agent, model_sha256=theirs.model_sha256, kv_layout=theirs.kv_layout, tokens=prompt
         )
         tokens = size = 0
         state = bytearray()
-        try:
-            async for chunk in call:
-                if not state and not size:
-                    tokens, size = chunk.tokens, chunk.size_bytes
-                    if tokens > len(prompt) or size > KV_BYTES_MAX:
-                        raise _bad("it announces more than was asked for")
-                state += chunk.data
-                if len(state) > size:
-                    raise _bad("it sends more than it announced")
-        finally:
-            call.cancel()
+        with calling():
+            call = stub.FetchKv(asked, timeout=MOVE_WITHIN_S_MAX)
+            try:
+                async for chunk in call:
+                    if not state and not size:
+                        tokens, size = chunk.tokens, chunk.size_bytes
+                        if tokens > len(prompt) or size > KV_BYTES_MAX:
+                            raise _bad("it announces more than was asked for")
+                    state += chunk.data
+                    if len(state) > size:
+                        raise _bad("it sends more than it announced")
+            finally:
+                call.cancel()
         if len(state) != size:
             raise _bad("its end is missing")
         if not tokens:
@@ -236,12 +234,6 @@ def _exchanges(agent: facts_pb2.AgentProfile) -> bool:
 
 def _kind(agent: facts_pb2.AgentProfile) -> tuple[bytes, str]:
     return agent.model_sha256, agent.kv_layout
-
-
-def _said(error: Exception) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        error = to_kith_error(error, lambda: KithError("node-unreachable", "it can not be reached"))
-    return error.message if isinstance(error, KithError) else "it took too long"
 
 
 def _missing(why: str) -> KithError:

@@ -171,7 +171,7 @@ def load_of(state: effects.AgentState) -> AgentLoad:
         abilities=offered(profile.abilities),
         model=profile.model,
         draining=state.draining,
-        load_s=profile.load_wait_seconds,
+        load_s=state.load_wait_s or profile.load_wait_seconds,
     )
 
 

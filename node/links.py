@@ -44,7 +44,7 @@ from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS
 from node.handshake import DENIED, NOT_LISTENING, SILENT, HandshakeError, identify
 from node.hellos import HelloError, check, named_by
-from node.limits import LINK_MESSAGES_BURST, LINK_MESSAGES_PER_S
+from node.limits import ANSWER_WITHIN_S, LINK_MESSAGES_BURST, LINK_MESSAGES_PER_S
 from node.once import Once
 
 #: Messages waiting for one slow peer.
@@ -211,10 +211,10 @@ class Links:
 
     def cut(self, peer: NodeId) -> None:
         """End every link with this peer and the calls beside them, at once: it was denied."""
+        self._end_calls({peer}, 0.0)
         for link in list(self._links.get(peer, ())):
             self._remove(link)
             link.cut.set()
-        self._end_calls({peer}, 0.0)
 
     def renewed(self) -> None:
         """This node's certificate was renewed and `Credentials.refresh` called: every link is made anew.
@@ -419,6 +419,9 @@ class Links:
             links.remove(link)
             if not links:
                 del self._links[link.peer]
+                if not self._closing:
+                    # The next calls go where the next link is, on a connection as new; what runs may be well.
+                    self._end_calls({link.peer}, ANSWER_WITHIN_S)
                 self._owner.link_closed(link.peer)
 
     def _replace(self, stuck: Link) -> None:

@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -101,16 +102,33 @@ def require_loopback(listen: str) -> None:
         )
 
 
+@dataclass
+class Bound:
+    """Where the mesh service is bound, and the addresses that others find it at."""
+
+    host: str
+    port: int
+    interfaces: Sequence[str]
+    found: list[tuple[str, int]] = field(default_factory=list)
+
+    def addresses(self) -> list[tuple[str, int]]:
+        """As of now: a machine may get another address while the node runs. Without a network: those it had last."""
+        with contextlib.suppress(KithError):  # an address that was named is gone
+            now = [(address, self.port) for address in addresses_for(self.host, self.interfaces)]
+            self.found = now or self.found
+        return self.found
+
+
 def bind(
     server: "grpc.aio.Server",
     credentials: grpc.ServerCredentials,
     listen: str,
     interfaces: Sequence[str],
     paths: NodePaths,
-) -> list[tuple[str, int]]:
-    """Bind the mesh service. Returns the addresses to tell others, of these interfaces or all.
+) -> Bound:
+    """Bind the mesh service; others are told its addresses of these interfaces, or of all.
 
-    Raises `KithError`: the port is taken, or not an address of this machine.
+    Raises `KithError`: the port is taken, or not an address of this machine, or there is no such interface.
     """
     host, port = where_to_listen(listen)
     kept = paths.data_dir / "port"
@@ -128,7 +146,7 @@ def bind(
         )
     if port == 0:
         kept.write_text(f"{bound}\n")
-    return [(address, bound) for address in addresses_for(host, interfaces)]
+    return Bound(host, bound, interfaces, [(address, bound) for address in addresses_for(host, interfaces)])
 
 
 def _try(server: "grpc.aio.Server", credentials: grpc.ServerCredentials, host: str, port: int) -> int:

@@ -13,13 +13,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-import grpc.aio
-
 from mesh.certificates import CertificateError, Role
 from mesh.identity import NodeId
 from mesh.wire import mesh_pb2, mesh_pb2_grpc
 from node.enrolment import Enrolment
+from node.errors import KithError
 from node.logs import log
+from node.rpc import calling
 
 #: How often it is looked whether renewal is due, and asked again where nobody could be asked.
 LOOK_S = 600.0
@@ -92,9 +92,10 @@ class Renewal:
             if (stub := self._stub(issuer)) is None:
                 continue
             try:
-                return (await stub.Renew(mesh_pb2.RenewRequest(), timeout=ASK_S)).certificate
-            except grpc.aio.AioRpcError as error:
-                log("info", f"{issuer} did not renew the certificate: {error.code().name}")
+                with calling():
+                    return (await stub.Renew(mesh_pb2.RenewRequest(), timeout=ASK_S)).certificate
+            except KithError as error:
+                log("info", f"{issuer} did not renew the certificate: {error.message}")
         return None
 
     def _complain(self, why: str) -> None:

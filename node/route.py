@@ -10,6 +10,9 @@ from mesh.wire import common_pb2, facts_pb2
 from node.errors import ExitCode, KithError
 from node.leader import agent_id
 
+#: Characters a token, for estimating a prompt without asking the engine.
+CHARACTERS_PER_TOKEN = 3.5
+
 
 @dataclass(frozen=True)
 class Route:
@@ -25,6 +28,7 @@ class Route:
     capacity_tokens: int = 0  # of its cache; 0: not known
     kv_holder: str = ""  # a node to take the prompt's KV from
     kv_tokens: int = 0
+    weights: bytes = b""  # agents with the same give the same vectors and scores; empty: not known of which
     model_asked: str = ""
     node_asked: str = ""
 
@@ -45,6 +49,16 @@ def agents_named(replica: Replica, model: str, node: str) -> list[tuple[NodeId, 
         if profile is not None and _is(node_id, profile.name, node):
             found += [(node_id, profile.name, agent) for agent in profile.agents if model in ("", agent.model)]
     return found
+
+
+def estimated_tokens(characters: int) -> int:
+    """Of a text with so many; at least 1."""
+    return int(characters / CHARACTERS_PER_TOKEN) + 1
+
+
+def weights_of(agent: facts_pb2.AgentProfile) -> bytes:
+    """By its file; the echo engine, which has none, is the same everywhere. Of other back ends nothing is known."""
+    return agent.model_sha256 or (b"echo" if agent.backend == "echo" else b"")
 
 
 def went_away(route: Route) -> KithError:

@@ -18,8 +18,6 @@ from collections.abc import AsyncGenerator, Collection, Hashable
 from dataclasses import dataclass, field
 from itertools import count
 
-import grpc.aio
-
 from mesh.answer import Answer, Choice
 from mesh.effects import AgentState
 from mesh.identity import NodeId
@@ -37,14 +35,12 @@ from node.leader import agent_id, load_of
 from node.limits import ANSWER_WITHIN_S, DEADLINE_MARGIN_S, OUTPUT_TOKENS_MAX
 from node.links import Links
 from node.questions import Questions
-from node.route import Route, agents_named, went_away
-from node.rpc import to_kith_error
+from node.route import Route, agents_named, estimated_tokens, weights_of, went_away
+from node.rpc import calling
 from solver.costs import AgentLoad, Cached, TaskNeed, cost_terms, rates, why_not
 
 #: Output assumed for the cost where the client set no limit.
 OUTPUT_TOKENS_GUESS = 256
-#: Characters a token, for estimating a prompt without asking the engine.
-CHARACTERS_PER_TOKEN = 3.5
 #: Second attempts, for an agent that is late, of all answers: a part of them, and so many at once after a quiet time.
 #: Threat: a mesh that is slow because it has too much to do is given more by its own impatience.
 HEDGED_PART, HEDGES_BURST = 0.1, 4.0
@@ -89,7 +85,7 @@ class Router:
         self._links = links
         self._kv = kv
         self.prefixes = prefixes or Prefixes()
-        self.questions = Questions(replica, engine, links)
+        self.questions = Questions(replica, engine, links, self._load)
         self._under_way: dict[int, _UnderWay] = {}
         self._ended: deque[tuple[float, str]] = deque(maxlen=ENDED_MAX)  # when, agent
         self._numbers = count()
@@ -153,6 +149,7 @@ class Router:
                 capacity_tokens=capacity_of(agent),
                 kv_holder=holder if moves else "",
                 kv_tokens=cached.elsewhere_tokens if moves else 0,
+                weights=weights_of(agent),
                 model_asked=model,
                 node_asked=node,
             )
@@ -224,6 +221,7 @@ class Router:
                 queued_output_tokens=max(told.queued_output_tokens, own_output + others * OUTPUT_TOKENS_GUESS)
                 // max(1, agent.slots),
                 draining=self._replica.membership.load_of(node_id).draining,
+                load_wait_s=told.load_wait_seconds,
             )
         )
 
@@ -336,23 +334,20 @@ class Router:
         stub = self._links.stub(NodeId(route.agent.node_id))
         if stub is None:
             raise went_away(route)
-        call = stub.Generate(
-            mesh_pb2.GenerateCall(
-                request=request,
-                agent=route.agent.agent,
-                hop_count=1,
-                kv_holder=route.kv_holder,
-                kv_tokens=route.kv_tokens,
-            ),
-            timeout=within_s + DEADLINE_MARGIN_S,
+        asked = mesh_pb2.GenerateCall(
+            request=request,
+            agent=route.agent.agent,
+            hop_count=1,
+            kv_holder=route.kv_holder,
+            kv_tokens=route.kv_tokens,
         )
-        try:
-            async for event in call:
-                yield event
-        except grpc.aio.AioRpcError as error:
-            raise to_kith_error(error, lambda: went_away(route)) from error
-        finally:
-            call.cancel()
+        with calling(lambda: went_away(route)):
+            call = stub.Generate(asked, timeout=within_s + DEADLINE_MARGIN_S)
+            try:
+                async for event in call:
+                    yield event
+            finally:
+                call.cancel()
 
     def _nobody(self, model: str, node: str, reasons: list[str]) -> KithError:
         if node and not reasons:
@@ -371,7 +366,7 @@ def need_of(request: engine_pb2.GenerateRequest) -> TaskNeed:
     characters += sum(len(message.content) for message in request.messages)
     return TaskNeed(
         task_id="chat",
-        prompt_tokens=int(characters / CHARACTERS_PER_TOKEN) + 1 + len(request.continue_tokens),
+        prompt_tokens=estimated_tokens(characters) + len(request.continue_tokens),
         output_tokens=min(request.max_tokens, OUTPUT_TOKENS_MAX) or OUTPUT_TOKENS_GUESS,
         ability="chat" if request.messages else "generate",
         abilities=needed(request),

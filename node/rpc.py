@@ -1,6 +1,8 @@
 """How operating errors cross gRPC: the status says the class, the trailing metadata carries the Problem."""
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import grpc
@@ -45,3 +47,35 @@ def to_kith_error(error: grpc.aio.AioRpcError, unreachable: Callable[[], KithErr
             ExitCode.UNAVAILABLE,
         )
     return KithError("rpc-failed", f"the call failed: {error.details() or error.code().name}", "Look at `kith logs`.")
+
+
+def not_reached() -> KithError:
+    return KithError("node-unreachable", "it can not be reached", "Try again.", ExitCode.UNAVAILABLE)
+
+
+@contextlib.contextmanager
+def calling(
+    unreachable: Callable[[], KithError] = not_reached,
+    read: Callable[[grpc.aio.AioRpcError], KithError] | None = None,
+) -> Iterator[None]:
+    """Around a call to another process, and around reading its answers: what gRPC raises becomes a `KithError`.
+
+    A call ends with `CancelledError` where this process closes its channel, and none begins on one that is closed:
+    both are a peer that is not reached, and nobody's cancellation. Whoever is really cancelled, or out of time by
+    `asyncio.timeout`, stays so.
+
+    Args:
+        unreachable: makes the error for a peer that does not answer.
+        read: the operating error behind a failed call, where `to_kith_error` is not it.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise (read(error) if read else to_kith_error(error, unreachable)) from error
+    except grpc.aio.UsageError as error:
+        raise unreachable() from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise unreachable() from error

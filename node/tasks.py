@@ -119,9 +119,10 @@ async def _piece(
     if not sources:
         raise _bad_task("its span holds no sentence")
     count = max(1, piece.sentences)
-    texts = await _fitting([source.text for source in sources], task, engine)
+    texts, waited_s = await _fitting([source.text for source in sources], task, engine)
     messages = prompts.summarize_piece(" ".join(texts), count)
     written = await _write(task, messages, engine, progress, count + SURPLUS_SENTENCES)
+    written.usage.queue_seconds += waited_s
     progress(work_pb2.TaskProgress(phase="checking", output_tokens=written.usage.completion_tokens))
     summary = await asyncio.to_thread(summarise, sources, document, written.text, written.complete, count)
     return work_pb2.TaskResult(summary=summary), written.usage
@@ -143,25 +144,30 @@ async def _combine(
         raise _bad_task("its inputs hold no sentence")
     written = _Written("", True, common_pb2.Usage())
     if len(texts) > count:  # else there is nothing to choose
-        messages = prompts.combine_summaries(await _fitting(texts, task, engine), count)
+        fitting, waited_s = await _fitting(texts, task, engine)
+        messages = prompts.combine_summaries(fitting, count)
         written = await _write(task, messages, engine, progress, count + SURPLUS_SENTENCES)
+        written.usage.queue_seconds += waited_s
     progress(work_pb2.TaskProgress(phase="checking", output_tokens=written.usage.completion_tokens))
     summary = await asyncio.to_thread(combine, summaries, document, written.text, written.complete, count)
     return work_pb2.TaskResult(summary=summary), written.usage
 
 
-async def _fitting(texts: list[str], task: work_pb2.Task, engine: Writer) -> list[str]:
+async def _fitting(texts: list[str], task: work_pb2.Task, engine: Writer) -> tuple[list[str], float]:
     """The sentences that fit into this engine's context: the plan was made for another one, and inputs vary in length.
+    And what the engine was waited for, seconds: its model may have to be loaded for it.
 
     The longest are left out of the prompt; they stay among those that the result is chosen from.
     """
     if engine.loaded is None:
-        return texts
+        return texts, 0.0
+    began = time.monotonic()
     room = engine.loaded.context_tokens - PROMPT_OVERHEAD_TOKENS - task.output_tokens_max
     counts = dict(enumerate(await engine.count_tokens(texts)))
+    waited_s = time.monotonic() - began
     while len(counts) > 1 and sum(counts.values()) + len(counts) > room:
         del counts[max(counts, key=lambda i: (counts[i], i))]
-    return [texts[i] for i in counts]
+    return [texts[i] for i in counts], waited_s
 
 
 async def _answer(
@@ -283,6 +289,8 @@ async def _write(
         async for event in events:
             match event.WhichOneof("event"):
                 case "started":
+                    first = time.monotonic()
+                    usage.queue_seconds, began = first - began, first
                     usage.prompt_tokens, usage.cached_tokens = event.started.prompt_tokens, event.started.cached_tokens
                 case "delta":
                     if not usage.completion_tokens:

@@ -14,7 +14,6 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import grpc.aio
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -33,7 +32,7 @@ from node.logs import log
 from node.once import Once
 from node.overview import issuers_known
 from node.renewal import Renewal
-from node.rpc import to_kith_error
+from node.rpc import calling
 
 if TYPE_CHECKING:
     from node.daemon import Daemon
@@ -149,10 +148,8 @@ class Trust:
         key = authority.private_bytes(
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        try:
+        with calling(lambda: _unreachable(name)):
             reply = await stub.TakeAuthority(mesh_pb2.TakeAuthorityRequest(ca_key=key), timeout=PROMOTE_S)
-        except grpc.aio.AioRpcError as error:
-            raise to_kith_error(error, lambda: _unreachable(name)) from error
         await self._daemon.shell.learn([reply.certificate])
         log("info", f"{name} ({node_id}) is an issuer now")
         return local_pb2.PromoteReply(node_id=node_id, name=name, issuers=len(self._issuers()))

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 from node.errors import ExitCode, KithError
 from node.limits import WAITING_MAX, WAITING_OF_ONE_MAX
+from node.waited import too_late
 
 #: A caller that asked within this time is somebody for whom a place is kept free.
 LATELY_S = 10.0
@@ -93,8 +94,7 @@ class Turns:
                 caller.waiting.remove(turn)
                 self._waiting -= 1
             if isinstance(error, TimeoutError):
-                message = f"the request was of use for {within_s:.1f} s, and no turn came"
-                raise KithError("too-late", message, "Ask with more time.", ExitCode.UNAVAILABLE) from None
+                raise too_late(within_s, "no turn came") from None
             raise
 
     def _give_back(self, who: Hashable) -> None:

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from mesh.wire import common_pb2 as mesh_dot_wire_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amesh/wire/membership.proto\x12\x0ckith.mesh.v1\x1a\x16mesh/wire/common.proto\"\x97\x02\n\x05Hello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x04 \x01(\r\x12\x1c\n\x14protocol_version_min\x18\x05 \x01(\r\x12\x0c\n\x04name\x18\x06 \x01(\t\x12,\n\taddresses\x18\x07 \x03(\x0b\x32\x19.kith.mesh.v1.NodeAddress\x12\x18\n\x10software_version\x18\x08 \x01(\t\x12\x0f\n\x07mesh_id\x18\t \x01(\t\x12\x12\n\nanswers_to\x18\n \x01(\t\x12\x0c\n\x04life\x18\x0b \x01(\x04\x12\x13\n\x0b\x63\x65rtificate\x18\x0c \x01(\x0c\"\xb9\x01\n\x0cMemberRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0c\n\x04life\x18\x03 \x01(\x04\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.kith.mesh.v1.MemberState\x12\x0c\n\x04name\x18\x05 \x01(\t\x12,\n\taddresses\x18\x06 \x03(\x0b\x32\x19.kith.mesh.v1.NodeAddress\x12\x0f\n\x07said_by\x18\x07 \x01(\t\"\xaa\x01\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04life\x18\x02 \x01(\x04\x12$\n\x04load\x18\x03 \x01(\x0b\x32\x16.kith.mesh.v1.NodeLoad\x12+\n\x07members\x18\x04 \x03(\x0b\x32\x1a.kith.mesh.v1.MemberRecord\x12*\n\x06leader\x18\x05 \x01(\x0b\x32\x1a.kith.mesh.v1.FencingToken\"\xdb\x01\n\x08NodeLoad\x12\x12\n\nslots_busy\x18\x01 \x01(\r\x12\x13\n\x0bslots_total\x18\x02 \x01(\r\x12\x1c\n\x14queued_prompt_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14queued_output_tokens\x18\x04 \x01(\x04\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x16\n\x0e\x65ngine_stalled\x18\x06 \x01(\x08\x12\x17\n\x0f\x64isk_free_bytes\x18\x07 \x01(\x04\x12\'\n\x06\x61gents\x18\x08 \x03(\x0b\x32\x17.kith.mesh.v1.AgentLoad\"h\n\tAgentLoad\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x01(\r\x12\x1c\n\x14queued_prompt_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14queued_output_tokens\x18\x04 \x01(\x04\"\xa1\x01\n\x05Probe\x12\x10\n\x08probe_id\x18\x01 \x01(\x04\x12\x11\n\ttarget_id\x18\x02 \x01(\t\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\x12\x0c\n\x04life\x18\x04 \x01(\x04\x12$\n\x04load\x18\x05 \x01(\x0b\x32\x16.kith.mesh.v1.NodeLoad\x12+\n\x07members\x18\x06 \x03(\x0b\x32\x1a.kith.mesh.v1.MemberRecord\"\xa3\x01\n\nProbeReply\x12\x10\n\x08probe_id\x18\x01 \x01(\x04\x12\x11\n\ttarget_id\x18\x02 \x01(\t\x12\x0c\n\x04life\x18\x03 \x01(\x04\x12\x0f\n\x07reached\x18\x04 \x01(\x08\x12$\n\x04load\x18\x05 \x01(\x0b\x32\x16.kith.mesh.v1.NodeLoad\x12+\n\x07members\x18\x06 \x03(\x0b\x32\x1a.kith.mesh.v1.MemberRecord\"O\n\nMemberNews\x12+\n\x07members\x18\x01 \x03(\x0b\x32\x1a.kith.mesh.v1.MemberRecord\x12\x14\n\x0creply_wanted\x18\x02 \x01(\x08\"%\n\x05Leave\x12\x0c\n\x04life\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"O\n\x0bVoteRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x10\n\x08pre_vote\x18\x02 \x01(\x08\x12\x11\n\tview_size\x18\x03 \x01(\r\x12\r\n\x05merge\x18\x04 \x01(\x08\"h\n\tVoteReply\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x10\n\x08pre_vote\x18\x02 \x01(\x08\x12\x0f\n\x07granted\x18\x03 \x01(\x08\x12*\n\x07refusal\x18\x04 \x01(\x0e\x32\x19.kith.mesh.v1.VoteRefusal\"K\n\nLeaderBeat\x12)\n\x05token\x18\x01 \x01(\x0b\x32\x1a.kith.mesh.v1.FencingToken\x12\x12\n\ngroup_size\x18\x02 \x01(\r\"\x8f\x01\n\x0fLeaderBeatReply\x12)\n\x05token\x18\x01 \x01(\x0b\x32\x1a.kith.mesh.v1.FencingToken\x12$\n\x04load\x18\x02 \x01(\x0b\x32\x16.kith.mesh.v1.NodeLoad\x12+\n\x07highest\x18\x03 \x01(\x0b\x32\x1a.kith.mesh.v1.FencingToken\"Q\n\x0eLeaderTransfer\x12)\n\x05token\x18\x01 \x01(\x0b\x32\x1a.kith.mesh.v1.FencingToken\x12\x14\n\x0csuccessor_id\x18\x02 \x01(\t*\x8b\x01\n\x0bMemberState\x12\x1c\n\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12MEMBER_STATE_ALIVE\x10\x01\x12\x18\n\x14MEMBER_STATE_SUSPECT\x10\x02\x12\x15\n\x11MEMBER_STATE_DEAD\x10\x03\x12\x15\n\x11MEMBER_STATE_LEFT\x10\x04*\xa5\x01\n\x0bVoteRefusal\x12\x1c\n\x18VOTE_REFUSAL_UNSPECIFIED\x10\x00\x12\x1b\n\x17VOTE_REFUSAL_STALE_TERM\x10\x01\x12\x1e\n\x1aVOTE_REFUSAL_ALREADY_VOTED\x10\x02\x12\x1d\n\x19VOTE_REFUSAL_LEADER_ALIVE\x10\x03\x12\x1c\n\x18VOTE_REFUSAL_TERM_ABSURD\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amesh/wire/membership.proto\x12\x0ckith.mesh.v1\x1a\x16mesh/wire/common.proto\"\x97\x02\n\x05Hello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x18\n\x10protocol_version\x18\x04 \x01(\r\x12\x1c\n\x14protocol_version_min\x18\x05 \x01(\r\x12\x0c\n\x04name\x18\x06 \x01(\t\x12,\n\taddresses\x18\x07 \x03(\x0b\x32\x19.kith.mesh.v1.NodeAddress\x12\x18\n\x10software_version\x18\x08 \x01(\t\x12\x0f\n\x07mesh_id\x18\t \x01(\t\x12\x12\n\nanswers_to\x18\n \x01(\t\x12\x0c\n\x04life\x18\x0b \x01(\x04\x12\x13\n\x0b\x63\x65rtificate\x18\x0c \x01(\x0c\"\xb9\x01\n\x0cMemberRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0c\n\x04life\x18\x03 \x01(\x04\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.kith.mesh.v1.MemberState\x12\x0c\n\x04name\x18\x05 \x01(\t\x12,\n\taddresses\x18\x06 \x03(\x0b\x32\x19.kith.mesh.v1.NodeAddress\x12\x0f\n\x07said_by\x18\x07 \x01(\t\"\xaa\x01\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04life\x18\x02 \x01(\x04\x12$\n\x04load\x18\x03 \x01(\x0b\x32\x16.kith.mesh.v1.NodeLoad\x12+\n\x07members\x18\x04 \x03(\x0b\x32\x1a.kith.mesh.v1.MemberRecord\x12*\n\x06leader\x18\x05 \x01(\x0b\x32\x1a.kith.mesh.v1.FencingToken\"\xdb\x01\n\x08NodeLoad\x12\x12\n\nslots_busy\x18\x01 \x01(\r\x12\x13\n\x0bslots_total\x18\x02 \x01(\r\x12\x1c\n\x14queued_prompt_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14queued_output_tokens\x18\x04 \x01(\x04\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x16\n\x0e\x65ngine_stalled\x18\x06 \x01(\x08\x12\x17\n\x0f\x64isk_free_bytes\x18\x07 \x01(\x04\x12\'\n\x06\x61gents\x18\x08 \x03(\x0b\x32\x17.kith.mesh.v1.AgentLoad\"\x83\x01\n\tAgentLoad\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x01(\r\x12\x1c\n\x14queued_prompt_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14queued_output_tokens\x18\x04 \x01(\x04\x12\x19\n\x11load_wait_seconds\x18\x05 \x01(\x01\"\xa1\x01\n\x05Probe\x12\x10\n\x08probe_id\x18\x01 \x01(\x04\x12\x11\n\ttarget_id\x18\x02 \x01(\t\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\x12\x0c\n\x04life\x18\x04 \x01(\x04\x12$\n\x04load\x18\x05 \x01(\x0b\x32\x16.kith.mesh.v1.NodeLoad\x12+\n\x07members\x18\x06 \x03(\x0b\x32\x1a.kith.mesh.v1.MemberRecord\"\xa3\x01\n\nProbeReply\x12\x10\n\x08probe_id\x18\x01 \x01(\x04\x12\x11\n\ttarget_id\x18\x02 \x01(\t\x12\x0c\n\x04life\x18\x03 \x01(\x04\x12\x0f\n\x07reached\x18\x04 \x01(\x08\x12$\n\x04load\x18\x05 \x01(\x0b\x32\x16.kith.mesh.v1.NodeLoad\x12+\n\x07members\x18\x06 \x03(\x0b\x32\x1a.kith.mesh.v1.MemberRecord\"O\n\nMemberNews\x12+\n\x07members\x18\x01 \x03(\x0b\x32\x1a.kith.mesh.v1.MemberRecord\x12\x14\n\x0creply_wanted\x18\x02 \x01(\x08\"%\n\x05Leave\x12\x0c\n\x04life\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"O\n\x0bVoteRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x10\n\x08pre_vote\x18\x02 \x01(\x08\x12\x11\n\tview_size\x18\x03 \x01(\r\x12\r\n\x05merge\x18\x04 \x01(\x08\"h\n\tVoteReply\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x10\n\x08pre_vote\x18\x02 \x01(\x08\x12\x0f\n\x07granted\x18\x03 \x01(\x08\x12*\n\x07refusal\x18\x04 \x01(\x0e\x32\x19.kith.mesh.v1.VoteRefusal\"K\n\nLeaderBeat\x12)\n\x05token\x18\x01 \x01(\x0b\x32\x1a.kith.mesh.v1.FencingToken\x12\x12\n\ngroup_size\x18\x02 \x01(\r\"\x8f\x01\n\x0fLeaderBeatReply\x12)\n\x05token\x18\x01 \x01(\x0b\x32\x1a.kith.mesh.v1.FencingToken\x12$\n\x04load\x18\x02 \x01(\x0b\x32\x16.kith.mesh.v1.NodeLoad\x12+\n\x07highest\x18\x03 \x01(\x0b\x32\x1a.kith.mesh.v1.FencingToken\"Q\n\x0eLeaderTransfer\x12)\n\x05token\x18\x01 \x01(\x0b\x32\x1a.kith.mesh.v1.FencingToken\x12\x14\n\x0csuccessor_id\x18\x02 \x01(\t*\x8b\x01\n\x0bMemberState\x12\x1c\n\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12MEMBER_STATE_ALIVE\x10\x01\x12\x18\n\x14MEMBER_STATE_SUSPECT\x10\x02\x12\x15\n\x11MEMBER_STATE_DEAD\x10\x03\x12\x15\n\x11MEMBER_STATE_LEFT\x10\x04*\xa5\x01\n\x0bVoteRefusal\x12\x1c\n\x18VOTE_REFUSAL_UNSPECIFIED\x10\x00\x12\x1b\n\x17VOTE_REFUSAL_STALE_TERM\x10\x01\x12\x1e\n\x1aVOTE_REFUSAL_ALREADY_VOTED\x10\x02\x12\x1d\n\x19VOTE_REFUSAL_LEADER_ALIVE\x10\x03\x12\x1c\n\x18VOTE_REFUSAL_TERM_ABSURD\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.wire.membership_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MEMBERSTATE']._serialized_start=1983
-  _globals['_MEMBERSTATE']._serialized_end=2122
-  _globals['_VOTEREFUSAL']._serialized_start=2125
-  _globals['_VOTEREFUSAL']._serialized_end=2290
+  _globals['_MEMBERSTATE']._serialized_start=2011
+  _globals['_MEMBERSTATE']._serialized_end=2150
+  _globals['_VOTEREFUSAL']._serialized_start=2153
+  _globals['_VOTEREFUSAL']._serialized_end=2318
   _globals['_HELLO']._serialized_start=69
   _globals['_HELLO']._serialized_end=348
   _globals['_MEMBERRECORD']._serialized_start=351
@@ -44,24 +44,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEAT']._serialized_end=709
   _globals['_NODELOAD']._serialized_start=712
   _globals['_NODELOAD']._serialized_end=931
-  _globals['_AGENTLOAD']._serialized_start=933
-  _globals['_AGENTLOAD']._serialized_end=1037
-  _globals['_PROBE']._serialized_start=1040
-  _globals['_PROBE']._serialized_end=1201
-  _globals['_PROBEREPLY']._serialized_start=1204
-  _globals['_PROBEREPLY']._serialized_end=1367
-  _globals['_MEMBERNEWS']._serialized_start=1369
-  _globals['_MEMBERNEWS']._serialized_end=1448
-  _globals['_LEAVE']._serialized_start=1450
-  _globals['_LEAVE']._serialized_end=1487
-  _globals['_VOTEREQUEST']._serialized_start=1489
-  _globals['_VOTEREQUEST']._serialized_end=1568
-  _globals['_VOTEREPLY']._serialized_start=1570
-  _globals['_VOTEREPLY']._serialized_end=1674
-  _globals['_LEADERBEAT']._serialized_start=1676
-  _globals['_LEADERBEAT']._serialized_end=1751
-  _globals['_LEADERBEATREPLY']._serialized_start=1754
-  _globals['_LEADERBEATREPLY']._serialized_end=1897
-  _globals['_LEADERTRANSFER']._serialized_start=1899
-  _globals['_LEADERTRANSFER']._serialized_end=1980
+  _globals['_AGENTLOAD']._serialized_start=934
+  _globals['_AGENTLOAD']._serialized_end=1065
+  _globals['_PROBE']._serialized_start=1068
+  _globals['_PROBE']._serialized_end=1229
+  _globals['_PROBEREPLY']._serialized_start=1232
+  _globals['_PROBEREPLY']._serialized_end=1395
+  _globals['_MEMBERNEWS']._serialized_start=1397
+  _globals['_MEMBERNEWS']._serialized_end=1476
+  _globals['_LEAVE']._serialized_start=1478
+  _globals['_LEAVE']._serialized_end=1515
+  _globals['_VOTEREQUEST']._serialized_start=1517
+  _globals['_VOTEREQUEST']._serialized_end=1596
+  _globals['_VOTEREPLY']._serialized_start=1598
+  _globals['_VOTEREPLY']._serialized_end=1702
+  _globals['_LEADERBEAT']._serialized_start=1704
+  _globals['_LEADERBEAT']._serialized_end=1779
+  _globals['_LEADERBEATREPLY']._serialized_start=1782
+  _globals['_LEADERBEATREPLY']._serialized_end=1925
+  _globals['_LEADERTRANSFER']._serialized_start=1927
+  _globals['_LEADERTRANSFER']._serialized_end=2008
 # @@protoc_insertion_point(module_scope)

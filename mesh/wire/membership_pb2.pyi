@@ -285,12 +285,15 @@ class AgentLoad(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     QUEUED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     QUEUED_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    LOAD_WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     requests: _builtins.int
     """in its engine, or waiting for it"""
     queued_prompt_tokens: _builtins.int
     """of tasks; as in NodeLoad"""
     queued_output_tokens: _builtins.int
+    load_wait_seconds: _builtins.float
+    """until its model is loaded, while models are being loaded there; 0: as its profile says"""
     def __init__(
         self,
         *,
@@ -298,10 +301,11 @@ class AgentLoad(_message.Message):
         requests: _builtins.int = ...,
         queued_prompt_tokens: _builtins.int = ...,
         queued_output_tokens: _builtins.int = ...,
+        load_wait_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "queued_output_tokens", b"queued_output_tokens", "queued_prompt_tokens", b"queued_prompt_tokens", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "load_wait_seconds", b"load_wait_seconds", "queued_output_tokens", b"queued_output_tokens", "queued_prompt_tokens", b"queued_prompt_tokens", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,8 @@
 """/v1/embeddings: texts to vectors, by an agent that embeds.
 
 Vectors of different models can not be compared. A client that names `kith` is therefore answered as long as one model
-embeds in the mesh, and has to name one as soon as there are two.
+embeds in the mesh, and has to name one as soon as there are two. Batches of one answer may come from several agents,
+where one of them went away; they have the same weights (questions.py).
 
 Idea: an answer may hold millions of numbers, and writing them as text takes seconds. It is written by a thread, vector
 by vector, and sent in pieces: the loop, which serves everybody else, waits for no more than one vector at a time.
@@ -51,7 +52,7 @@ async def embeddings(router: Router, replica: Replica, body: dict[str, Any], who
     encoding = body.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise Refused("encoding_format is neither float nor base64", "encoding_format")
-    route, named = _route(router, replica, text(body.get("model") or ANY_MODEL, "model"))
+    route, named = _route(router, replica, text(body.get("model") or ANY_MODEL, "model"), inputs)
     dimensions = integer(body, "dimensions", 0, 1, 1 << 20) if body.get("dimensions") is not None else 0
     size = max((one.agent.embedding_size for one in named.agents if one.agent.model == route.model), default=0)
     if dimensions and size and dimensions != size:
@@ -60,7 +61,7 @@ async def embeddings(router: Router, replica: Replica, body: dict[str, Any], who
     usage = common_pb2.Usage()
     for start in range(0, len(inputs), BATCH):
         request = engine_pb2.EmbedRequest(texts=inputs[start : start + BATCH], owner=owner_of(who))
-        reply = await router.questions.embed(route, request, who)
+        reply, route = await router.questions.embed(route, request, who)
         if len(reply.vectors) != len(request.texts):
             raise KithError("engine-failed", "the engine gave another number of vectors than of texts", "Tell us.")
         if not all(math.isfinite(sum(vector.values)) for vector in reply.vectors):
@@ -88,13 +89,13 @@ def owner_of(who: Hashable) -> str:
     return ":".join(map(str, who)) if isinstance(who, tuple) else str(who)
 
 
-def _route(router: Router, replica: Replica, name: str) -> tuple[Route, Named]:
+def _route(router: Router, replica: Replica, name: str, inputs: Sequence[str]) -> tuple[Route, Named]:
     named = resolve(name, live_agents(replica))
     if named.panel:
         raise Refused(f"{PANEL} does not embed", "model", "Name a model that does.", "unsupported")
     check_abilities(named, {"embed": "model"})
     try:
-        return router.questions.choose_embedder(named.model, named.node), named
+        return router.questions.choose_embedder(named.model, named.node, inputs), named
     except KithError as error:
         if error.code == "bad-request":
             raise Refused(error.message, "model", error.remedy) from None

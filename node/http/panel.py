@@ -13,7 +13,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncGenerator, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mesh.wire import common_pb2, engine_pb2, work_pb2
@@ -46,6 +46,7 @@ class Seat:
     usage: common_pb2.Usage = field(default_factory=common_pb2.Usage)
     answer: str = ""
     problem: str = ""
+    scored_by: str = ""  # the node that scored last, where the seat's own was gone
 
     @property
     def loaded(self) -> engine_pb2.EngineLoaded:
@@ -61,7 +62,10 @@ class Seat:
         return self.router.generate(self.route, request, self.who)
 
     async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
-        return await self.router.questions.score(self.route, request, self.who)
+        """By the seat's agent; where that one is gone, by any with the same weights: it would have said the same."""
+        reply, route = await self.router.questions.score(replace(self.route, node_asked=""), request, self.who)
+        self.scored_by = route.node_name
+        return reply
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         raise AssertionError("a panel counts nothing")
@@ -251,7 +255,8 @@ async def _closed(seats: list[Seat], ask: Ask, options: tuple[str, ...], key: st
             ballot = next(said)
             seat.answer = ballot.answer
             probabilities = {one: round(p, 4) for one, p in zip(options, ballot.probabilities, strict=True)}
-            ballots.append(_ballot(seat, ballot.answer == chosen) | {"probabilities": probabilities})
+            by = {"node": seat.scored_by or seat.live.node_name}
+            ballots.append(_ballot(seat, ballot.answer == chosen) | by | {"probabilities": probabilities})
         else:
             ballots.append(_ballot(seat, False))
     text = json.dumps({key: chosen}, ensure_ascii=False) if key else chosen

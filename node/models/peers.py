@@ -14,10 +14,10 @@ Does not: look for models that no live node holds, or believe what a peer says o
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import IO
+from typing import IO, Any
 
 import grpc.aio
 
@@ -27,7 +27,7 @@ from node.detached import detached
 from node.errors import ExitCode, KithError
 from node.logs import log
 from node.models.store import Entry, FalseContentError, ModelStore, Origin, check_name, told_of_disk
-from node.rpc import to_kith_error
+from node.rpc import calling
 
 #: A transfer that brings less than `PACE_BYTES_MIN` in so long is given up, and another holder is asked. It is a chunk
 #: as nodes send them (sharing.py), 52 kB/s; a node cuts readers at the same pace (callers.py).
@@ -207,14 +207,14 @@ class PeerModels:
                 continue
             call = stub.FetchModel(wanted, timeout=CALL_WITHIN_S)
             try:
-                async with asyncio.timeout(SILENT_MAX_S):
-                    first = await call.read()
-            except (grpc.aio.AioRpcError, TimeoutError) as error:
+                async with asyncio.timeout(SILENT_MAX_S), contextlib.aclosing(_chunks(call, peer)) as chunks:
+                    first = await anext(chunks, None)
+            except (_NotGivenError, TimeoutError) as error:
                 last = _told(error, peer)
                 continue
             finally:
                 call.cancel()
-            said = first.model if isinstance(first, mesh_pb2.BlobChunk) else mesh_pb2.ModelFile()
+            said = first.model if first is not None else mesh_pb2.ModelFile()
             right = not wanted.sha256 or said.sha256 == wanted.sha256
             if right and len(said.sha256) == 32 and 0 < said.size_bytes <= SIZE_MAX:
                 return said, peer
@@ -256,8 +256,8 @@ class PeerModels:
         now = asyncio.get_running_loop().time
         since = 0  # bytes, from when the time last began
         try:
-            async with asyncio.timeout(SILENT_MAX_S) as silence:
-                async for chunk in call:
+            async with asyncio.timeout(SILENT_MAX_S) as silence, contextlib.aclosing(_chunks(call, peer)) as chunks:
+                async for chunk in chunks:
                     if chunk.HasField("model"):
                         if (chunk.model.sha256, chunk.model.size_bytes) != (attempt.sha256, size):
                             log("warning", f"{peer} says another size of a model than others: it is not listened to")
@@ -279,7 +279,7 @@ class PeerModels:
                     if since >= PACE_BYTES_MIN:
                         since = 0
                         silence.reschedule(now() + SILENT_MAX_S)
-        except (grpc.aio.AioRpcError, TimeoutError) as error:
+        except (_NotGivenError, TimeoutError) as error:
             log("warning", f"a model from {peer}: {_told(error, peer).message}; at {done / 1e6:.0f} MB")
         finally:
             call.cancel()
@@ -310,6 +310,27 @@ class _FalseError(Exception):
         self.liar = liar
 
 
+class _NotGivenError(Exception):
+    """A holder failed, not this node's disk."""
+
+    def __init__(self, reason: KithError) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
+
+
+async def _chunks(
+    call: "grpc.aio.UnaryStreamCall[Any, mesh_pb2.BlobChunk]", peer: NodeId
+) -> AsyncGenerator[mesh_pb2.BlobChunk, None]:
+    """What a holder gives. Raises `_NotGivenError`."""
+    gone = KithError("node-unreachable", f"node {peer[:12]} does not answer", "", ExitCode.UNAVAILABLE)
+    try:
+        with calling(lambda: gone):
+            async for chunk in call:
+                yield chunk
+    except KithError as error:
+        raise _NotGivenError(error) from error
+
+
 def _would_cut(store: ModelStore, said: mesh_pb2.ModelFile) -> bool:
     """Whether more came earlier than the file has, as its holder says: that would be thrown away."""
     try:
@@ -323,9 +344,8 @@ def _write(file: IO[bytes], data: bytes) -> None:
     file.flush()
 
 
-def _told(error: BaseException, peer: NodeId) -> KithError:
-    if isinstance(error, grpc.aio.AioRpcError):
-        gone = KithError("node-unreachable", f"node {peer[:12]} does not answer", "", ExitCode.UNAVAILABLE)
-        return to_kith_error(error, lambda: gone)
+def _told(error: _NotGivenError | TimeoutError, peer: NodeId) -> KithError:
+    if isinstance(error, _NotGivenError):
+        return error.reason
     message = f"node {peer[:12]} sent nothing, or next to nothing, for {SILENT_MAX_S:.0f} s"
     return KithError("node-unreachable", message, "Try again.", ExitCode.UNAVAILABLE)

@@ -1,7 +1,8 @@
 """Serve: several nodes answering as one. Real daemons over mTLS on loopback, one thread an engine.
 
   - Against the bare engine (`tokens_ratio`, `ttft_added_ms_p50`): client → node A, without a model → node B, with the
-    model of --model. Ten pairs.
+    model of --model. Ten pairs. The same through A's HTTP door (`http_tokens_ratio`, `http_ttft_added_ms_p50`), in ten
+    pairs with the bare engine between those.
   - Death of the node that answers (`pause_s_p50`, `continued`): a 64-token prompt, SIGKILL after 32 tokens, greedy; the
     client reads on through node A. `continued` is `equal` and `shown`: the text is that of an uninterrupted run of the
     same prompt, or one engine without any mesh writes both texts, one where the tokens that were sent are read at once

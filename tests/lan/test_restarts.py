@@ -1,8 +1,12 @@
 """Nodes that come back: all at once after a power cut, and under another address."""
 
+import contextlib
+from functools import partial
+
 import pytest
 
-from scripts.daemons import formed
+from mesh.wire import engine_pb2, local_pb2
+from scripts.daemons import Daemon, formed, until
 from scripts.lan_hosts import PORT
 from scripts.workload import agreed, completed, submit, under_way, up
 from tests.lan.conftest import LanFactory
@@ -58,4 +62,17 @@ async def test_an_address_changes_under_a_running_node(lan_of: LanFactory) -> No
     lan.network.readdress(victim.name, NEW_ADDRESS)
     await completed(leader, job)
     await formed(everyone)
+    for one in everyone:
+        await until(partial(finds, one, victim.name), 60.0, "where it is now")
     await agreed(everyone, [job])
+
+
+async def finds(one: Daemon, name: str) -> bool:
+    """Whether a node was told the new address, and reaches what was moved there beside the link too."""
+    seen = {node.name: node for node in await one.nodes()}
+    if [(address.host, address.port) for address in seen[name].addresses] != [(NEW_ADDRESS, PORT)]:
+        return False
+    request = local_pb2.ChatRequest(request=engine_pb2.GenerateRequest(prompt="Is it you?"), node=name)
+    async with one.client() as client, contextlib.aclosing(client.chat(request)) as events:
+        said = [event.generate.delta.text async for event in events]
+    return bool("".join(said))

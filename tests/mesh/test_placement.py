@@ -183,6 +183,16 @@ def test_who_can_take_nothing_is_offered_nothing() -> None:
     assert Round.ask(round_, round_.ready(0)) is None
 
 
+def test_what_a_node_tells_of_its_loads_is_charged_to_the_agent_that_waits() -> None:
+    round_ = Round()
+    loading = membership_pb2.AgentLoad(agent="default", load_wait_seconds=30.0)
+    round_.node.replica.membership.members[B].load_told(membership_pb2.NodeLoad(agents=[loading]))
+    asked = round_.ask(round_.ready(0))
+    assert asked is not None
+    waits = {state.agent.node_id: state.load_wait_s for state in asked.agents}
+    assert waits == {round_.node.me: 0.0, B: 30.0, C: 0.0}
+
+
 def test_a_task_goes_where_it_has_not_failed_unless_it_failed_everywhere() -> None:
     round_ = Round()
     asked = round_.ask(round_.ready(0, failed_on=(B,)) + round_.ready(1, failed_on=tuple(round_.nodes)))

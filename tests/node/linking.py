@@ -96,11 +96,17 @@ class Service(mesh_pb2_grpc.MeshServicer):  # only the link; the rest is not cal
         return engine_pb2.ScoreReply()
 
 
+def plain(node: Node) -> mesh_pb2_grpc.MeshServicer:
+    return Service(node)  # type: ignore[abstract]
+
+
 class Made:
     """Nodes of a mesh, by role, in order of their ids, each with a server."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, service: Callable[[Node], mesh_pb2_grpc.MeshServicer] = plain) -> None:
+        """`service`: what a node serves."""
         self.folder = folder
+        self.service = service
         self.mesh = ThrowawayMesh()
         self.all: list[Node] = []
 
@@ -124,7 +130,7 @@ class Made:
             enrolment = await asyncio.to_thread((mesh or self.mesh).enrol, data_dir, role, days=days)
             node = Node(enrolment, renew_s)
             node.server = grpc.aio.server(options=options, interceptors=[node.callers])
-            mesh_pb2_grpc.add_MeshServicer_to_server(Service(node), node.server)  # type: ignore[abstract]
+            mesh_pb2_grpc.add_MeshServicer_to_server(self.service(node), node.server)
             node.port = node.server.add_secure_port("127.0.0.1:0", node.credentials.server())
             await node.server.start()
             made.append(node)

@@ -58,6 +58,22 @@ async def test_tasks_count_for_the_agent_that_has_them(node: Node) -> None:
     assert lone.replica.work.intake.load(("slow",)) == (0, 0)
 
 
+async def test_an_idle_agent_waits_for_the_load_of_another_model(node: Node) -> None:
+    """In turn: first the one, then its own."""
+    node.add("Other", 10)
+    door, intake = EngineDoor(node.first, node.engines.of), Lone().replica.work.intake
+    loading = asyncio.create_task(node.engines.further["slow"].start())
+    while not (found := told(node.engines, door, intake)):  # noqa: ASYNC110 - until the task has begun
+        await asyncio.sleep(0)
+    waits = {one.agent: one.load_wait_seconds for one in found}
+    assert waits.keys() == {"slow", "other"}
+    assert waits["other"] > waits["slow"] > 0.0
+    load = membership_pb2.NodeLoad(agents=found)
+    assert read(load, "other").load_wait_seconds == waits["other"]
+    await loading
+    assert told(node.engines, door, intake) == []
+
+
 def test_a_node_of_an_earlier_release_tells_sums_and_they_are_charged_to_each() -> None:
     sums = membership_pb2.NodeLoad(slots_busy=3, queued_prompt_tokens=7, queued_output_tokens=9)
     assert [read(sums, agent).requests for agent in ("default", "slow")] == [3, 3]

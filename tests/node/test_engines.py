@@ -1,7 +1,7 @@
 """Several engines in one node, as real processes: loaded on demand, unloaded when another needs the room."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -173,6 +173,61 @@ async def test_names_are_unique_and_plain(node: Node) -> None:
             node.add(str(number), 1)
     with pytest.raises(KithError, match="at most 16"):
         node.add("one more", 1)
+
+
+async def finished(engine: Further, request: engine_pb2.GenerateRequest) -> engine_pb2.GenerateEvent.Finished:
+    return [event async for event in engine.generate(request)][-1].finished
+
+
+async def test_the_loading_of_its_model_is_told_as_waiting_and_taken_from_the_usefulness(node: Node) -> None:
+    one = node.add("A", 30)
+    given: list[float] = []
+    generate = one._process.generate
+
+    def noted(request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
+        given.append(request.useful_seconds)
+        return generate(request)
+
+    one._process.generate = noted  # type: ignore[method-assign]
+    request = engine_pb2.GenerateRequest(prompt="one two", useful_seconds=500.0)
+    answer, scored, embedded = await asyncio.gather(
+        finished(one, request),
+        one.score(engine_pb2.ScoreRequest(prompt="a", continuations=["b", "c"])),
+        one.embed(engine_pb2.EmbedRequest(texts=["a"])),
+    )
+    assert one.took_s > 0.0
+    for usage in (answer.usage, scored.usage, embedded.usage):
+        assert usage.queue_seconds >= one.took_s
+    assert 0.0 < given[0] <= 500.0 - one.took_s
+    again = await finished(one, request)
+    assert given[1] > given[0], "it is loaded"
+    assert again.usage.queue_seconds < answer.usage.queue_seconds
+
+
+async def test_what_is_of_no_use_when_its_model_is_loaded_ends_and_the_load_goes_on(node: Node) -> None:
+    one = node.add("A", 30)
+    with pytest.raises(KithError, match="not loaded by then") as caught:
+        await finished(one, engine_pb2.GenerateRequest(prompt="one two", useful_seconds=0.001))
+    assert caught.value.code == "too-late"
+    assert one.users == 0
+    await one.start()
+    assert one._process.state == "ready"
+
+
+async def test_a_load_waits_for_those_before_it_and_that_is_told(node: Node) -> None:
+    first, second, third = (node.add(name, 10) for name in "ABC")
+    assert node.engines.load_wait_s("a") == 0.0, "nothing is loaded: the profile says what it takes"
+    for one, took_s in ((first, 10.0), (second, 20.0), (third, 40.0)):
+        one.took_s = took_s
+    loads = [asyncio.create_task(one.start()) for one in (first, second)]
+    while len(node.engines._wanted) < 2:  # noqa: ASYNC110 - until both tasks have begun
+        await asyncio.sleep(0)
+    assert node.engines.load_wait_s("a") <= 10.0
+    assert 20.0 < node.engines.load_wait_s("b") <= 30.0
+    assert 60.0 < node.engines.load_wait_s("c") <= 70.0
+    assert node.engines.load_wait_s(FIRST) == 0.0
+    await asyncio.gather(*loads)
+    assert [node.engines.load_wait_s(agent) for agent in "abc"] == [0.0, 0.0, 0.0]
 
 
 def header_of(folder: Path, template: str) -> gguf.GgufHeader:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mesh.dispatch import TaskKey
 from mesh.ledger import TaskRef
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from node.blobs import Blobs
-from node.leader import Leader
+from node.leader import Leader, load_of
 from node.plans import Plans
 from node.solver_process import SolverProcess
 from solver.assemble import to_bytes
@@ -117,6 +118,13 @@ def ready(index: int, *forbidden: str) -> effects.ReadyTask:
     )
     key = TaskKey(JOB, TaskRef(index, 0))
     return effects.ReadyTask(key, task, frozenset((node_id, "default") for node_id in forbidden), "", hedge=False)
+
+
+def test_what_is_told_of_a_load_counts_before_what_the_profile_says() -> None:
+    state = agent(NODES[0], 100.0)
+    state.profile.load_wait_seconds = 5.0
+    assert load_of(state).load_s == 5.0
+    assert load_of(replace(state, load_wait_s=30.0)).load_s == 30.0
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["greedy while the solver starts", "cvxpy"])

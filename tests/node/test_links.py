@@ -23,6 +23,8 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Made]:
     await made.close()
 
 
+#: Less than gRPC itself takes to notice a connection that carries nothing (grpc_options.py), seconds.
+CALL_WITHIN_S = 8.0
 TWO = (Role.NODE, Role.NODE)
 #: Messages that may be on an old link when its successor takes over: sending is best effort.
 LOST_AT_RENEWAL_MAX = 20
@@ -41,15 +43,22 @@ class Way:
     def stop(self) -> None:
         self.carries.clear()
 
+    def stall(self) -> None:
+        """What is connected now carries nothing any more; new connections do, as after a change of addresses."""
+        self.carries.clear()
+        self.carries = asyncio.Event()
+        self.carries.set()
+
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self.target)
         for source, sink in ((reader, back), (there, writer)):
             self.tasks.add(asyncio.create_task(self.carry(source, sink)))
 
     async def carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        carries = self.carries
         try:
             while data := await source.read(65536):
-                await self.carries.wait()
+                await carries.wait()
                 sink.write(data)
         except ConnectionError:
             pass
@@ -157,6 +166,23 @@ async def test_a_dial_of_a_linked_node_by_name_replaces_a_stuck_link(nodes: Made
         # The other side can not know that the old one is stuck; it speaks on the newest all the same.
         assert (b.received[0].leave.reason, a.received[0].leave.reason) == ("on the new one", "and back")
         assert (a.opened, a.closed, b.opened, b.closed) == ([b.me], [], [a.me], [])
+
+
+async def test_calls_beside_a_new_link_do_not_take_the_connection_from_before_it(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    async with stoppable_way_to(b) as way:
+        assert (await a.dial_port(way.port))[0] == b.me
+        stub = a.links.stub(b.me)
+        assert stub is not None
+        await stub.Score(mesh_pb2.ScoreCall(), timeout=CALL_WITHIN_S)
+        way.stall()
+        [link] = a.links._links[b.me]
+        link.cut.set()  # it was noticed on the link, and not on the connection of the calls
+        await a.until(lambda: a.closed == [b.me])
+        assert (await a.dial_port(way.port, b.me))[0] == b.me
+        stub = a.links.stub(b.me)
+        assert stub is not None
+        await stub.Score(mesh_pb2.ScoreCall(), timeout=CALL_WITHIN_S)
 
 
 async def test_two_that_replace_their_link_at_once_stay_linked(nodes: Made) -> None:

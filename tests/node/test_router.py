@@ -127,6 +127,18 @@ def test_a_model_that_has_to_be_loaded_first_costs_the_time_of_loading() -> None
     assert world.router.choose(request).agent.node_id == ONE
 
 
+def test_what_a_node_tells_of_its_loads_counts_before_its_profile() -> None:
+    world = World()
+    world.agent(ONE, decode_tokens_per_s=40.0, load_wait_seconds=1.0)
+    world.agent(TWO, decode_tokens_per_s=40.0, load_wait_seconds=5.0)
+    assert world.router.choose(chat("x")).agent.node_id == ONE
+    loading = membership_pb2.AgentLoad(agent="default", load_wait_seconds=30.0)  # others are before it
+    world.loads[ONE] = membership_pb2.NodeLoad(agents=[loading])
+    route = world.router.choose(chat("x"))
+    assert route.agent.node_id == TWO
+    assert world.router.choose(chat("x"), node="b").first_token_s > 30.0
+
+
 def test_a_request_goes_only_where_it_can_be_served() -> None:
     world = World()
     world.agent(ME)

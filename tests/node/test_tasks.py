@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mesh.wire import common_pb2, work_pb2
+from mesh.wire import common_pb2, engine_pb2, work_pb2
 from node.config import NodeConfig
 from node.engine.process import EngineProcess
+from node.engines import Engines
 from node.errors import KithError
 from node.planning import make_plan
 from node.tasks import log_softmax, match_option, run_task, short_answer
@@ -34,6 +35,25 @@ async def llama(tmp_path: Path, model_path: Path) -> AsyncIterator[EngineProcess
     await one.start()
     yield one
     await one.stop()
+
+
+async def test_what_a_task_waits_for_its_model_is_in_its_usage(tmp_path: Path) -> None:
+    config = NodeConfig(tmp_path, engine="echo", echo_tokens_per_s=5000)
+    first, further = (EngineProcess(config, None, lambda line: None) for _ in range(2))
+    engines = Engines(first, 100, lambda: None)
+    planned = engine_pb2.EngineLoaded(model="A", context_tokens=2048, abilities=["score"])
+    await first.start()
+    try:
+        request = summarize("It is so. It is not so.", PLAIN)
+        plan = await make_plan(b"j" * 32, request, "It is so. It is not so.", first)
+        one = engines.add(Path("/m/A.gguf"), further, 10, planned)
+        store = Store(b"It is so. It is not so.")
+        _, usage = await run_task(plan.tasks[0], [], store.read, one, lambda _: None)
+        assert usage.queue_seconds >= one.took_s > 0.0
+        _, after = await run_task(plan.tasks[0], [], store.read, one, lambda _: None)
+        assert after.queue_seconds < usage.queue_seconds
+    finally:
+        await engines.stop()
 
 
 class Store:

@@ -4,7 +4,7 @@ It stands in for the router and for the view of the mesh only; everything above 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -84,7 +84,7 @@ class Scripted:
         for name, profile in self.agents:
             if model in ("", profile.model) and node in ("", name * 8) and needs <= set(profile.abilities):
                 ref = common_pb2.AgentRef(node_id=name * 8, agent=profile.agent)
-                return Route(ref, name, profile.model, 0.0)
+                return Route(ref, name, profile.model, 0.0, model_asked=model, node_asked=node)
         raise KithError("no-agent", "no agent can answer now", "Wait.")
 
     async def generate(
@@ -109,19 +109,19 @@ class Scripted:
 
     async def score(
         self, route: Route, request: engine_pb2.ScoreRequest, who: Hashable = "local"
-    ) -> engine_pb2.ScoreReply:
+    ) -> tuple[engine_pb2.ScoreReply, Route]:
         given = self.scores(request, route)
-        return engine_pb2.ScoreReply(log_probabilities=given, token_counts=[1] * len(given))
+        return engine_pb2.ScoreReply(log_probabilities=given, token_counts=[1] * len(given)), route
 
-    def choose_embedder(self, model: str = "", node: str = "") -> Route:
+    def choose_embedder(self, model: str = "", node: str = "", texts: Sequence[str] = ()) -> Route:
         return self.choose(engine_pb2.GenerateRequest(), model, node)
 
     async def embed(
         self, route: Route, request: engine_pb2.EmbedRequest, who: Hashable = "local"
-    ) -> engine_pb2.EmbedReply:
+    ) -> tuple[engine_pb2.EmbedReply, Route]:
         vectors = [engine_pb2.EmbedReply.Vector(values=self.vectors(text)) for text in request.texts]
         usage = common_pb2.Usage(prompt_tokens=len(request.texts))
-        return engine_pb2.EmbedReply(vectors=vectors, usage=usage)
+        return engine_pb2.EmbedReply(vectors=vectors, usage=usage), route
 
     @property
     def questions(self) -> "Scripted":

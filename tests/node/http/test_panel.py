@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -112,6 +114,22 @@ async def test_a_closed_question_is_scored_and_counted(how: str) -> None:
     assert panel["votes_for"] == 2
     assert panel["ballots"][1]["answer"] == "Bergen"
     assert panel["ballots"][0]["probabilities"]["Oslo"] > 0.9
+
+
+class Moving(Scripted):
+    """What node `b` should score, `a` does: `b` is gone."""
+
+    async def score(
+        self, route: Route, request: engine_pb2.ScoreRequest, who: Hashable = "local"
+    ) -> tuple[engine_pb2.ScoreReply, Route]:
+        assert route.node_asked == "", "any agent with the same weights may"
+        by = route if route.node_name != "b" else replace(route, node_name="a")
+        return await super().score(by, request, who)
+
+
+async def test_the_ballot_of_a_seat_whose_node_is_gone_names_the_node_that_scored() -> None:
+    _, panel = await panel_of(Moving(THREE), extra_body={"options": ["x", "y"]})
+    assert [ballot["node"] for ballot in panel["ballots"]] == ["a", "a", "c"]
 
 
 async def test_without_a_majority_beliefs_are_multiplied() -> None:

@@ -1,0 +1,54 @@
+"""What a request waits before its engine has it, for a turn (turns.py) or for its model to be loaded (engines.py).
+
+Idea: it is part of the request's time: taken from its usefulness, and told as `queue_seconds` with what it waits in the
+engine's own queue.
+"""
+
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypeVar
+
+from mesh.wire import engine_pb2
+from node.errors import ExitCode, KithError
+
+#: What is left of a request's usefulness when the wait ended at the last moment, seconds: 0 would mean "for ever".
+USEFUL_MIN_S = 0.001
+
+#: What is waited for; yields how long that took, seconds.
+Wait = AbstractAsyncContextManager[float]
+Reply = TypeVar("Reply", engine_pb2.ScoreReply, engine_pb2.EmbedReply)
+
+
+class Generates(Protocol):
+    def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]: ...
+
+
+async def generated(
+    wait: Wait, engine: Generates, request: engine_pb2.GenerateRequest
+) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
+    """As `Engine.generate`, after `wait`."""
+    async with wait as waited_s:
+        if request.useful_seconds:
+            rest = engine_pb2.GenerateRequest()
+            rest.CopyFrom(request)
+            rest.useful_seconds = max(USEFUL_MIN_S, request.useful_seconds - waited_s)
+            request = rest
+        async with contextlib.aclosing(engine.generate(request)) as events:
+            async for event in events:
+                if event.WhichOneof("event") == "finished":
+                    event.finished.usage.queue_seconds += waited_s
+                yield event
+
+
+async def answered(wait: Wait, call: Callable[[], Awaitable[Reply]]) -> Reply:
+    async with wait as waited_s:
+        reply = await call()
+    reply.usage.queue_seconds += waited_s
+    return reply
+
+
+def too_late(useful_s: float, what: str) -> KithError:
+    """`what`: did not come in time, as a phrase."""
+    message = f"the request was of use for {useful_s:.1f} s, and {what}"
+    return KithError("too-late", message, "Ask with more time.", ExitCode.UNAVAILABLE)
