@@ -16,7 +16,6 @@ import dataclasses
 import os
 import random
 import secrets
-import shutil
 import signal
 import socket
 import time
@@ -74,7 +73,7 @@ from node.router import Router
 from node.shell import Shell
 from node.snapshots import Snapshots
 from node.solver_process import SolverProcess
-from node.store import Store
+from node.store import Store, disk_budget_bytes
 from node.submissions import Submissions
 from node.trust import Trust, trust_of
 from node.worker import Worker
@@ -83,8 +82,6 @@ from node.worker import Worker
 LOAD_EVERY_S = 0.25
 #: How often the size of what is stored is measured.
 DISK_EVERY_S = 10.0
-#: Without a setting: this share of the disk, between these bounds.
-DISK_SHARE, DISK_BYTES_MIN, DISK_BYTES_MAX = 0.1, 1 << 30, 10 << 30
 #: How often a stopping node looks whether its tasks have ended.
 DRAIN_LOOK_S = 0.02
 
@@ -487,14 +484,6 @@ class Daemon:
     def _job_changed(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-def disk_budget_bytes(config: NodeConfig) -> int:
-    """What journal and blobs may take."""
-    if config.disk_budget_mb:
-        return config.disk_budget_mb << 20
-    share = int(shutil.disk_usage(config.data_dir).total * DISK_SHARE)
-    return min(DISK_BYTES_MAX, max(DISK_BYTES_MIN, share))
 
 
 async def run(config: NodeConfig) -> None:

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from mesh.identity import NodeId
 from mesh.journal import Fork, Position
 from mesh.wire import common_pb2, facts_pb2
 from node import schema
+from node.config import NodeConfig
 from node.errors import ExitCode, KithError
 from node.fact_rows import FactRows, without_collecting
 from node.logs import log, where
@@ -41,6 +43,8 @@ FRESH_S = 600.0
 FRESH_MAX = 10_000
 #: A crash loses no more than this of the year after which a node counts as away.
 NOTE_EVERY_S = 3600.0
+#: Without a setting journal and blobs may take this share of the disk, between these bounds.
+DISK_SHARE, DISK_BYTES_MIN, DISK_BYTES_MAX = 0.1, 1 << 30, 10 << 30
 #: What still waits at the end gets so long, seconds. Threat: a disk that hangs keeps the node from ending.
 CLOSE_WITHIN_S = 10.0
 
@@ -407,3 +411,11 @@ def disk_full(reason: str) -> KithError:
         "Make room, raise --disk-budget, or use another node.",
         ExitCode.FAILED,
     )
+
+
+def disk_budget_bytes(config: NodeConfig) -> int:
+    """What journal and blobs may take."""
+    if config.disk_budget_mb:
+        return config.disk_budget_mb << 20
+    share = int(shutil.disk_usage(config.data_dir).total * DISK_SHARE)
+    return min(DISK_BYTES_MAX, max(DISK_BYTES_MIN, share))
