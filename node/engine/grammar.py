@@ -29,6 +29,7 @@ import numpy as np
 from node.engine import gbnf
 from node.engine.gbnf import Characters, bad_grammar
 from node.engine.grammar_memory import END, PLACE_BYTES, FullError, Memory, Place, State
+from node.errors import KithError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
