@@ -23,6 +23,10 @@ from the model by llama.cpp's quantiser (for speed: what is quantised twice writ
 them. A matrix whose rows are no multiple of 256 can not be of a K kind: the quantiser takes another, and says of how
 many. Of the default model most are such: scripts/random_model.py --like 230M makes a model of which none is.
 
+KITH_BENCH_KV=1 measures only that instead: the engine with a split, a unified and an automatic KV cache, all of 8
+slots, in turns, on prompts that all begin alike, that begin in 2 or 4 ways, and that are all different. Tokens a second,
+and the ratios to the split one.
+
 On one core of 2023 with the default model a round at all four levels takes some 11 minutes, three quarters of them
 theirs; 5,000 requests some 6 minutes; a kind of quantisation 3 minutes a round.
 """
@@ -72,6 +76,10 @@ WORDS = TEXT.split()
 
 def figures() -> dict[str, float]:
     model = Path(os.environ.get("KITH_BENCH_MODEL") or ensure_default_model(print))
+    if size("kv", 0):
+        from scripts.benches import _engine_kv  # which uses what is below
+
+        return asyncio.run(_engine_kv.measure(model))
     quants = list(filter(None, os.environ.get("KITH_BENCH_QUANTS", "").split(",")))
     least, most, requests = (8, 8, 0) if quants else (LEVELS[0], LEVELS[-1], 5000)
     levels = [level for level in LEVELS if size("least", least) <= level <= size("most", most)]
@@ -191,7 +199,7 @@ async def _compare(ours: EngineProcess, theirs: Theirs, levels: list[int]) -> di
     cases = [(kind, level) for level in levels for kind in ("shared", "unshared")]
     results: dict[tuple[str, int], list[tuple[dict[str, Any], dict[str, Any]]]] = {case: [] for case in cases}
     draw = random.Random(size("seed", 1))
-    await _run_ours(ours, await _prompts(ours, draw, "unshared", 2), 1)  # both are warm then
+    await run_ours(ours, await _prompts(ours, draw, "unshared", 2), 1)  # both are warm then
     await asyncio.to_thread(theirs.run, await _prompts(ours, draw, "unshared", 2), 1)
     for number in range(size("rounds", 5)):
         for kind, level in cases:
@@ -201,13 +209,13 @@ async def _compare(ours: EngineProcess, theirs: Theirs, levels: list[int]) -> di
             for who in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
                 pid = ours.pid if who == "ours" else theirs.pid
                 assert pid is not None
-                before = _cpu_s(pid)
+                before = cpu_s(pid)
                 if who == "ours":
-                    mine = await _run_ours(ours, prompts, level)
-                    mine["cpu_s"] = _cpu_s(pid) - before
+                    mine = await run_ours(ours, prompts, level)
+                    mine["cpu_s"] = cpu_s(pid) - before
                 else:
                     other = await asyncio.to_thread(theirs.run, prompts, level)
-                    other["cpu_s"] = _cpu_s(pid) - before
+                    other["cpu_s"] = cpu_s(pid) - before
             results[kind, level].append((mine, other))
             clock = f"{_rate(mine):.1f} against {_rate(other):.1f} tokens/s"
             by_cpu = f"{_rate(mine, 'cpu_s'):.1f} against {_rate(other, 'cpu_s'):.1f} by CPU second"
@@ -230,7 +238,7 @@ def _rate(run: dict[str, Any], by: str = "seconds") -> float:
     return float(run["tokens"] / run[by])
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """CPU time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -238,12 +246,12 @@ def _cpu_s(pid: int) -> float:
 
 async def _prompts(engine: EngineProcess, draw: random.Random, kind: str, count: int) -> list[str]:
     if kind == "unshared":
-        return [await _text(engine, draw, SHARED_TOKENS + OWN_TOKENS) for _ in range(count)]
-    shared = await _text(engine, draw, SHARED_TOKENS)
-    return [f"{shared} {await _text(engine, draw, OWN_TOKENS)}" for _ in range(count)]
+        return [await text(engine, draw, SHARED_TOKENS + OWN_TOKENS) for _ in range(count)]
+    shared = await text(engine, draw, SHARED_TOKENS)
+    return [f"{shared} {await text(engine, draw, OWN_TOKENS)}" for _ in range(count)]
 
 
-async def _text(engine: EngineProcess, draw: random.Random, tokens: int) -> str:
+async def text(engine: EngineProcess, draw: random.Random, tokens: int) -> str:
     """Random words: of so many tokens, or a few less."""
     words = [draw.choice(WORDS) for _ in range(tokens)]
     while (most := (await engine.count_tokens([" ".join(words)]))[0]) > tokens:
@@ -251,14 +259,16 @@ async def _text(engine: EngineProcess, draw: random.Random, tokens: int) -> str:
     return " ".join(words)
 
 
-async def _run_ours(engine: EngineProcess, prompts: list[str], concurrent: int) -> dict[str, Any]:
+async def run_ours(
+    engine: EngineProcess, prompts: list[str], concurrent: int, max_tokens: int = WRITTEN_TOKENS
+) -> dict[str, Any]:
     waiting = list(reversed(prompts))
     firsts: list[float] = []
     counts: list[int] = []
 
     async def worker() -> None:
         while waiting:
-            request = engine_pb2.GenerateRequest(prompt=waiting.pop(), max_tokens=WRITTEN_TOKENS)
+            request = engine_pb2.GenerateRequest(prompt=waiting.pop(), max_tokens=max_tokens)
             begun = time.perf_counter()
             first = 0.0
             async for event in engine.generate(request):
