@@ -24,8 +24,8 @@ them. A matrix whose rows are no multiple of 256 can not be of a K kind: the qua
 many. Of the default model most are such: scripts/random_model.py --like 230M makes a model of which none is.
 
 KITH_BENCH_KV=1 measures only that instead: the engine with a split, a unified and an automatic KV cache, all of 8
-slots, in turns, on prompts that all begin alike, that begin in 2 or 4 ways, and that are all different. Tokens a second,
-and the ratios to the split one.
+slots, in turns, on prompts that all begin alike, that begin in 2 or 4 ways, and that are all different. Tokens a
+second, and the ratios to the split one.
 
 On one core of 2023 with the default model a round at all four levels takes some 11 minutes, three quarters of them
 theirs; 5,000 requests some 6 minutes; a kind of quantisation 3 minutes a round.
