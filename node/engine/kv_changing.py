@@ -48,19 +48,30 @@ class KvChanging:
         self._prompts: defaultdict[str, RadixTrie[int]] = defaultdict(RadixTrie)  # by adapter: those at work
         self._of: dict[int, tuple[str, int]] = {}  # adapter and tokens of each
         self._total = 0  # tokens of all of them
+        self._new = 0  # of them, since the last look
         self._wanted_since: float | None = None
         self.changes = 0
         self.told = (self._choice.kind, self._choice.why)
 
     def came(self, key: int, prompt: Sequence[int], adapter: str) -> None:
-        """A request is being worked at from now on."""
+        """A request is being worked at from now on; see `look`."""
         self._prompts[adapter].insert(key, prompt)
         self._of[key] = adapter, len(prompt)
         self._total += len(prompt)
-        self._choice.seen(sum(trie.tokens for trie in self._prompts.values()), self._total)
+        self._new += 1
+
+    def look(self) -> None:
+        """All that come in this step have come: what each of them meets is counted."""
+        if not self._new:
+            return
+        distinct = sum(trie.tokens for trie in self._prompts.values())
+        for _ in range(self._new):
+            self._choice.seen(distinct, self._total)
+        self._new = 0
         self.told = (self._choice.kind, self._choice.why)
 
     def went(self, key: int) -> None:
+        """It is over."""
         adapter, tokens = self._of.pop(key)
         self._prompts[adapter].remove(key)
         self._total -= tokens

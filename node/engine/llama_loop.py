@@ -162,6 +162,8 @@ class LlamaLoop:
         self._answer_calls()
         self._change_kind(begun)
         self._admit()
+        if self.changing is not None:
+            self.changing.look()
         if self._seats:
             self._begin_joined()
             self._fill_batch()

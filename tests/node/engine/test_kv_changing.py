@@ -75,8 +75,8 @@ def test_it_changes_under_work_of_either_kind_and_logits_stay_right(model: llama
 
 @pytest.mark.model
 def test_what_was_held_and_what_was_spilled_is_there_after_a_change(model: llama.Model, alone: Alone) -> None:
-    engine = Engine(model, slots=2, spill_bytes=ROOM, kv_auto=True)
-    held = [Probe(different(number)) for number in range(4)]  # two of them end up in ordinary memory
+    engine = Engine(model, slots=4, spill_bytes=ROOM, kv_auto=True)
+    held = [Probe(different(number)) for number in range(6)]  # two of them end up in ordinary memory
     engine.run(*held)
     run(engine.loop, [Probe(prompt(number % 9), 3) for number in range(4 * SEEN_MIN)])
     assert engine.context.unified
@@ -84,7 +84,7 @@ def test_what_was_held_and_what_was_spilled_is_there_after_a_change(model: llama
     again = [Probe([*probe.target, 5, 6]) for probe in held]
     engine.run(*again)
     assert engine.context.unified
-    assert engine.read - read == 4 * 2
+    assert engine.read - read == 6 * 2
     assert all(same(probe, alone) for probe in again)
     engine.context.close()
 
@@ -217,8 +217,8 @@ def test_an_adapter_still_works_after_a_change(model: llama.Model, tmp_path: Pat
     path = tmp_path / "one.gguf"
     path.write_bytes(lora(0, strength=8.0).build())
     adapters = Adapters(model, [engine_pb2.Adapter(name="one", path=str(path))])
-    context = llama.Context(model, 256, 2, 1, 128, flash_attention=False)
-    loop = LlamaLoop(context, 2, lambda: None, adapters, ROOM, kv_auto=True)
+    context = llama.Context(model, 256, 4, 1, 128, flash_attention=False)
+    loop = LlamaLoop(context, 4, lambda: None, adapters, ROOM, kv_auto=True)
 
     def said(adapter: str, tokens: list[int]) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
         probe = Probe(tokens)
