@@ -243,7 +243,7 @@ def test_places_count_in_the_room_and_are_forgotten_with_the_rest(monkeypatch: p
     tracemalloc.start()
     try:
         for _ in range(300):
-            text = [rng.choice("ab") for _ in range(7)]
+            text = [rng.choice("ab") for _ in range(6)]
             matcher = Matcher(grammar, VOCABULARY)
             assert matcher.accept_text("".join(text) + "z" + "".join(rng.choice("xy") for _ in text))
             assert matcher.over
