@@ -154,12 +154,11 @@ def test_what_does_not_fit_is_waited_for_but_not_for_ever(tiny: llama.Model, mon
         loop.add(work)
     while not all(work.done for work in works):
         loop.step()
-    assert not long.done
-    assert loop.changing.changes == 0
+    assert len(long.seen) < 60
+    assert not context.unified
     monkeypatch.setattr(kv_changing, "WAIT_S", 0.0)
     loop.step()
-    assert loop.changing.changes == 1
-    assert not long.done
+    assert context.unified
     while not long.done:
         loop.step()
     assert len(long.seen) == 60
