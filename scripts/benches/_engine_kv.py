@@ -17,7 +17,7 @@ from pathlib import Path
 from node.config import NodeConfig
 from node.engine.process import EngineProcess
 from scripts.benches import size
-from scripts.benches.engine import CONTEXT_TOKENS, OWN_TOKENS, SHARED_TOKENS, cpu_s, run_ours, text
+from scripts.benches.engine import CONTEXT_TOKENS, OWN_TOKENS, SHARED_TOKENS, _cpu_s, _run_ours, _text
 
 SLOTS, WRITTEN_TOKENS, SEEN = 8, 32, 24
 KINDS = ("split", "unified", "auto")
@@ -39,17 +39,17 @@ async def measure(model: Path) -> dict[str, float]:
             await engines[kind].start()
         for workload, ways in WAYS.items():
             rates: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
-            beginnings = [await text(engines["split"], draw, SHARED_TOKENS) for _ in range(ways)]
+            beginnings = [await _text(engines["split"], draw, SHARED_TOKENS) for _ in range(ways)]
             prompts = await _prompts(engines["split"], draw, beginnings, SEEN)
-            await run_ours(engines["auto"], prompts, SLOTS, 2)
+            await _run_ours(engines["auto"], prompts, SLOTS, 2)
             for number in range(size("rounds", 3)):
                 prompts = await _prompts(engines["split"], draw, beginnings, SLOTS * size("turns", 2))
                 for kind in KINDS[number % 3 :] + KINDS[: number % 3]:
                     pid = engines[kind].pid
                     assert pid is not None
-                    before = cpu_s(pid)
-                    done = await run_ours(engines[kind], prompts, SLOTS, WRITTEN_TOKENS)
-                    rates[kind].append((done["tokens"] / done["seconds"], done["tokens"] / (cpu_s(pid) - before)))
+                    before = _cpu_s(pid)
+                    done = await _run_ours(engines[kind], prompts, SLOTS, WRITTEN_TOKENS)
+                    rates[kind].append((done["tokens"] / done["seconds"], done["tokens"] / (_cpu_s(pid) - before)))
                 now = await engines["auto"].stats()
                 told = ", ".join(f"{kind} {rates[kind][-1][0]:.1f}" for kind in KINDS)
                 print(f"{workload}: {told} tokens/s; auto is {now.kv_cache} ({now.kv_cache_why})", flush=True)
@@ -60,8 +60,8 @@ async def measure(model: Path) -> dict[str, float]:
 async def _prompts(engine: EngineProcess, draw: random.Random, beginnings: list[str], count: int) -> list[str]:
     made = []
     for number in range(count):
-        begin = beginnings[number % len(beginnings)] if beginnings else await text(engine, draw, SHARED_TOKENS)
-        made.append(f"{begin} {await text(engine, draw, OWN_TOKENS)}")
+        begin = beginnings[number % len(beginnings)] if beginnings else await _text(engine, draw, SHARED_TOKENS)
+        made.append(f"{begin} {await _text(engine, draw, OWN_TOKENS)}")
     return made
 
 

@@ -199,7 +199,7 @@ async def _compare(ours: EngineProcess, theirs: Theirs, levels: list[int]) -> di
     cases = [(kind, level) for level in levels for kind in ("shared", "unshared")]
     results: dict[tuple[str, int], list[tuple[dict[str, Any], dict[str, Any]]]] = {case: [] for case in cases}
     draw = random.Random(size("seed", 1))
-    await run_ours(ours, await _prompts(ours, draw, "unshared", 2), 1)  # both are warm then
+    await _run_ours(ours, await _prompts(ours, draw, "unshared", 2), 1)  # both are warm then
     await asyncio.to_thread(theirs.run, await _prompts(ours, draw, "unshared", 2), 1)
     for number in range(size("rounds", 5)):
         for kind, level in cases:
@@ -209,13 +209,13 @@ async def _compare(ours: EngineProcess, theirs: Theirs, levels: list[int]) -> di
             for who in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
                 pid = ours.pid if who == "ours" else theirs.pid
                 assert pid is not None
-                before = cpu_s(pid)
+                before = _cpu_s(pid)
                 if who == "ours":
-                    mine = await run_ours(ours, prompts, level)
-                    mine["cpu_s"] = cpu_s(pid) - before
+                    mine = await _run_ours(ours, prompts, level)
+                    mine["cpu_s"] = _cpu_s(pid) - before
                 else:
                     other = await asyncio.to_thread(theirs.run, prompts, level)
-                    other["cpu_s"] = cpu_s(pid) - before
+                    other["cpu_s"] = _cpu_s(pid) - before
             results[kind, level].append((mine, other))
             clock = f"{_rate(mine):.1f} against {_rate(other):.1f} tokens/s"
             by_cpu = f"{_rate(mine, 'cpu_s'):.1f} against {_rate(other, 'cpu_s'):.1f} by CPU second"
@@ -238,7 +238,7 @@ def _rate(run: dict[str, Any], by: str = "seconds") -> float:
     return float(run["tokens"] / run[by])
 
 
-def cpu_s(pid: int) -> float:
+def _cpu_s(pid: int) -> float:
     """CPU time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -246,12 +246,12 @@ def cpu_s(pid: int) -> float:
 
 async def _prompts(engine: EngineProcess, draw: random.Random, kind: str, count: int) -> list[str]:
     if kind == "unshared":
-        return [await text(engine, draw, SHARED_TOKENS + OWN_TOKENS) for _ in range(count)]
-    shared = await text(engine, draw, SHARED_TOKENS)
-    return [f"{shared} {await text(engine, draw, OWN_TOKENS)}" for _ in range(count)]
+        return [await _text(engine, draw, SHARED_TOKENS + OWN_TOKENS) for _ in range(count)]
+    shared = await _text(engine, draw, SHARED_TOKENS)
+    return [f"{shared} {await _text(engine, draw, OWN_TOKENS)}" for _ in range(count)]
 
 
-async def text(engine: EngineProcess, draw: random.Random, tokens: int) -> str:
+async def _text(engine: EngineProcess, draw: random.Random, tokens: int) -> str:
     """Random words: of so many tokens, or a few less."""
     words = [draw.choice(WORDS) for _ in range(tokens)]
     while (most := (await engine.count_tokens([" ".join(words)]))[0]) > tokens:
@@ -259,7 +259,7 @@ async def text(engine: EngineProcess, draw: random.Random, tokens: int) -> str:
     return " ".join(words)
 
 
-async def run_ours(
+async def _run_ours(
     engine: EngineProcess, prompts: list[str], concurrent: int, max_tokens: int = WRITTEN_TOKENS
 ) -> dict[str, Any]:
     waiting = list(reversed(prompts))
