@@ -15,7 +15,7 @@ SPLIT, UNIFIED = "split", "unified"
 #: Requests that have to be seen since the last change before there is another one, and those that are looked back on.
 SEEN_MIN, SEEN_MAX = 16, 32
 #: Distinct tokens by all tokens of prompts that are worked at together.
-UNIFIED_BELOW, SPLIT_ABOVE = 0.4, 0.6
+UNIFIED_BELOW, SPLIT_ABOVE = 0.25, 0.3
 
 
 class KvChoice:

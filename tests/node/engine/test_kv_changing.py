@@ -53,7 +53,7 @@ def run(loop: LlamaLoop, works: list[Probe]) -> list[int]:
 
 @pytest.mark.model
 def test_it_changes_under_work_of_either_kind_and_logits_stay_right(model: llama.Model, alone: Alone) -> None:
-    engine = Engine(model, slots=4, spill_bytes=ROOM, kv_auto=True)
+    engine = Engine(model, slots=8, spill_bytes=ROOM, kv_auto=True)
     changing = engine.loop.changing
     assert changing is not None
     assert changing.told == (SPLIT, f"auto: fewer than {SEEN_MIN} requests came since it is so")
@@ -75,8 +75,8 @@ def test_it_changes_under_work_of_either_kind_and_logits_stay_right(model: llama
 
 @pytest.mark.model
 def test_what_was_held_and_what_was_spilled_is_there_after_a_change(model: llama.Model, alone: Alone) -> None:
-    engine = Engine(model, slots=4, spill_bytes=ROOM, kv_auto=True)
-    held = [Probe(different(number)) for number in range(6)]  # two of them end up in ordinary memory
+    engine = Engine(model, slots=8, spill_bytes=ROOM, kv_auto=True)
+    held = [Probe(different(number)) for number in range(10)]  # two of them end up in ordinary memory
     engine.run(*held)
     run(engine.loop, [Probe(prompt(number % 9), 3) for number in range(4 * SEEN_MIN)])
     assert engine.context.unified
@@ -84,7 +84,7 @@ def test_what_was_held_and_what_was_spilled_is_there_after_a_change(model: llama
     again = [Probe([*probe.target, 5, 6]) for probe in held]
     engine.run(*again)
     assert engine.context.unified
-    assert engine.read - read == 6 * 2
+    assert engine.read - read == 10 * 2
     assert all(same(probe, alone) for probe in again)
     engine.context.close()
 
@@ -139,8 +139,8 @@ def test_random_traffic_under_many_changes_gets_the_logits_of_a_fresh_reading(
 
 
 def changing_loop(model: llama.Model, spill_bytes: int) -> tuple[llama.Context, LlamaLoop]:
-    context = llama.Context(model, 128, 3, 1, 32, flash_attention=False)
-    return context, LlamaLoop(context, 3, lambda: None, Adapters(model, ()), spill_bytes, kv_auto=True)
+    context = llama.Context(model, 128, 6, 1, 32, flash_attention=False)
+    return context, LlamaLoop(context, 6, lambda: None, Adapters(model, ()), spill_bytes, kv_auto=True)
 
 
 def test_what_does_not_fit_is_waited_for_but_not_for_ever(tiny: llama.Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_where_there_is_no_memory_for_the_other_kind_all_goes_on_with_this_one(
     assert not context.unified
     assert loop.changing.told == (SPLIT, loop.changing.told[1])
     assert 1 <= loop.changing.changes <= 2, "it is not tried at every step"
-    assert loop.stats().cached_tokens >= (2 * SEEN_MIN - 4) * len(base)
+    assert loop.stats().cached_tokens >= (2 * SEEN_MIN - 6) * len(base)
     for work in works:
         for tokens, logits in work.seen:
             assert float(np.abs(logits - fresh.after(tokens)).max()) < ROUNDING
@@ -218,8 +218,8 @@ def test_an_adapter_still_works_after_a_change(model: llama.Model, tmp_path: Pat
     path = tmp_path / "one.gguf"
     path.write_bytes(lora(0, strength=8.0).build())
     adapters = Adapters(model, [engine_pb2.Adapter(name="one", path=str(path))])
-    context = llama.Context(model, 256, 4, 1, 128, flash_attention=False)
-    loop = LlamaLoop(context, 4, lambda: None, adapters, ROOM, kv_auto=True)
+    context = llama.Context(model, 256, 8, 1, 128, flash_attention=False)
+    loop = LlamaLoop(context, 8, lambda: None, adapters, ROOM, kv_auto=True)
 
     def said(adapter: str, tokens: list[int]) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
         probe = Probe(tokens)

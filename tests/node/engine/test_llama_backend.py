@@ -63,9 +63,9 @@ async def test_engine_says_of_which_kind_its_kv_cache_is(
 
 
 async def test_prompts_that_begin_alike_bring_a_unified_cache_and_the_answers_stay_right(model_path: Path) -> None:
-    async with running(model_path, slots=3, ctx=256) as watched:
-        for _ in range(3):
-            answers = await asyncio.gather(*(answer(watched.engine, goes_on(CAPITAL, 4)) for _ in range(9)))
+    async with running(model_path, slots=8, ctx=128) as watched:
+        for _ in range(2):
+            answers = await asyncio.gather(*(answer(watched.engine, goes_on(CAPITAL, 4)) for _ in range(24)))
             assert all(text.startswith(" Paris") and reason == "length" for text, reason, _ in answers)
         stats = await idle(watched.engine)
         assert stats.kv_cache == "unified"
