@@ -1,7 +1,7 @@
 """The engine's KV cache, split, unified and automatic, on the same prompts in turns: part of scripts/bench engine.
 
 Three engines with 8 slots of 512 tokens run at once, each idle while another is measured. Of each way in which prompts
-begin, they first see 24 short requests, as it would of a load that lasts; then in each round of
+begin, they first see 24 short requests, as they would of a load that lasts; then in each round of
 KITH_BENCH_ROUNDS all three are given 8 requests at a time, KITH_BENCH_TURNS times as many in all, of 300 tokens in
 common with none, a few or all of the others and 30 of their own, and write 32 tokens each. What is held of earlier
 rounds stays.
