@@ -4,7 +4,7 @@ A change is made between two steps. What idle slots hold goes to ordinary memory
 a prompt wants it; what running requests hold is copied out, the cache is made anew, and it is copied in. So no request
 ends or waits for others, and there are never two caches at a time. The copies take at most as much memory as spilled
 prefixes may; where running requests hold more, the change waits for `WAIT_S`, and then what does not fit is read again,
-which loses nothing but time.
+which loses nothing but time. A scoring of which some logits were seen can not be: one that does not fit is waited for.
 
 Not guaranteed: that what was read under an adapter is still there for later requests, for such is never spilled; that
 logits go on as they would have, see "Is a seed's output always the same?" in docs/engine.md.
