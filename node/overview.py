@@ -43,6 +43,8 @@ def status_of(daemon: "Daemon") -> local_pb2.StatusReply:
         mesh=_mesh_info(daemon),
         revoked=_why_revoked(daemon),
         denied=_denied(daemon),
+        kv_cache=daemon.engine.figures.kv_cache,
+        kv_cache_why=daemon.engine.figures.kv_cache_why,
     )
     if daemon.profile.agents:
         status.agent.CopyFrom(daemon.profile.agents[0])

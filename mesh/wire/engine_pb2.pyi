@@ -714,6 +714,7 @@ class LoadModel(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     SPILL_BYTES_FIELD_NUMBER: _builtins.int
     KV_UNIFIED_FIELD_NUMBER: _builtins.int
+    KV_AUTO_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     path: _builtins.str
     context_tokens: _builtins.int
@@ -737,6 +738,8 @@ class LoadModel(_message.Message):
     """memory for prefixes that fell out of the KV cache; 0: none are kept"""
     kv_unified: _builtins.bool
     """llama: one pool of KV cells for all slots"""
+    kv_auto: _builtins.bool
+    """llama: that or cells of each slot's own, as the work is; kv_unified says how it begins"""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]: ...
     def __init__(
@@ -757,10 +760,11 @@ class LoadModel(_message.Message):
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
         spill_bytes: _builtins.int = ...,
         kv_unified: _builtins.bool = ...,
+        kv_auto: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "backend", b"backend", "base_url", b"base_url", "context_tokens", b"context_tokens", "echo_tokens_per_s", b"echo_tokens_per_s", "gpu_layers", b"gpu_layers", "key_env", b"key_env", "kv_unified", b"kv_unified", "memory_limit_bytes", b"memory_limit_bytes", "model_name", b"model_name", "path", b"path", "plain_kernels", b"plain_kernels", "slots", b"slots", "spill_bytes", b"spill_bytes", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "backend", b"backend", "base_url", b"base_url", "context_tokens", b"context_tokens", "echo_tokens_per_s", b"echo_tokens_per_s", "gpu_layers", b"gpu_layers", "key_env", b"key_env", "kv_auto", b"kv_auto", "kv_unified", b"kv_unified", "memory_limit_bytes", b"memory_limit_bytes", "model_name", b"model_name", "path", b"path", "plain_kernels", b"plain_kernels", "slots", b"slots", "spill_bytes", b"spill_bytes", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1017,6 +1021,8 @@ class EngineStats(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     PREPARING_FIELD_NUMBER: _builtins.int
     PREPARED_FIELD_NUMBER: _builtins.int
+    KV_CACHE_FIELD_NUMBER: _builtins.int
+    KV_CACHE_WHY_FIELD_NUMBER: _builtins.int
     slots_busy: _builtins.int
     queue_length: _builtins.int
     tokens_generated: _builtins.int
@@ -1030,6 +1036,9 @@ class EngineStats(_message.Message):
     """requests that are read and checked, or wait for it, before they come into the queue"""
     prepared: _builtins.int
     """those that were; stands still while some are being prepared only where that hangs"""
+    kv_cache: _builtins.str
+    """"split" or "unified"; empty where the engine has no KV cache of its own"""
+    kv_cache_why: _builtins.str
     def __init__(
         self,
         *,
@@ -1042,10 +1051,12 @@ class EngineStats(_message.Message):
         cached_tokens: _builtins.int = ...,
         preparing: _builtins.int = ...,
         prepared: _builtins.int = ...,
+        kv_cache: _builtins.str = ...,
+        kv_cache_why: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "cached_tokens", b"cached_tokens", "prepared", b"prepared", "preparing", b"preparing", "prompt_tokens_processed", b"prompt_tokens_processed", "queue_length", b"queue_length", "slots_busy", b"slots_busy", "steps", b"steps", "tokens_generated", b"tokens_generated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "cached_tokens", b"cached_tokens", "kv_cache", b"kv_cache", "kv_cache_why", b"kv_cache_why", "prepared", b"prepared", "preparing", b"preparing", "prompt_tokens_processed", b"prompt_tokens_processed", "queue_length", b"queue_length", "slots_busy", b"slots_busy", "steps", b"steps", "tokens_generated", b"tokens_generated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

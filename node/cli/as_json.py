@@ -100,6 +100,8 @@ def status(message: local_pb2.StatusReply) -> dict[str, Any]:
         "load": load(message.load),
         "engine_state": message.engine_state,
         "engine_problem": message.engine_problem,
+        "kv_cache": message.kv_cache,
+        "kv_cache_why": message.kv_cache_why,
         "agent": agent(message.agent),
         "jobs_open": message.jobs_open,
         "facts": message.facts,

@@ -331,6 +331,8 @@ def status(ctx: typer.Context, as_json: session.Json = False) -> None:
             else ""
         ),
     }
+    if now.kv_cache:
+        lines["kv cache"] = f"{now.kv_cache} ({now.kv_cache_why})"
     if now.revoked:
         lines["revoked"] = f"this node was cut off from its mesh: {now.revoked}; kith leave, then kith join anew"
     if now.denied:

@@ -145,7 +145,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("threads", int, _between(0, 1024), "--threads"),
     Setting("adapters", tuple, _adapters),
     Setting("gpu_layers", int, _between(-1, 9999), "--gpu-layers"),
-    Setting("kv_cache", str, _one_of("split", "unified")),
+    Setting("kv_cache", str, _one_of("auto", "split", "unified")),
     Setting("http", str, _http, "--http"),
     Setting("http_cert", str, _any),
     Setting("http_key", str, _any),

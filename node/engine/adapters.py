@@ -71,6 +71,10 @@ class Adapters:
             self._set(context, chosen)
         return chosen
 
+    def forget(self) -> None:
+        """The context began anew: none is set."""
+        self._now = ""
+
     def filled(self, rows: int) -> None:
         """The step has so many rows."""
         self._rows += rows

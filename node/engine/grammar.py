@@ -11,7 +11,7 @@ a rule that may be empty never ends. Here both are refused: at once, or when the
 
 Cost is counted in steps and not by a clock: each answer has a `Budget`, which every token fills up by a little, and an
 answer that spends it ends with an error. Only what was not remembered costs. Memory is bounded as well: a grammar that
-remembers much remembers nothing new.
+has used up its room forgets what it knows and learns anew (`grammar_memory.py`).
 
 Any threads may use a grammar at once: what was read of it never changes, what it remembers is added under a lock, and
 what belongs to one answer is in its `Matcher`, which one thread at a time may use.
@@ -21,13 +21,15 @@ import codecs
 import hashlib
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from node.engine import gbnf
 from node.engine.gbnf import Characters, bad_grammar
+from node.engine.grammar_memory import END, PLACE_BYTES, FullError, Memory, Place, State
+from node.errors import KithError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,15 +45,10 @@ RESUMING_STEPS_MAX = 1_000_000
 #: vocabulary is large, of which two entries are a step. Threat: a grammar that takes a second for every token, while
 #: everybody waits.
 TOKEN_STEPS, TOKENS_SAVED = 25_000, 10
-#: Places on all stacks that were ever seen. Threat: memory, where the nesting has no end.
-PLACES_MAX = 200_000
-#: What one grammar may remember, bytes as estimated below: states, what characters do to them, and lists of tokens.
-REMEMBERED_BYTES_MAX = 32 << 20
-_PLACE_BYTES, _STATE_BYTES, _MOVE_BYTES = 250, 300, 120
 #: Characters that may come next, and steps through the vocabulary, so few that working all tokens out is cheap.
 FEW_CHARACTERS, FEW_STEPS = 64, 1000
 
-_END = 0  # the place where the text is complete
+T = TypeVar("T")
 
 
 class Vocabulary:
@@ -129,19 +126,6 @@ class Budget:
             raise bad_grammar(self._spent)
 
 
-class State:
-    """All ways in which the text so far can go on. `places`: of `Grammar`."""
-
-    __slots__ = ("accepting", "allowed", "moves", "places", "wide")
-
-    def __init__(self, places: tuple[int, ...]) -> None:
-        self.places = places
-        self.accepting = _END in places
-        self.moves: dict[str, State | None] = {}
-        self.allowed: NDArray[np.int32] | None = None  # tokens that may come next; None: not worked out
-        self.wide = False  # to work them out is known to take long
-
-
 class Grammar:
     """A grammar ready for use. Raises `KithError` (`bad-grammar`) where it can not be used."""
 
@@ -151,49 +135,49 @@ class Grammar:
         self._elements: list[gbnf.Element] = [0]
         self._after: list[int] = [0]
         self._rules = [[self._chain(alternative) for alternative in rule] for rule in rules]
-        # A place is a node on top of a stack of places: what comes here, and where it goes on after that.
-        self._places: list[tuple[int, int]] = [(0, 0)]
-        self._numbers: dict[tuple[int, int], int] = {(0, 0): _END}
-        self._states: dict[tuple[int, ...], State] = {}
-        self._remembered = 0
-        self._lock = threading.Lock()  # guards places, numbers, states and what is remembered
+        self._memory = Memory()
+        self._lock = threading.Lock()  # guards the memory
         budget = Budget(MAKING_STEPS_MAX, "its rules refer to each other in too many ways")
-        for rule in range(len(rules)):
-            self._settle([self._place(first, _END) for first in self._rules[rule]], budget)
-        self.start = self._state([self._place(first, _END) for first in self._rules[root]], budget)
+        try:
+            for rule in range(len(rules)):
+                self._settle([self._place(first, END) for first in self._rules[rule]], budget)
+                self._memory.forget()
+            self.start = self._state([self._place(first, END) for first in self._rules[root]], budget)
+        except FullError:
+            raise _too_deep() from None
         if not self.start.places:
             raise bad_grammar("there is no text that follows it")
 
     @property
-    def full(self) -> bool:
-        """So much was remembered that a new one should take its place."""
-        return len(self._places) > PLACES_MAX // 2 or self._remembered > REMEMBERED_BYTES_MAX // 2
-
-    @property
     def bytes_kept(self) -> int:
         """About what it takes in memory."""
-        return self._remembered + _PLACE_BYTES * (len(self._places) + len(self._elements))
+        return self._memory.used_bytes + PLACE_BYTES * len(self._elements)
 
     def move(self, state: State, character: str, budget: Budget) -> State | None:
         """After one more character; None: it does not fit. Raises `KithError` (`bad-grammar`)."""
-        code_point = ord(character)
-        budget.spend(len(state.places))
         with self._lock:
-            nexts = []
-            for place in state.places:
-                node, rest = self._places[place]
-                element = self._elements[node]
-                if place != _END and isinstance(element, Characters) and element.has(code_point):
-                    nexts.append(self._place(self._after[node], rest))
-            found = self._state(nexts, budget) if nexts else None
-            if self._remember(_MOVE_BYTES):
-                state.moves[character] = found
+            return self._with_room(lambda: self._move(state, character, budget))
+
+    def _move(self, state: State, character: str, budget: Budget) -> State | None:
+        state = self._memory.renewed(state, budget.spend)
+        if character in state.moves:  # the caller's was forgotten, or another thread was quicker
+            return state.moves[character]
+        budget.spend(len(state.places))
+        code_point = ord(character)
+        nexts = []
+        for place in state.places:
+            element = self._elements[place.node]
+            if place is not END and isinstance(element, Characters) and element.has(code_point):
+                assert place.rest is not None
+                nexts.append(self._place(self._after[place.node], place.rest))
+        found = self._state(nexts, budget) if nexts else None
+        self._memory.moved(state, character, found)
         return found
 
     def meets(self, state: State, low: int, high: int) -> bool:
         """May a character between these code points come next?"""
         for place in state.places:
-            element = self._elements[self._places[place][0]]
+            element = self._elements[place.node]
             if isinstance(element, Characters) and element.meets(low, high):
                 return True
         return False
@@ -202,7 +186,7 @@ class Grammar:
         """The characters that may come next; None: they are many."""
         found: set[int] = set()
         for place in state.places:
-            element = self._elements[self._places[place][0]]
+            element = self._elements[place.node]
             if isinstance(element, Characters):
                 for low, high in element.ranges:
                     if high - low >= FEW_CHARACTERS:
@@ -211,16 +195,25 @@ class Grammar:
         return [chr(code_point) for code_point in found] if len(found) <= FEW_CHARACTERS else None
 
     def keep(self, state: State, allowed: "NDArray[np.int32]") -> None:
-        with self._lock:
-            if state.allowed is None and self._remember(allowed.nbytes):
-                state.allowed = allowed
+        """Remember what tokens may come next."""
 
-    def _remember(self, size: int) -> bool:
-        """Whether there is room for so many bytes more, which are then taken."""
-        if self._remembered + size > REMEMBERED_BYTES_MAX:
-            return False
-        self._remembered += size
-        return True
+        def kept() -> None:
+            self._memory.keep(self._memory.renewed(state, lambda steps: None), allowed)
+
+        with self._lock:
+            self._with_room(kept)
+
+    def _with_room(self, learn: Callable[[], T]) -> T:
+        """Where there is no room for what is learned, all else is forgotten. Raises `KithError` (`bad-grammar`)."""
+        try:
+            return learn()
+        except FullError:
+            self._memory.forget()
+        try:
+            self.start = self._memory.renewed(self.start, lambda steps: None)
+            return learn()
+        except FullError:
+            raise _too_deep() from None
 
     def _chain(self, alternative: gbnf.Alternative) -> int:
         """The first of the alternative's nodes; 0 where it is empty."""
@@ -231,29 +224,15 @@ class Grammar:
             after = len(self._elements) - 1
         return after
 
-    def _place(self, node: int, rest: int) -> int:
-        if node == 0:
-            return rest
-        number = self._numbers.get((node, rest))
-        if number is None:
-            if len(self._places) >= PLACES_MAX:
-                raise bad_grammar("the text nests too deep in it, or in too many ways")
-            number = self._numbers[node, rest] = len(self._places)
-            self._places.append((node, rest))
-        return number
+    def _place(self, node: int, rest: Place) -> Place:
+        return rest if node == 0 else self._memory.place(node, rest)
 
-    def _state(self, places: list[int], budget: Budget) -> State:
-        settled = self._settle(places, budget)
-        state = self._states.get(settled)
-        if state is None:
-            state = State(settled)
-            if self._remember(_STATE_BYTES + 8 * len(settled)):
-                self._states[settled] = state
-        return state
+    def _state(self, places: list[Place], budget: Budget) -> State:
+        return self._memory.state(self._settle(places, budget))
 
-    def _settle(self, places: list[int], budget: Budget) -> tuple[int, ...]:
+    def _settle(self, places: list[Place], budget: Budget) -> set[Place]:
         """Replace rules by what they begin with, until only characters are left."""
-        seen: set[int] = set()
+        seen: set[Place] = set()
         found = set()
         steps, most = len(places), budget.left
         while places and steps <= most:
@@ -263,19 +242,22 @@ class Grammar:
             seen.add(place)
             if len(seen) > STEPS_MAX:
                 raise bad_grammar("it goes round without an end (left recursion), or has too many alternatives")
-            node, rest = self._places[place]
-            element = self._elements[node]
-            if place == _END or isinstance(element, Characters):
+            element = self._elements[place.node]
+            if place.rest is None or isinstance(element, Characters):
                 found.add(place)
             else:
-                back = self._place(self._after[node], rest)
+                back = self._place(self._after[place.node], place.rest)
                 alternatives = self._rules[element]
                 steps += len(alternatives)
                 places.extend(self._place(first, back) for first in alternatives)
         budget.spend(steps)
         if len(found) > WAYS_MAX:
             raise bad_grammar("it is too ambiguous: the same text can be read in too many ways")
-        return tuple(sorted(found))
+        return found
+
+
+def _too_deep() -> KithError:
+    return bad_grammar("the text nests too deep in it, or in too many ways")
 
 
 class Matcher:
@@ -299,7 +281,7 @@ class Matcher:
     @property
     def over(self) -> bool:
         """It is, and nothing can follow."""
-        return self._state.places == (_END,) and not self._pending
+        return self._state.places == (END,) and not self._pending
 
     def allows(self, token: int) -> bool:
         """May it come next?"""
@@ -343,8 +325,9 @@ class Matcher:
             patient: False: None where it would take long.
         """
         state = self._state
-        if state.allowed is not None and not self._pending:
-            return state.allowed
+        known = state.allowed  # another thread may forget it
+        if known is not None and not self._pending:
+            return known
         if state.wide and not patient and not self._pending:
             return None
         if self._pending:

@@ -140,6 +140,13 @@ class KvCache:
             slot.last_used = 0
         return bool(idle)
 
+    def spill_idle(self) -> None:
+        """Give up all that idle slots hold, copied out before as far as there is room."""
+        for slot in sorted(self.slots, key=lambda slot: slot.last_used):
+            if slot.held and not slot.busy:
+                self._save(slot)
+        self.drop_idle()
+
     def state_of(self, prompt: Sequence[int]) -> tuple[list[int], bytearray] | None:
         """The tokens and state of the sequence that holds the longest beginning of `prompt`, which may hold more."""
         length, source = self._held(prompt, "")

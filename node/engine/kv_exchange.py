@@ -23,13 +23,10 @@ _FRAME_REST_BYTES = 4 << 20
 class KvExchange:
     """`name` is empty where this engine can not do it: its memory is of another kind, or there is no room to spill."""
 
-    def __init__(
-        self, loop: LlamaLoop, context: llama.Context, model: Path, state: bytearray, spill_bytes: int
-    ) -> None:
+    def __init__(self, context: llama.Context, model: Path, state: bytearray, spill_bytes: int) -> None:
         """`state`: one of this context, with some tokens."""
-        self._loop = loop
         self._context_tokens = context.context_tokens
-        self._streams = 1 if context.unified else context.slots
+        self._context = context
         self._spill_bytes = spill_bytes
         self.name = ""
         if not (spill_bytes and context.divisible):
@@ -40,7 +37,7 @@ class KvExchange:
             return
         self.name = self._layout.name(kv_state.model_fingerprint(model), llama.VERSION)
 
-    def send(self, request: Request) -> None:
+    def send(self, request: Request, loop: LlamaLoop) -> None:
         """Answer an export. Raises `KithError`."""
         self._check_ability()
         tokens = list(request.command.export_kv.tokens)
@@ -56,16 +53,16 @@ class KvExchange:
                     reply.state = kv_state.pack(state, self._layout, self.name, common)
             request.answer(engine_pb2.EngineEvent(exported_kv=reply))
 
-        self._loop.call(_safely(request, pack))
+        loop.call(_safely(request, pack))
 
-    def receive(self, request: Request) -> None:
+    def receive(self, request: Request, loop: LlamaLoop) -> None:
         """Answer an import. Raises `KithError`."""
         self._check_ability()
         command = request.command.import_kv
         tokens = list(command.tokens)
         if len(tokens) > self._context_tokens:
             raise KithError("bad-request", f"a KV state of {len(tokens):,} tokens does not fit here", "Send less.")
-        state = kv_state.unpack(command.state, self._layout, self.name, tokens, self._streams)
+        state = kv_state.unpack(command.state, self._layout, self.name, tokens, self._context.streams)
         if len(state) > self._spill_bytes:
             raise KithError("bad-request", "the KV state is larger than all the room for such", "Send less.")
 
@@ -73,7 +70,7 @@ class KvExchange:
             cache.spill.put(tokens, state)
             request.answer(engine_pb2.EngineEvent(imported_kv=engine_pb2.ImportKvReply()))
 
-        self._loop.call(_safely(request, put))
+        loop.call(_safely(request, put))
 
     def _check_ability(self) -> None:
         if not self.name:

@@ -177,6 +177,22 @@ def unpack(packed: bytes, layout: Layout, name: str, tokens: Sequence[int], stre
     return out
 
 
+def for_streams(state: bytearray, streams: int) -> bytearray:
+    """A state of our own, of a plain cache with any number of streams, as one with this number writes it: one where
+    sequences share a pool of cells, else one for each. The state itself where it is so already."""
+    cursor = _Cursor(state)
+    cursor.take(struct.calcsize("<Ii"))
+    own = cursor.number("<I")
+    if own == streams:
+        return state
+    head = state[: struct.calcsize("<Ii")]
+    for before in range(own):
+        if cells := cursor.number("<I"):
+            held = memoryview(state)[cursor.at : len(state) - 4 * (own - before - 1)]
+            return head + struct.pack("<II", streams, cells) + held + bytes(4 * (streams - 1))
+    return head + struct.pack("<I", streams) + bytes(4 * streams)
+
+
 def model_fingerprint(path: Path) -> str:
     """Tells model files apart without reading them whole: size, beginning and evenly spread blocks. Hex digits."""
     size = path.stat().st_size

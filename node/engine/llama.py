@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from node.engine import kv_state
 from node.errors import KithError
 
 if TYPE_CHECKING:
@@ -239,13 +240,12 @@ class Context:
             params.flash_attn_type = int(flash_attention)
         params.no_perf = True
         self._model = model
-        self.pointer = lib.llama_init_from_model(model.pointer, params)
-        if not self.pointer:
-            message = f"there is no memory for {slots} slots of {context_tokens:,} tokens"
-            raise KithError("engine-failed", message, "Use a smaller --ctx or fewer --slots.")
-        self._memory = lib.llama_get_memory(self.pointer)
+        self._params = params
+        self._no_room = f"there is no memory for {slots} slots of {context_tokens:,} tokens"
         self.slots = slots
         self.unified = unified
+        self._changed = False
+        self._open(unified)
         self.context_tokens: int = min(lib.llama_n_ctx_seq(self.pointer), context_tokens)
         self.batch_tokens = batch_tokens
         self._window: int = lib.llama_model_n_swa(model.pointer)
@@ -267,6 +267,35 @@ class Context:
         for i in range(batch_tokens):
             self._batch.seq_id[i] = ctypes.cast(self._sequences.ctypes.data + 4 * i, pointer)
         self._filled = 0
+
+    def _open(self, unified: bool) -> None:
+        self._params.kv_unified = unified
+        self.pointer = lib.llama_init_from_model(self._model.pointer, self._params)
+        if not self.pointer:
+            raise KithError("engine-failed", self._no_room, "Use a smaller --ctx or fewer --slots.")
+        self._memory = lib.llama_get_memory(self.pointer)
+        self.unified = unified
+
+    def change(self, unified: bool) -> None:
+        """Go on with a cache of this kind, whose sequences are all empty; the old one's memory is given back before.
+
+        Where there is no memory for it, it is of the kind that it was. Raises `KithError` (`engine-failed`): for that
+        neither. Only where `divisible`, and with a plain cache of keys and values (`kv_state.layout_of`).
+        """
+        assert self.divisible
+        self._changed = True
+        before = self.unified
+        lib.llama_free(self.pointer)
+        self.pointer = None
+        try:
+            self._open(unified)
+        except KithError:
+            self._open(before)
+
+    @property
+    def streams(self) -> int:
+        """Pools of cells."""
+        return 1 if self.unified else self.slots
 
     @property
     def room(self) -> int:
@@ -320,9 +349,14 @@ class Context:
         assert self.unified
         lib.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
 
+    def state_bytes(self, sequence: int) -> int:
+        """The size of its state."""
+        size: int = lib.llama_state_seq_get_size(self.pointer, sequence)
+        return size
+
     def state(self, sequence: int) -> bytearray:
         """All that a sequence holds, in the library's own format; empty where it can not be had."""
-        size = lib.llama_state_seq_get_size(self.pointer, sequence)
+        size = self.state_bytes(sequence)
         state = bytearray(size)
         got = lib.llama_state_seq_get_data(self.pointer, (ctypes.c_uint8 * size).from_buffer(state), size, sequence)
         return state if got == size else bytearray()
@@ -330,8 +364,11 @@ class Context:
     def restore(self, sequence: int, state: bytearray) -> bool:
         """Replace what a sequence holds. False: it did not work, and the sequence is empty.
 
-        The state must be one of this context, or checked by `kv_state`: the library trusts much of what it reads.
+        The state must be one of this context, before or after any change of its kind, or checked by `kv_state`: the
+        library trusts much of what it reads.
         """
+        if self._changed:
+            state = kv_state.for_streams(state, self.streams)
         source = (ctypes.c_uint8 * len(state)).from_buffer(state)
         if lib.llama_state_seq_set_data(self.pointer, source, len(state), sequence) == len(state):
             return True

@@ -66,8 +66,11 @@ class LlamaBackend:
         embedder = Embedder(model, self._context_tokens, threads)
         self._requests = LlamaRequests(model, template, adapters, embedder, self._context_tokens)
         state = _warm_up(context, min(WARM_UP_TOKENS, self._context_tokens))
-        self._loop = LlamaLoop(context, slots, self._outbox.flush, adapters, command.spill_bytes)
-        self._kv = KvExchange(self._loop, context, path, state, command.spill_bytes)
+        self._kv = KvExchange(context, path, state, command.spill_bytes)
+        self._kv_fixed = _kv_fixed(command, slots, movable=bool(self._kv.name))
+        flush, auto = self._outbox.flush, not self._kv_fixed
+        self._loop = LlamaLoop(context, slots, flush, adapters, command.spill_bytes, auto)
+        self._kv_kind = "unified" if context.unified else "split"
         threading.Thread(target=self._run, name="llama", daemon=True).start()
         return engine_pb2.EngineLoaded(
             model=path.stem,
@@ -107,9 +110,11 @@ class LlamaBackend:
         elif kind == "calibrate":
             self._add(CalibrateWork(request, self._model, self._context_tokens))
         elif kind == "export_kv":
-            self._kv.send(request)
+            assert self._loop is not None
+            self._kv.send(request, self._loop)
         elif kind == "import_kv":
-            self._kv.receive(request)
+            assert self._loop is not None
+            self._kv.receive(request, self._loop)
         elif kind != "count_tokens":
             raise unsupported("llama", f"do {kind}")
         else:
@@ -124,7 +129,13 @@ class LlamaBackend:
             self._loop.wake()
 
     def stats(self) -> engine_pb2.EngineStats:
-        return engine_pb2.EngineStats() if self._loop is None else self._loop.stats()
+        if self._loop is None:
+            return engine_pb2.EngineStats()
+        stats = self._loop.stats()
+        changing = self._loop.changing
+        kind, why = changing.told if changing is not None else (self._kv_kind, self._kv_fixed)
+        stats.kv_cache, stats.kv_cache_why = kind, why
+        return stats
 
     def _generate(self, request: Request) -> None:
         work = self._requests.generate(request)
@@ -155,6 +166,17 @@ class LlamaBackend:
             _warn(f"the engine broke: {type(error).__name__}\n{frames}")
         sys.stderr.flush()
         os._exit(EXIT_BROKEN)
+
+
+def _kv_fixed(command: engine_pb2.LoadModel, slots: int, movable: bool) -> str:
+    """Why the kind of the KV cache stays as it is; empty: it changes as the work is."""
+    if not command.kv_auto:
+        return "set so"
+    if slots == 1:
+        return "auto: with one slot both are the same"
+    if command.gpu_layers:
+        return "auto: with layers on a GPU it stays so"
+    return "" if movable else "auto: what this model holds can not be moved, or there is no memory to move it"
 
 
 def _warm_up(context: llama.Context, tokens: int) -> bytearray:

@@ -30,6 +30,7 @@ from node.engine.adapters import Adapters
 from node.engine.backend import broke
 from node.engine.embedding import EmbedWork
 from node.engine.kv_cache import COPY_TOKENS_MIN, KvCache, Slot
+from node.engine.kv_changing import KvChanging, Running
 from node.engine.llama_work import Work
 from node.engine.radix import common_prefix
 from node.engine.waiting import Entry, Waiting
@@ -86,10 +87,13 @@ class LlamaLoop:
         flush: Callable[[], None],
         adapters: Adapters,
         spill_bytes: int = 0,
+        kv_auto: bool = False,
     ) -> None:
+        """`kv_auto`: the context changes its kind as the work is."""
         self._context = context
         self._adapters = adapters
         self._cache = KvCache(context, slots, spill_bytes)
+        self.changing = KvChanging(context, self._cache, adapters) if kv_auto else None
         self._flush = flush
         self._changed = threading.Condition()
         self._waiting: Waiting[Work] = Waiting()  # guarded by _changed
@@ -156,7 +160,10 @@ class LlamaLoop:
         begun = time.monotonic()
         self._drop_cancelled()
         self._answer_calls()
+        self._change_kind(begun)
         self._admit()
+        if self.changing is not None:
+            self.changing.look()
         if self._seats:
             self._begin_joined()
             self._fill_batch()
@@ -188,6 +195,11 @@ class LlamaLoop:
             call(self._cache)
             self._in_hand -= 1
 
+    def _change_kind(self, now: float) -> None:
+        if self.changing is not None:
+            running = [Running(seat.slot, seat.work.outputs_from) for seat in self._seats if seat.slot is not None]
+            self.changing.step(now, running)
+
     def _admit(self) -> None:
         while len(self._seats) < self._slots:
             with self._changed:
@@ -198,6 +210,8 @@ class LlamaLoop:
             seat = _Seat(work, self._admissions)
             self._join(seat)
             self._seats.append(seat)
+            if self.changing is not None:
+                self.changing.came(seat.order, work.target[: work.prompt_tokens], work.adapter)
             if seat.joins is None:
                 self._begin(seat)
 
@@ -248,6 +262,8 @@ class LlamaLoop:
     def _leave(self, seat: _Seat) -> None:
         _guarded(seat.work, seat.work.close)
         self._seats.remove(seat)
+        if self.changing is not None:
+            self.changing.went(seat.order)
         if seat.slot is not None:
             self._cache.close(seat.slot)
 
@@ -308,7 +324,7 @@ class LlamaLoop:
             work, begin = seat.work, len(slot.held)
             slot.held.extend(work.target[begin : begin + seat.count])
             if work.decoding:
-                self._stats.tokens_generated += seat.count
+                self._stats.tokens_generated += seat.outputs  # more rows: what a change of the cache left behind
             else:
                 self._stats.prompt_tokens_processed += seat.count
                 if seat.count > 1 and len(seated) == 1:

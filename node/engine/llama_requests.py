@@ -104,7 +104,7 @@ class LlamaRequests:
             raise KithError("bad-request", "a request holds a grammar or a schema, not both", "Send one of the two.")
         key = "g" + command.grammar if command.grammar else "s" + command.json_schema
         grammar = self._grammars.get(key)
-        if grammar is None or grammar.full:
+        if grammar is None:
             text = command.grammar or json_schema.to_gbnf(command.json_schema)
             grammar = self._grammars[key] = Grammar(text)
         self._grammars.move_to_end(key)

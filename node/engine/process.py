@@ -267,6 +267,7 @@ class EngineProcess:
             plain_kernels=self._plain_kernels,
             spill_bytes=_spill_bytes(),
             kv_unified=config.kv_cache == "unified",
+            kv_auto=config.kv_cache == "auto",
             adapters=[_adapter(text) for text in config.adapters] if config.engine == "llama" else [],
         )
 

@@ -45,6 +45,7 @@ class RadixTrie(Generic[K]):
     def __init__(self) -> None:
         self._root: _Node[K] = _Node([], None)
         self._at: dict[K, _Node[K]] = {}
+        self.tokens = 0  # on all edges: those of all sequences, common beginnings counted once
 
     def __len__(self) -> int:
         return len(self._at)
@@ -61,6 +62,7 @@ class RadixTrie(Generic[K]):
             if child is None:
                 child = _Node(rest, node)
                 node.children[rest[0]] = child
+                self.tokens += len(rest)
                 node, rest = child, []
                 break
             length = common_prefix(child.edge, rest)
@@ -84,6 +86,7 @@ class RadixTrie(Generic[K]):
                 parent.children[first] = child
                 return
             del parent.children[first]
+            self.tokens -= len(node.edge)
             node = parent
 
     def longest(self, tokens: Sequence[int]) -> tuple[int, K | None]:

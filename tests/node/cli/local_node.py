@@ -205,6 +205,8 @@ class LocalNode(local_pb2_grpc.LocalServicer):
             members_alive=3,
             load=membership_pb2.NodeLoad(slots_busy=1, slots_total=2),
             engine_state="ready",
+            kv_cache="split",
+            kv_cache_why="set so",
             agent=agent_profile(),
             jobs_open=1,
             facts=42,

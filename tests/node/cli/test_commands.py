@@ -16,7 +16,9 @@ def test_status(kith: Kith, local_node: LocalNode) -> None:
     assert "anna (aaaaaaaaaaaa)" in out
     assert "127.0.0.1:7420, [::1]:7420" in out
     assert "1 h 2 min" in out
+    assert "kv cache split (set so)" in out
     value = kith("status", "--json").json
+    assert (value["kv_cache"], value["kv_cache_why"]) == ("split", "set so")
     assert (value["node_id"], value["engine_state"], value["agent"]["slots"]) == (IDS[0], "ready", 2)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.engine import grammar as grammar_module
+from node.engine import grammar_memory
 from node.engine.gbnf import Characters
 from node.engine.grammar import TOKEN_STEPS, TOKENS_SAVED, Budget, Grammar, Matcher, Vocabulary
 from node.errors import KithError
@@ -198,23 +198,97 @@ def test_a_search_through_the_vocabulary_costs_as_well() -> None:
 
 def test_memory_of_what_was_seen_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 512 << 10
-    monkeypatch.setattr(grammar_module, "REMEMBERED_BYTES_MAX", limit)
+    monkeypatch.setattr(grammar_memory, "REMEMBERED_BYTES_MAX", limit)
     grammar = Grammar('root ::= "x"? [^b]* "b" root | "y"')
     budget = Budget(10**9)
+    most = 0
     tracemalloc.start()
     try:
         for number in range(8_000):
             after = grammar.move(grammar.start, chr(0x100 + number), budget)
             assert after is not None
             assert grammar.move(after, "é", budget) is not None
+            most = max(most, grammar.bytes_kept)
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    assert 0.9 * limit < most < 1.1 * limit
+    assert kept < 1.5 * 1.1 * limit
     assert len(grammar.start.moves) < 8_000
-    assert grammar.full
-    assert kept < 1.5 * grammar.bytes_kept < 1.5 * 1.1 * limit
     assert grammar.move(grammar.start, "b", budget) is not None
     assert grammar.move(grammar.start, "y", budget) is not None
+
+
+def test_a_grammar_whose_room_was_used_up_learns_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It once remembered nothing more from then on, and every token was looked for as if for the first time."""
+    monkeypatch.setattr(grammar_memory, "REMEMBERED_BYTES_MAX", 64 << 10)
+    grammar = Grammar("root ::= [^b]* | [cd]*")
+    for number in range(2_000):
+        assert Matcher(grammar, VOCABULARY).accept_text(chr(0x100 + number))
+    for _ in range(2):
+        matcher = Matcher(grammar, VOCABULARY)
+        assert matcher.accept_text("dddcdc")
+        tokens = matcher.allowed()
+    spent = matcher._budget.left
+    assert matcher.accept_text("dddcdc")
+    assert matcher.allowed() is tokens
+    assert spent == matcher._budget.left == TOKENS_SAVED * TOKEN_STEPS
+
+
+def test_places_count_in_the_room_and_are_forgotten_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 256 << 10
+    monkeypatch.setattr(grammar_memory, "REMEMBERED_BYTES_MAX", limit)
+    grammar = Grammar('root ::= "a" root "x" | "b" root "y" | "z"')
+    rng = random.Random(3)
+    tracemalloc.start()
+    try:
+        for _ in range(300):
+            text = [rng.choice("ab") for _ in range(20)]
+            matcher = Matcher(grammar, VOCABULARY)
+            assert matcher.accept_text(
+                "".join(text) + "z" + "".join({"a": "x", "b": "y"}[one] for one in reversed(text))
+            )
+            assert matcher.over
+            assert grammar.bytes_kept < 1.1 * limit
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1.5 * 1.1 * limit
+
+
+def test_answers_on_their_way_go_on_when_all_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_memory, "REMEMBERED_BYTES_MAX", 64 << 10)
+    grammar = Grammar('root ::= "a" root "x" | "b" root "y" | [^abxy] root?')
+    rng = random.Random(5)
+    opened = [[rng.choice("ab") for _ in range(20)] for _ in range(4)]
+    matchers = [Matcher(grammar, VOCABULARY) for _ in opened]
+    for depth in range(20):
+        for matcher, text in zip(matchers, opened, strict=True):
+            assert matcher.accept_text(text[depth])
+            assert Matcher(grammar, VOCABULARY).accept_text("".join(chr(rng.randrange(200, 50_000)) for _ in range(40)))
+    for matcher, text in zip(matchers, opened, strict=True):
+        for character in ["c", *("x" if one == "a" else "y" for one in reversed(text))]:
+            assert not matcher.over
+            assert not matcher.accept_text("y" if character == "x" else "x")
+            assert matcher.accept_text(character)
+        assert matcher.over
+
+
+def test_a_text_whose_stacks_alone_need_more_than_the_room_ends_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_memory, "REMEMBERED_BYTES_MAX", 64 << 10)
+    matcher = Matcher(Grammar('root ::= "a" root "b" | "b"'), VOCABULARY)
+    said = 0
+
+    def speak() -> None:
+        nonlocal said
+        while said < 1_000:
+            matcher.accept(0)
+            said += 1
+
+    with pytest.raises(KithError, match="nests too deep") as caught:
+        speak()
+    assert caught.value.code == "bad-grammar"
+    assert (64 << 10) / 250 / 4 < said < (64 << 10) / 250
 
 
 def test_threads_may_use_one_grammar_at_once() -> None:
@@ -235,7 +309,9 @@ def test_threads_may_use_one_grammar_at_once() -> None:
         with ThreadPoolExecutor(4) as pool:
             said = [pool.submit(nest, grammar, number, ready) for number in range(4)]
             assert [one.result() for one in said] == [True] * 4
-        assert [grammar._numbers[place] for place in grammar._places] == list(range(len(grammar._places)))
+        places = grammar._memory._places
+        assert len({place.number for place in places.values()}) == len(places)
+        assert all((place.node, place.rest) == content for content, place in places.items())
     finally:
         sys.setswitchinterval(before)
 
@@ -264,7 +340,6 @@ def test_nesting_without_end_is_bounded_and_cheap_for_long() -> None:
     matcher = Matcher(grammar, VOCABULARY)
     for _ in range(5000):
         matcher.accept(0)
-    assert not grammar.full
     assert allowed(matcher) == {0, 1, 2, 4}
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.engine.grammar import Budget, Grammar, State
+from node.engine.grammar import Budget, Grammar
+from node.engine.grammar_memory import State
 from node.engine.json_schema import to_gbnf
 from node.errors import KithError
 

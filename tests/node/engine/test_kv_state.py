@@ -53,6 +53,23 @@ def test_beginning_comes_back_in_order(
     assert bytes(restored) == wanted[:4] + struct.pack("<i", 0) + wanted[8:12] + restored[12:16] + _meta(wanted, count)
 
 
+@given(st.permutations(range(6)), st.booleans(), st.integers(0, 2), st.integers(1, 4))
+def test_a_state_goes_into_a_cache_with_another_number_of_streams(
+    positions: list[int], transposed: bool, stream: int, streams: int
+) -> None:
+    state = bytearray(native(positions, transposed, stream, 3))
+    assert kv_state.for_streams(state, 3) is state
+    other = kv_state.for_streams(state, streams)
+    assert streams == 3 or other == native(positions, transposed, 0, streams)
+    assert kv_state.layout_of(other) == kv_state.layout_of(state)
+
+
+@given(st.integers(1, 4), st.integers(1, 4))
+def test_an_empty_state_stays_one(streams: int, others: int) -> None:
+    empty = struct.pack("<IiI", 77, 5, streams) + bytes(4 * streams)
+    assert kv_state.for_streams(bytearray(empty), others) == struct.pack("<IiI", 77, 5, others) + bytes(4 * others)
+
+
 def _meta(state: bytes, count: int) -> bytes:
     """From the cells on, with the sequence that a state of ours says."""
     cells = np.frombuffer(state[16 : 16 + 12 * count], "<i4").reshape(count, 3).copy()

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -42,6 +43,34 @@ async def test_engine_says_what_it_loaded(watched: Watched, model_path: Path) ->
     assert calibrated is not None
     assert calibrated.prefill_tokens_per_s > 1
     assert calibrated.decode_tokens_per_s > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"slots": 2}, ("split", "auto: fewer than 16 requests came since it is so")),
+        ({"slots": 1}, ("split", "auto: with one slot both are the same")),
+        ({"slots": 2, "kv_cache": "split"}, ("split", "set so")),
+        ({"slots": 2, "kv_cache": "unified"}, ("unified", "set so")),
+    ],
+)
+async def test_engine_says_of_which_kind_its_kv_cache_is(
+    model_path: Path, settings: dict[str, Any], told: tuple[str, str]
+) -> None:
+    async with running(model_path, ctx=128, **settings) as watched:
+        stats = await idle(watched.engine)
+        assert (stats.kv_cache, stats.kv_cache_why) == told
+
+
+async def test_prompts_that_begin_alike_bring_a_unified_cache_and_the_answers_stay_right(model_path: Path) -> None:
+    async with running(model_path, slots=8, ctx=128) as watched:
+        for _ in range(2):
+            answers = await asyncio.gather(*(answer(watched.engine, goes_on(CAPITAL, 4)) for _ in range(24)))
+            assert all(text.startswith(" Paris") and reason == "length" for text, reason, _ in answers)
+        stats = await idle(watched.engine)
+        assert stats.kv_cache == "unified"
+        assert "of the tokens" in stats.kv_cache_why or "fewer than 16" in stats.kv_cache_why
+        assert (await answer(watched.engine, goes_on(CAPITAL, 4)))[2] > 0, "what was read is still there"
 
 
 async def test_tokens_stream(watched: Watched) -> None:

@@ -51,9 +51,11 @@ class Probe(Work):
 
 
 class Engine:
-    def __init__(self, model: llama.Model, slots: int, unified: bool = False, spill_bytes: int = 0) -> None:
+    def __init__(
+        self, model: llama.Model, slots: int, unified: bool = False, spill_bytes: int = 0, kv_auto: bool = False
+    ) -> None:
         self.context = llama.Context(model, CONTEXT_TOKENS, slots, 1, 128, unified, flash_attention=False)
-        self.loop = LlamaLoop(self.context, slots, lambda: None, Adapters(model, ()), spill_bytes)
+        self.loop = LlamaLoop(self.context, slots, lambda: None, Adapters(model, ()), spill_bytes, kv_auto)
 
     def run(self, *works: Work) -> None:
         for work in works:

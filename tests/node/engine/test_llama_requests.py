@@ -37,13 +37,3 @@ def test_grammars_are_kept_by_number_and_by_size(requests: LlamaRequests, monkey
     assert sum(one.bytes_kept for one in requests._grammars.values()) <= 4 * largest
     ask(requests, 'root ::= "' + "a" * 5000 + '"')
     assert list(requests._grammars) == ['groot ::= "' + "a" * 5000 + '"'], "the newest one is in use"
-
-
-def test_a_grammar_that_remembers_much_is_read_anew(requests: LlamaRequests, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask(requests, "root ::= [a-z]*")
-    [first] = requests._grammars.values()
-    ask(requests, "root ::= [a-z]*")
-    assert list(requests._grammars.values()) == [first]
-    monkeypatch.setattr("node.engine.grammar.REMEMBERED_BYTES_MAX", 100)
-    ask(requests, "root ::= [a-z]*")
-    assert list(requests._grammars.values()) != [first]

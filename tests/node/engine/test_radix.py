@@ -55,6 +55,11 @@ class AgainstDictionary(RuleBasedStateMachine):
         assert [length for length, _ in found] == sorted(length for length, _ in found)
 
     @invariant()
+    def tokens_are_counted_once_where_they_are_a_common_beginning(self) -> None:
+        beginnings = {tuple(held[:end]) for held in self.model.values() for end in range(1, len(held) + 1)}
+        assert self.trie.tokens == len(beginnings)
+
+    @invariant()
     def same_keys(self) -> None:
         assert len(self.trie) == len(self.model)
         assert all(key in self.trie for key in self.model)
