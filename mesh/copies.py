@@ -6,7 +6,8 @@ highest-ranked live one repairs. Repair is patient: an absent holder counts for 
 unless this node would hold the only copy. What must be safe before something is said (a result, a plan, a submission)
 is *pushed*: its own node offers it at once, asks one node more with every try, and waits for nobody's rank.
 
-A receipt counts while its node keeps the incarnation in which it gave it: a store may be lost between two starts.
+A receipt counts while its node keeps the incarnation in which it gave it: a store may be lost between two starts. Who
+gives one keeps the blob for `PROMISED_S`, whatever retention says: the fact that names it is on its way.
 
 Does not: read or write content (FetchBlob does), or decide what is kept (retention.py).
 """
@@ -29,6 +30,8 @@ SETTLE_S = 2.0
 #: Waits after an offer without an answer: doubled up to the second. The first of a push is short.
 RETRY_S, RETRY_MAX_S = 5.0, 300.0
 PUSH_RETRY_S = 0.5
+#: What a node said to hold it keeps for so long: the other announces within less what its receipts stand for.
+PROMISED_S = 60.0
 #: Every blob is looked at again so often, against whatever was missed.
 AUDIT_S = 60.0
 #: A node that refused a blob is not asked for it again for so long.
@@ -65,6 +68,7 @@ class Copies:
     _owners: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)  # owner (a job) → what it wants held
     _wanted: dict[bytes, int] = field(default_factory=dict)  # by how many owners
     _pushed: dict[bytes, float] = field(default_factory=dict)  # until when
+    _promised: dict[bytes, float] = field(default_factory=dict)  # until when
     _refused: dict[tuple[bytes, NodeId], float] = field(default_factory=dict)
     _tries: dict[bytes, int] = field(default_factory=dict)
     _due: dict[bytes, float] = field(default_factory=dict)
@@ -116,8 +120,8 @@ class Copies:
         """Have as many nodes hold these as there should be, now. Goes on by `tick` until they do or `until`."""
         offers: dict[NodeId, list[common_pb2.BlobRef]] = {}
         for ref in refs:
-            if ref.sha256 not in self._wanted and self._pushed.get(ref.sha256, 0.0) <= now:
-                self.held_by.pop(ref.sha256, None)  # whoever held it when it was wanted before may have dropped it
+            if ref.sha256 not in self._wanted:
+                self.held_by.pop(ref.sha256, None)  # whoever held it for another's sake may have dropped it
             self._pushed[ref.sha256] = max(until, self._pushed.get(ref.sha256, 0.0))
             self._tries.pop(ref.sha256, None)
             self._check(ref.sha256, now, offers)
@@ -132,6 +136,8 @@ class Copies:
         if source is not None:
             self._note(source, ref.sha256)
         fetch = self._fetches.pop(ref.sha256, None)
+        if fetch is not None:
+            self._promised[ref.sha256] = now + PROMISED_S
         receipt = facts_pb2.BlobReceipt(sha256=[ref.sha256])
         return [_receipt(peer, receipt) for peer in (fetch.waiting if fetch else ())] + self._start_fetches()
 
@@ -150,7 +156,7 @@ class Copies:
             del self._fetches[ref.sha256]
         return self._start_fetches()
 
-    def offer_received(self, peer: NodeId, offer: facts_pb2.BlobOffer) -> list[Effect]:
+    def offer_received(self, peer: NodeId, offer: facts_pb2.BlobOffer, now: float) -> list[Effect]:
         """ "Hold this for me." Answered at once for what is here or never will be, else after the fetch."""
         receipt = facts_pb2.BlobReceipt()
         of_peer = sum(peer in fetch.waiting for fetch in self._fetches.values())
@@ -158,6 +164,7 @@ class Copies:
             self._note(peer, ref.sha256)
             if ref.sha256 in self.held:
                 receipt.sha256.append(ref.sha256)
+                self._promised[ref.sha256] = now + PROMISED_S
             elif ref.size_bytes > BLOB_BYTES_MAX or not stores(self.around, self.around.me):
                 receipt.refused.append(ref.sha256)
             elif ref.sha256 in self._fetches:
@@ -177,10 +184,15 @@ class Copies:
                 self._refused[sha256, peer] = now + REFUSED_S
                 self._look_at(sha256, now)
 
+    def is_promised(self, sha256: bytes, now: float) -> bool:
+        """Whether another node may count on this one to hold it."""
+        return self._promised.get(sha256, 0.0) > now
+
     def dropped(self, sha256s: Iterable[bytes]) -> None:
         """This node holds these no more."""
         for sha256 in sha256s:
             self.held.pop(sha256, None)
+            self._promised.pop(sha256, None)
             self._forget(sha256)
 
     def members_changed(self, now: float) -> None:
@@ -192,6 +204,7 @@ class Copies:
         if now >= self._next_audit:
             self._next_audit = now + AUDIT_S
             self._refused = {entry: until for entry, until in self._refused.items() if until > now}
+            self._promised = {sha256: until for sha256, until in self._promised.items() if until > now}
             for sha256 in self.held:
                 self._look_at(sha256, now)
         offers: dict[NodeId, list[common_pb2.BlobRef]] = {}
@@ -208,6 +221,7 @@ class Copies:
         assert not self.held.keys() & self._fetches.keys()
         assert sum(fetch.started for fetch in self._fetches.values()) <= FETCHES_MAX
         assert all(count > 0 for count in self._wanted.values())
+        assert self._promised.keys() <= self.held.keys()
 
     # Inside
 

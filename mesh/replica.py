@@ -246,7 +246,7 @@ class Replica:
                     caused = self.work.facts_applied(facts, now)
                 case DropBlobs(sha256):
                     # A result that waits to be announced is named by no fact yet, but may be another job's old one.
-                    sha256 = tuple(name for name in sha256 if not self.work.needs(name))
+                    sha256 = tuple(name for name in sha256 if not self.work.needs(name, now))
                     if not sha256:
                         continue
                     effect = DropBlobs(sha256)

@@ -117,8 +117,10 @@ class Work:
         """This node itself is denied."""
         return [*self.intake.withdraw(), *self.acceptance.withdraw()]
 
-    def needs(self, sha256: bytes) -> bool:
-        """Whether a fact that is about to be said names this blob."""
+    def needs(self, sha256: bytes, now: float) -> bool:
+        """Whether a fact that is about to be said, here or by another node, names this blob."""
+        if self.copies.is_promised(sha256, now):
+            return True
         return self.intake.announces(sha256) or self.coordinator.announces(sha256) or self.acceptance.awaits(sha256)
 
     def blobs_dropped(self, sha256s: Iterable[bytes]) -> None:
@@ -173,7 +175,7 @@ class Work:
             case "work_report":
                 return self.coordinator.work_report(peer, message.work_report, now)
             case "blob_offer":
-                return self.copies.offer_received(peer, message.blob_offer)
+                return self.copies.offer_received(peer, message.blob_offer, now)
             case "blob_receipt":
                 self.copies.receipt_received(peer, message.blob_receipt, now)
                 return self.acceptance.look(now) + self.intake.look(now) + self.coordinator.copies_changed(now)

@@ -12,11 +12,12 @@ from mesh.copies import (
     FETCHES_OF_ONE_MAX,
     OFFER_REFS_MAX,
     PATIENCE_S,
+    PROMISED_S,
     PUSH_RETRY_S,
     SETTLE_S,
     Copies,
 )
-from mesh.effects import Effect, FetchBlob, Send
+from mesh.effects import DropBlobs, Effect, FetchBlob, Send
 from mesh.identity import NodeId
 from mesh.rendezvous import holders as ranked
 from mesh.wire import common_pb2, facts_pb2
@@ -226,6 +227,29 @@ def test_receipts_count_no_more_once_nobody_wants_the_blob(node: Lone) -> None:
     holds(node, node.peers[0], DOC)  # late, and dropped then
     assert to(copies(node).push([DOC], 10.0, 0.0), "blob_offer"), "the same content again is offered again"
     assert copies(node).holders([DOC]) == {node.me}
+
+
+def test_what_was_said_to_be_held_is_kept_until_it_is_announced(node: Lone) -> None:
+    """Seed 971: retention dropped an old result a moment after another node was told of it, which then announced it."""
+    asker, other = ref("asked for"), ref("not asked for")
+    for one in (asker, other):
+        node.do(events.BlobStored(one))
+    node.receive(node.peers[0], blob_offer=facts_pb2.BlobOffer(blobs=[asker]))
+    drop = DropBlobs((asker.sha256, other.sha256))
+    assert node.replica._settle([drop], node.now) == [DropBlobs((other.sha256,))]
+    assert copies(node).holders([asker]) >= {node.me}
+    node.now += PROMISED_S
+    assert node.replica._settle([drop], node.now) == [drop]
+
+
+def test_a_push_counts_on_no_older_receipt_of_what_nobody_wants(node: Lone) -> None:
+    node.do(events.BlobStored(DOC))
+    copies(node).push([DOC], 10.0, 0.0)
+    for peer in node.peers:
+        holds(node, peer, DOC)
+    assert copies(node).enough([DOC])
+    assert to(copies(node).push([DOC], 12.0, 2.0), "blob_offer") != []  # the same result of another task
+    assert not copies(node).enough([DOC])
 
 
 def test_invented_receipts_do_not_fill_the_memory(node: Lone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,6 +345,7 @@ class Faults:
         if for_good and others_left and host.index != 0 and self.rng.random() < 0.12:
             self.dead.add(host.index)
             self.checks.say(host, "stays dead")
+            self.checks.jobs.lost(host, self.dead)  # what it made while it was alone (seed 1255)
         else:
             self._later(self.rng.choice([0.3, 2.0, 8.0, 20.0]), host.start)
         return True

@@ -17,7 +17,7 @@ An accident that takes a whole store takes copies that were truly there: `genera
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mesh import effects
@@ -58,12 +58,18 @@ class JobChecks:
         self._started_under: dict[tuple[int, int], tuple[int, str]] = {}  # (host, life) → highest token
         self._refuses: dict[tuple[int, int], tuple[tuple[int, str], float]] = {}  # (host, life) → which leader, since
         self._places: dict[bytes, set[Place]] = {}  # job → its `submitted` facts
-        self.gone_for_good: set[bytes] = set()  # content whose only holder was lost
+        self.gone_for_good: set[bytes] = set()  # content whose last holders were lost or cut off
         self._held: dict[bytes, set[tuple[int, int]]] = {}  # job → (host, generation) that ever held it
         self._outcomes: dict[tuple[int, int, TaskKey], float] = {}  # when the engine had the result
         self._said: set[tuple[object, ...]] = set()
         self.taken_over = 0
         self._read: dict[tuple[int, int, bytes], tuple[int, bytes]] = {}  # (host, life, job) → its end as read
+
+    def lost(self, victim: Host, dead: Collection[int]) -> None:
+        """Its store is never read again: what nobody who stays holds is gone with it. `dead`: hosts that are, too."""
+        gone = {host.index for host in self.hosts if host.id in self.checks.revoked} | set(dead) | {victim.index}
+        elsewhere = {sha256 for host in self.hosts if host.index not in gone for sha256 in host.disk.content.blobs}
+        self.gone_for_good |= victim.disk.content.blobs.keys() - elsewhere
 
     # Submissions
 

@@ -50,10 +50,8 @@ class Losses:
         victim = self.rng.choice(victims)
         self.checks.fault(victim, "is lost for good, at work")
         self.faults.dead.add(victim.index)
-        # What it made while it was cut off, and nobody else had yet, is lost with it (seed 312).
-        elsewhere = {sha256 for host in staying if host is not victim for sha256 in host.disk.content.blobs}
-        self.checks.jobs.gone_for_good |= victim.disk.content.blobs.keys() - elsewhere
         victim.crash(self.rng.choice([0.05, 8.0]))
+        self.checks.jobs.lost(victim, self.faults.dead)  # what it made while it was alone (seed 312)
 
     def _stays(self, host: Host) -> bool:
         return host.replica is not None and host.index not in self.faults.dead and host.id not in self.checks.revoked

@@ -102,4 +102,11 @@ class Revocations:
             if issuer.replica is not None and not issuer.paused and not issuer.replica.denied:
                 self.checks.revoked.add(NodeId(deny.node_id))
                 self.checks.denials.append(deny)
+                self._lost_with(NodeId(deny.node_id))
                 issuer.handle(events.FactAuthored("deny", deny, issuer.wall_clock_ms()))
+
+    def _lost_with(self, denied: NodeId) -> None:
+        """Nobody asks it any more for what it made while it was alone (seed 603)."""
+        for host in self.network.hosts:
+            if host.id == denied:
+                self.checks.jobs.lost(host, self.faults.dead)
