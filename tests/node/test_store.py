@@ -422,7 +422,7 @@ async def test_a_reading_that_the_disk_fails_fails_alone(tmp_path: Path) -> None
     with pytest.raises(KithError, match="could not be read") as caught:
         await failing
     assert caught.value.code == "disk-failed"
-    assert await asyncio.gather(first, written, later) == [None] * 3
+    assert list(await asyncio.gather(first, written, later)) == [None] * 3
     assert len(await store.read_ranges([FactRange(KNOWLEDGE, 1, 2)])) == 2
     assert said == []
     await store.close()
