@@ -64,7 +64,7 @@ class _Job(NamedTuple):
 
 
 class _Broke(Exception):
-    """This job failed by a fault of the program; nothing of its transaction was kept."""
+    """This job failed by itself; nothing of its transaction was kept."""
 
     def __init__(self, job: _Job) -> None:
         self.job = job
@@ -322,10 +322,9 @@ class Store:
                         self._answer(job, result)
                     return
         except Exception as error:
-            text = f"{type(error).__name__}: {error}" if isinstance(error, apsw.Error) else where(error)
             problem = KithError(
                 "disk-failed",
-                f"the journal could not be written ({text}); what was promised before is safe",
+                f"the journal could not be written ({_short(error)}); what was promised before is safe",
                 "Make room or mend the disk, then start the node again.",
                 ExitCode.FAILED,
             )
@@ -335,20 +334,21 @@ class Store:
                 self._answer(job, problem)
 
     def _broke(self, broke: _Broke) -> None:
-        place = where(broke.__cause__ or broke)
-        problem = KithError(
-            "journal-broke",
-            f"the journal failed inside ({place})",
-            "Please report it; the node's log says more.",
-            ExitCode.FAILED,
-        )
+        error = broke.__cause__ or broke
+        if isinstance(error, apsw.Error):
+            code, what = "disk-failed", "could not be read"
+            remedy = "Check the disk; try again."
+        else:
+            code, what = "journal-broke", "failed inside"
+            remedy = "Please report it; the node's log says more."
+        problem = KithError(code, f"the journal {what} ({_short(error)})", remedy, ExitCode.FAILED)
         log("error", problem.message)
         if broke.job.kind is _Kind.WRITE:
             self._on_loop(self._on_fatal, problem.message)
         self._answer(broke.job, problem)
 
     def _write(self, batch: list[_Job]) -> list[object]:
-        """Raises `apsw.Error`, `_Broke`; nothing is written then."""
+        """Raises `apsw.Error` of what is written, `_Broke`; nothing is written then."""
         results: list[object] = []
         self._db.execute("BEGIN IMMEDIATE").fetchall()
         try:
@@ -357,9 +357,9 @@ class Store:
                     results.append(job.work())
                 except KithError as refused:
                     results.append(refused)
-                except apsw.Error:
-                    raise
                 except Exception as error:
+                    if isinstance(error, apsw.Error) and job.kind is not _Kind.READ:
+                        raise
                     raise _Broke(job) from error
             self._db.execute("COMMIT").fetchall()
         except BaseException:
@@ -398,6 +398,11 @@ class Store:
     def _meta(self, key: str) -> str | None:
         rows = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchall()
         return str(rows[0][0]) if rows else None
+
+
+def _short(error: BaseException) -> str:
+    """SQLite's own words; of other errors the place alone, which quotes nothing."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, apsw.Error) else where(error)
 
 
 def _slow() -> KithError:

@@ -18,6 +18,7 @@ what belongs to one answer is in its `Matcher`, which one thread at a time may u
 """
 
 import codecs
+import contextlib
 import hashlib
 import threading
 from bisect import bisect_left
@@ -156,7 +157,10 @@ class Grammar:
     def move(self, state: State, character: str, budget: Budget) -> State | None:
         """After one more character; None: it does not fit. Raises `KithError` (`bad-grammar`)."""
         with self._lock:
-            return self._with_room(lambda: self._move(state, character, budget))
+            try:
+                return self._with_room(lambda: self._move(state, character, budget))
+            except FullError:
+                raise _too_deep() from None
 
     def _move(self, state: State, character: str, budget: Budget) -> State | None:
         state = self._memory.renewed(state, budget.spend)
@@ -195,25 +199,22 @@ class Grammar:
         return [chr(code_point) for code_point in found] if len(found) <= FEW_CHARACTERS else None
 
     def keep(self, state: State, allowed: "NDArray[np.int32]") -> None:
-        """Remember what tokens may come next."""
+        """Remember what tokens may come next, where there is room for it."""
 
         def kept() -> None:
             self._memory.keep(self._memory.renewed(state, lambda steps: None), allowed)
 
-        with self._lock:
+        with self._lock, contextlib.suppress(FullError):  # then they are worked out again
             self._with_room(kept)
 
     def _with_room(self, learn: Callable[[], T]) -> T:
-        """Where there is no room for what is learned, all else is forgotten. Raises `KithError` (`bad-grammar`)."""
+        """Where there is no room for what is learned, all else is forgotten. Raises `FullError`, `KithError`."""
         try:
             return learn()
         except FullError:
             self._memory.forget()
-        try:
-            self.start = self._memory.renewed(self.start, lambda steps: None)
-            return learn()
-        except FullError:
-            raise _too_deep() from None
+        self.start = self._memory.renewed(self.start, lambda steps: None)
+        return learn()
 
     def _chain(self, alternative: gbnf.Alternative) -> int:
         """The first of the alternative's nodes; 0 where it is empty."""

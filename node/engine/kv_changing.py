@@ -2,9 +2,10 @@
 
 A change is made between two steps. What idle slots hold goes to ordinary memory first (`spill.py`) and comes back when
 a prompt wants it; what running requests hold is copied out, the cache is made anew, and it is copied in. So no request
-ends or waits for others, and there are never two caches at a time. The copies take at most as much memory as spilled
-prefixes may; where running requests hold more, the change waits for `WAIT_S`, and then what does not fit is read again,
-which loses nothing but time. A scoring of which some logits were seen can not be: one that does not fit is waited for.
+ends, reads again or waits for others, and there are never two caches at a time. The copies take at most about as much
+memory as spilled prefixes may; where running requests hold more, the change waits until they do not.
+
+Where there is no memory for a cache of the other kind, all goes on with this one, and no other change is tried.
 
 Not guaranteed: that what was read under an adapter is still there for later requests, for such is never spilled; that
 logits go on as they would have, see "Is a seed's output always the same?" in docs/engine.md.
@@ -13,51 +14,38 @@ logits go on as they would have, see "Is a seed's output always the same?" in do
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from node.engine import llama
 from node.engine.adapters import Adapters
 from node.engine.kv_cache import KvCache, Slot
-from node.engine.kv_choice import SPLIT, UNIFIED, KvChoice
+from node.engine.kv_choice import UNIFIED, KvChoice
 from node.engine.radix import RadixTrie
-
-#: How long a change waits at most until what running requests hold can be taken along, seconds.
-WAIT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Running:
-    """A slot that a request is using. `outputs_from`: the request has seen no logits of tokens before this index."""
-
-    slot: Slot
-    outputs_from: int
-
-    @property
-    def readable_again(self) -> bool:
-        return len(self.slot.held) <= self.outputs_from
 
 
 class KvChanging:
     """Belongs to the thread that owns the context; `told` may be read by any."""
 
-    def __init__(self, context: llama.Context, cache: KvCache, adapters: Adapters) -> None:
+    def __init__(self, context: llama.Context, cache: KvCache, adapters: Adapters, token_bytes: int) -> None:
+        """`token_bytes`: what a token takes in a sequence's state."""
         self._context = context
         self._cache = cache
         self._adapters = adapters
-        self._choice = KvChoice(_kind(context))
+        self._token_bytes = token_bytes
+        self._choice = KvChoice(context.kind)
         self._prompts: defaultdict[str, RadixTrie[int]] = defaultdict(RadixTrie)  # by adapter: those at work
         self._of: dict[int, tuple[str, int]] = {}  # adapter and tokens of each
-        self._total = 0  # tokens of all of them
         self._new = 0  # of them, since the last look
-        self._wanted_since: float | None = None
+        self._refused = ""  # why no change is tried any more
         self.changes = 0
-        self.told = (self._choice.kind, self._choice.why)
+        self.told = self._tell()  # kind, and why
+
+    def _tell(self) -> tuple[str, str]:
+        return self._choice.kind, self._refused or self._choice.why
 
     def came(self, key: int, prompt: Sequence[int], adapter: str) -> None:
         """A request is being worked at from now on; see `look`."""
         self._prompts[adapter].insert(key, prompt)
         self._of[key] = adapter, len(prompt)
-        self._total += len(prompt)
         self._new += 1
 
     def look(self) -> None:
@@ -65,53 +53,47 @@ class KvChanging:
         if not self._new:
             return
         distinct = sum(trie.tokens for trie in self._prompts.values())
+        total = sum(tokens for _, tokens in self._of.values())
         for _ in range(self._new):
-            self._choice.seen(distinct, self._total)
+            self._choice.seen(distinct, total)
         self._new = 0
-        self.told = (self._choice.kind, self._choice.why)
+        self.told = self._tell()
 
     def went(self, key: int) -> None:
         """It is over."""
-        adapter, tokens = self._of.pop(key)
+        adapter, _ = self._of.pop(key)
         self._prompts[adapter].remove(key)
-        self._total -= tokens
 
-    def step(self, now: float, running: Sequence[Running]) -> None:
-        """Change, where it is wanted and possible now. Raises `KithError`: there is no memory for any cache."""
-        if self._choice.wanted == self._choice.kind:
-            self._wanted_since = None
+    def step(self, running: Sequence[Slot]) -> None:
+        """Change, where it is wanted and possible now. Raises `KithError`: there is no memory for any cache.
+
+        Args:
+            running: the slots that requests are using.
+        """
+        if self._refused or self._choice.wanted == self._choice.kind:
             return
-        if self._wanted_since is None:
-            self._wanted_since = now
-        holding = [one for one in running if one.slot.held]
-        taken, room = [], self._cache.spill.limit_bytes
-        for one in sorted(holding, key=lambda one: one.readable_again):
-            size = self._context.state_bytes(one.slot.id)
-            if size <= room:
-                taken.append(one)
-                room -= size
-            elif not one.readable_again or now - self._wanted_since < WAIT_S:
-                return
-        self._change(holding, taken)
+        holding = [slot for slot in running if slot.held]
+        # An estimate: to ask the library takes milliseconds a sequence, and this may be asked at every step.
+        if sum(len(slot.held) for slot in holding) * self._token_bytes <= self._cache.spill.limit_bytes:
+            self._change(holding)
 
-    def _change(self, holding: Sequence[Running], taken: Sequence[Running]) -> None:
+    def _change(self, holding: Sequence[Slot]) -> None:
         wanted, why = self._choice.wanted, self._choice.why
         self._cache.spill_idle()
         self._cache.forget_copy()
-        states = {one.slot.id: self._context.state(one.slot.id) for one in taken}
+        states = {slot.id: self._context.state(slot.id) for slot in holding}
         self._context.change(wanted == UNIFIED)
         self._adapters.forget()
-        for one in holding:
-            state = states.pop(one.slot.id, None)
-            if not (state and self._context.restore(one.slot.id, state)):
-                assert one.readable_again
-                one.slot.held = []
-        self._wanted_since = None
-        self._choice.changed(_kind(self._context))
-        self.told = (self._choice.kind, self._choice.why)
-        self.changes += 1
-        print(f"the KV cache is {self._choice.kind} now ({why})", file=sys.stderr, flush=True)
-
-
-def _kind(context: llama.Context) -> str:
-    return UNIFIED if context.unified else SPLIT
+        for slot in holding:
+            state = states.pop(slot.id)
+            if not (state and self._context.restore(slot.id, state)):
+                slot.held = []  # it is read again
+        if self._context.kind == wanted:
+            self._choice.changed(wanted)
+            self.changes += 1
+            said = f"the KV cache is {wanted} now ({why})"
+        else:
+            self._refused = f"auto: there was no memory for a {wanted} KV cache"
+            said = f"the KV cache stays {self._context.kind} ({self._refused})"
+        self.told = self._tell()
+        print(said, file=sys.stderr, flush=True)

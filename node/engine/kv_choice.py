@@ -36,7 +36,7 @@ class KvChoice:
         self._seen.append((distinct, total))
 
     def changed(self, kind: str) -> None:
-        """It is of this kind now, whether it was wanted or not."""
+        """It is of this kind now."""
         self.kind = kind
         self._seen.clear()
 

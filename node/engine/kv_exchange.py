@@ -37,6 +37,11 @@ class KvExchange:
             return
         self.name = self._layout.name(kv_state.model_fingerprint(model), llama.VERSION)
 
+    @property
+    def token_bytes(self) -> int:
+        """What a token takes in a sequence's state; only where there is a `name`."""
+        return self._layout.state_bytes_per_token
+
     def send(self, request: Request, loop: LlamaLoop) -> None:
         """Answer an export. Raises `KithError`."""
         self._check_ability()

@@ -49,6 +49,11 @@ class Layout:
     def bytes_per_token(self) -> int:
         return sum(size for _, size in self.keys) + sum(size * count for _, size, count in self.values)
 
+    @property
+    def state_bytes_per_token(self) -> int:
+        """What a token takes in a sequence's state: its place as well. The rest of a state is a few bytes a layer."""
+        return self.bytes_per_token + _CELL.itemsize
+
     def name(self, model: str, version: str) -> str:
         """Hex digits: equal for engines that can exchange KV."""
         what = f"kith-kv-1\0{model}\0{version}\0{self.magic}\0{self.transposed}\0{self.keys}\0{self.values}"

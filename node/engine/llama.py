@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from node.engine import kv_state
+from node.engine.kv_choice import SPLIT, UNIFIED
 from node.errors import KithError
 
 if TYPE_CHECKING:
@@ -293,6 +294,11 @@ class Context:
             self._open(before)
 
     @property
+    def kind(self) -> str:
+        """`SPLIT` or `UNIFIED`."""
+        return UNIFIED if self.unified else SPLIT
+
+    @property
     def streams(self) -> int:
         """Pools of cells."""
         return 1 if self.unified else self.slots
@@ -349,14 +355,9 @@ class Context:
         assert self.unified
         lib.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
 
-    def state_bytes(self, sequence: int) -> int:
-        """The size of its state."""
-        size: int = lib.llama_state_seq_get_size(self.pointer, sequence)
-        return size
-
     def state(self, sequence: int) -> bytearray:
         """All that a sequence holds, in the library's own format; empty where it can not be had."""
-        size = self.state_bytes(sequence)
+        size: int = lib.llama_state_seq_get_size(self.pointer, sequence)
         state = bytearray(size)
         got = lib.llama_state_seq_get_data(self.pointer, (ctypes.c_uint8 * size).from_buffer(state), size, sequence)
         return state if got == size else bytearray()

@@ -68,9 +68,9 @@ class LlamaBackend:
         state = _warm_up(context, min(WARM_UP_TOKENS, self._context_tokens))
         self._kv = KvExchange(context, path, state, command.spill_bytes)
         self._kv_fixed = _kv_fixed(command, slots, movable=bool(self._kv.name))
-        flush, auto = self._outbox.flush, not self._kv_fixed
-        self._loop = LlamaLoop(context, slots, flush, adapters, command.spill_bytes, auto)
-        self._kv_kind = "unified" if context.unified else "split"
+        token_bytes = 0 if self._kv_fixed else self._kv.token_bytes
+        self._loop = LlamaLoop(context, slots, self._outbox.flush, adapters, command.spill_bytes, token_bytes)
+        self._kv_kind = context.kind
         threading.Thread(target=self._run, name="llama", daemon=True).start()
         return engine_pb2.EngineLoaded(
             model=path.stem,

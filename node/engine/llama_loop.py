@@ -30,7 +30,7 @@ from node.engine.adapters import Adapters
 from node.engine.backend import broke
 from node.engine.embedding import EmbedWork
 from node.engine.kv_cache import COPY_TOKENS_MIN, KvCache, Slot
-from node.engine.kv_changing import KvChanging, Running
+from node.engine.kv_changing import KvChanging
 from node.engine.llama_work import Work
 from node.engine.radix import common_prefix
 from node.engine.waiting import Entry, Waiting
@@ -65,6 +65,11 @@ class _Seat:
     count: int = 0
     outputs: int = 0
 
+    @property
+    def missing(self) -> int:
+        """Tokens of the target that its slot does not hold; 0 without a slot."""
+        return 0 if self.slot is None else len(self.work.target) - len(self.slot.held)
+
 
 def _guarded(work: Work | EmbedWork, what: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
     """Call what is the work's own; an error ends the work, and nothing else. None then."""
@@ -87,13 +92,13 @@ class LlamaLoop:
         flush: Callable[[], None],
         adapters: Adapters,
         spill_bytes: int = 0,
-        kv_auto: bool = False,
+        kv_token_bytes: int = 0,
     ) -> None:
-        """`kv_auto`: the context changes its kind as the work is."""
+        """`kv_token_bytes`: what a token takes in a sequence's state. 0: the context does not change its kind."""
         self._context = context
         self._adapters = adapters
         self._cache = KvCache(context, slots, spill_bytes)
-        self.changing = KvChanging(context, self._cache, adapters) if kv_auto else None
+        self.changing = KvChanging(context, self._cache, adapters, kv_token_bytes) if kv_token_bytes else None
         self._flush = flush
         self._changed = threading.Condition()
         self._waiting: Waiting[Work] = Waiting()  # guarded by _changed
@@ -160,7 +165,8 @@ class LlamaLoop:
         begun = time.monotonic()
         self._drop_cancelled()
         self._answer_calls()
-        self._change_kind(begun)
+        if self.changing is not None:
+            self.changing.step([seat.slot for seat in self._seats if seat.slot is not None])
         self._admit()
         if self.changing is not None:
             self.changing.look()
@@ -194,11 +200,6 @@ class LlamaLoop:
         for call in calls:
             call(self._cache)
             self._in_hand -= 1
-
-    def _change_kind(self, now: float) -> None:
-        if self.changing is not None:
-            running = [Running(seat.slot, seat.work.outputs_from) for seat in self._seats if seat.slot is not None]
-            self.changing.step(now, running)
 
     def _admit(self) -> None:
         while len(self._seats) < self._slots:
@@ -284,14 +285,14 @@ class LlamaLoop:
                 self._embeds.append(work)
 
     def _fill_batch(self) -> None:
-        """Decide each seat's rows, then lay them down in the order of sequence ids."""
+        """Decide each seat's rows, then lay them down in the order of sequence ids.
+
+        Who needs a single row gets it, before those who read take the rest: a writer whose cells were lost reads too.
+        """
         room = self._context.batch_tokens
         adapter = self._adapters.turn(self._context, {seat.work.adapter for seat in self._seats})
-        for seat in sorted(self._seats, key=lambda seat: (not seat.work.decoding, seat.order)):
-            if seat.slot is None or seat.work.adapter != adapter:
-                seat.count = 0
-                continue
-            seat.count = min(len(seat.work.target) - len(seat.slot.held), room)
+        for seat in sorted(self._seats, key=lambda seat: (seat.missing > 1, seat.order)):
+            seat.count = min(seat.missing, room) if seat.work.adapter == adapter else 0
             room -= seat.count
         self._adapters.filled(self._context.batch_tokens - room)
         self._context.clear_batch()
@@ -324,7 +325,7 @@ class LlamaLoop:
             work, begin = seat.work, len(slot.held)
             slot.held.extend(work.target[begin : begin + seat.count])
             if work.decoding:
-                self._stats.tokens_generated += seat.outputs  # more rows: what a change of the cache left behind
+                self._stats.tokens_generated += seat.outputs  # more rows: what could not be put back
             else:
                 self._stats.prompt_tokens_processed += seat.count
                 if seat.count > 1 and len(seated) == 1:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class Work(ABC):
-    """Invariant while not done: `target[outputs_from:]` is not empty, and `reuse_max` <= `outputs_from`."""
+    """Invariants while not done: `target[outputs_from:]` is not empty, and `reuse_max` <= `outputs_from`; between two
+    steps its slot holds no more than `target[:outputs_from]`, so what a slot lost can be read again."""
 
     def __init__(self, request: Request, target: list[int]) -> None:
         self.request = request
@@ -30,7 +31,7 @@ class Work(ABC):
         self.outputs_from = len(target) - 1  # index in target
         self.reuse_max = len(target) - 1  # tokens of a cached prefix that may stand in for the target's own
         self.rewind: int | None = None  # the new target goes on from this length of what the sequence holds
-        self.decoding = False  # one token at a time from here on: such rows go first
+        self.decoding = False  # one token at a time from here on
         self.done = False
         self.adapter = ""  # name of the LoRA adapter that has to be set while it is decoded
         self.cached_tokens = 0

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import random
+import threading
 from pathlib import Path
 
 import apsw
@@ -15,7 +16,7 @@ from mesh.journal import Position, fork_of
 from mesh.replica import Replica
 from mesh.wire import facts_pb2
 from node.errors import KithError
-from node.store import Store
+from node.store import Store, _Kind
 from scripts.throwaway import ThrowawayMesh
 
 KEY = NodeKey.from_scalar(7)
@@ -398,6 +399,33 @@ async def test_a_changed_or_missing_fact_is_found_at_the_start(tmp_path: Path, s
             replica.restore(*again.open(KEY.node_id))
         assert caught.value.code == "journal-unusable"
     await again.close()
+
+
+async def test_a_reading_that_the_disk_fails_fails_alone(tmp_path: Path) -> None:
+    said: list[str] = []
+    store = Store(tmp_path / "j", said.append)
+    store.open(KEY.node_id)
+    facts = chain(2)
+    busy, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        busy.set()
+        assert go_on.wait(20)
+
+    first = asyncio.create_task(store._do(wait, _Kind.READ))
+    assert await asyncio.to_thread(busy.wait, 20)
+    written = asyncio.create_task(store.append(facts[:1]))
+    failing = asyncio.create_task(store._do(lambda: store._db.execute("SELECT * FROM nowhere").fetchall(), _Kind.READ))
+    later = asyncio.create_task(store.append(facts[1:]))
+    await asyncio.sleep(0)  # now these three wait, for one transaction
+    go_on.set()
+    with pytest.raises(KithError, match="could not be read") as caught:
+        await failing
+    assert caught.value.code == "disk-failed"
+    assert list(await asyncio.gather(first, written, later)) == [None] * 3
+    assert len(await store.read_ranges([FactRange(KNOWLEDGE, 1, 2)])) == 2
+    assert said == []
+    await store.close()
 
 
 async def test_a_failed_write_is_fatal_and_answers_everybody(tmp_path: Path) -> None:

@@ -291,24 +291,53 @@ def test_a_text_whose_stacks_alone_need_more_than_the_room_ends_as_an_error(monk
     assert (64 << 10) / 250 / 4 < said < (64 << 10) / 250
 
 
-def test_threads_may_use_one_grammar_at_once() -> None:
+def test_a_list_for_which_there_is_no_room_is_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary = Vocabulary([*(chr(0x100 + number).encode() for number in range(2_000)), b"<end>"], [2_000])
+    matcher = Matcher(Grammar("root ::= [Ā-𐀀]*"), vocabulary)
+    limit = 7_000
+    matcher.accept(0)
+    monkeypatch.setattr(grammar_memory, "REMEMBERED_BYTES_MAX", limit)
+    for _ in range(2):
+        tokens = matcher.allowed()
+        assert tokens is not None
+        assert tokens.nbytes > limit
+        assert tokens.tolist() == list(range(2_001))
+    matcher.accept(1)
+    assert matcher.complete
+
+
+@pytest.mark.parametrize(
+    ("room", "depth", "texts"),
+    [(grammar_memory.REMEMBERED_BYTES_MAX, 600, 1), (64 << 10, 30, 20)],
+    ids=["room for all", "room for one"],
+)
+def test_threads_may_use_one_grammar_at_once(
+    room: int, depth: int, texts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One goes on with an answer on the worker's thread, while others are being written on the loop's."""
+    monkeypatch.setattr(grammar_memory, "REMEMBERED_BYTES_MAX", room)
     vocabulary = Vocabulary([b"a", b"b", b"x", b"y", b"z"], [])
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
 
     def nest(grammar: Grammar, seed: int, ready: threading.Barrier) -> bool:
-        rng, matcher = random.Random(seed), Matcher(grammar, vocabulary)
-        opened = [rng.randrange(2) for _ in range(600)]
+        rng = random.Random(seed)
         ready.wait(WITHIN_S)
-        return matcher.resume([*opened, 4, *(2 + one for one in reversed(opened))]) and matcher.over
+        for _ in range(texts):
+            matcher = Matcher(grammar, vocabulary)
+            opened = [rng.randrange(2) for _ in range(depth)]
+            if not (matcher.resume([*opened, 4, *(2 + one for one in reversed(opened))]) and matcher.over):
+                return False
+        return True
 
     try:
         grammar = Grammar('root ::= "a" root "x" | "b" root "y" | "z"')
+        learned = grammar.start.generation
         ready = threading.Barrier(4)
         with ThreadPoolExecutor(4) as pool:
             said = [pool.submit(nest, grammar, number, ready) for number in range(4)]
             assert [one.result() for one in said] == [True] * 4
+        assert (grammar.start.generation > learned) == (texts > 1), "forgets where there is no room, and only there"
         places = grammar._memory._places
         assert len({place.number for place in places.values()}) == len(places)
         assert all((place.node, place.rest) == content for content, place in places.items())

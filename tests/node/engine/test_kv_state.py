@@ -48,6 +48,7 @@ def test_beginning_comes_back_in_order(
     tokens = list(range(count))
     packed = kv_state.pack(state, layout, NAME, tokens)
     assert layout.bytes_per_token == LAYERS * (ROW + 6)
+    assert layout.state_bytes_per_token == (len(state) - len(native([0], transposed, stream, 3))) / 5
     restored = kv_state.unpack(packed, layout, NAME, tokens, streams)
     wanted = native(tokens, transposed, 0, streams)
     assert bytes(restored) == wanted[:4] + struct.pack("<i", 0) + wanted[8:12] + restored[12:16] + _meta(wanted, count)

@@ -69,7 +69,6 @@ async def test_prompts_that_begin_alike_bring_a_unified_cache_and_the_answers_st
             assert all(text.startswith(" Paris") and reason == "length" for text, reason, _ in answers)
         stats = await idle(watched.engine)
         assert stats.kv_cache == "unified"
-        assert "of the tokens" in stats.kv_cache_why or "fewer than 16" in stats.kv_cache_why
         assert (await answer(watched.engine, goes_on(CAPITAL, 4)))[2] > 0, "what was read is still there"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mesh.wire import common_pb2, engine_pb2
-from node.engine import llama
+from node.engine import kv_state, llama
 from node.engine.adapters import Adapters
 from node.engine.backend import Outbox, Request
 from node.engine.embedding import Embedder, EmbedWork
@@ -50,12 +50,23 @@ class Probe(Work):
         self.done = True
 
 
+def kv_token_bytes(context: llama.Context) -> int:
+    """What a token takes in the states of an empty context."""
+    context.clear_batch()
+    context.add(0, 0, [5, 6], 2)
+    assert context.decode() == 0
+    layout = kv_state.layout_of(context.state(0))
+    context.cut(0, 0)
+    return layout.state_bytes_per_token
+
+
 class Engine:
     def __init__(
         self, model: llama.Model, slots: int, unified: bool = False, spill_bytes: int = 0, kv_auto: bool = False
     ) -> None:
         self.context = llama.Context(model, CONTEXT_TOKENS, slots, 1, 128, unified, flash_attention=False)
-        self.loop = LlamaLoop(self.context, slots, lambda: None, Adapters(model, ()), spill_bytes, kv_auto)
+        token_bytes = kv_token_bytes(self.context) if kv_auto else 0
+        self.loop = LlamaLoop(self.context, slots, lambda: None, Adapters(model, ()), spill_bytes, token_bytes)
 
     def run(self, *works: Work) -> None:
         for work in works:
