@@ -262,8 +262,9 @@ class Router:
     ) -> tuple[str, Cached]:
         """From whom `taker` has what it need not read of the prompt; empty: from nobody but itself."""
         sources = [("", Cached(own_tokens))]
+        own_kind = kv_kind(agent)
         for holder, kind, tokens in holders:
-            if self._kv is not None and kind == kv_kind(agent) and holder != taker:
+            if self._kv is not None and kind == own_kind and holder != taker and tokens > own_tokens:
                 sources.append((holder, Cached(own_tokens, tokens, self._kv.move_s(tokens, agent, holder, taker))))
         return min(sources, key=lambda source: source[1].prefill_s(prompt_tokens, prefill_tokens_per_s))
 
