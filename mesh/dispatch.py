@@ -98,20 +98,21 @@ class _Pace:
     reading: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS_KEPT))
     writing: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS_KEPT))
     moved_at: float = 0.0
+    read_at: float = 0.0  # when a task that was reading said its last word: later, it may write
     strikes: int = 0  # how often work was taken from it since it last moved
     declines: int = 0  # in a row
 
     def late_after_s(self, *, reads: bool) -> float:
-        """`reads`: whether anything there does. An engine moves all at once, no faster than where it only writes."""
+        """`reads`: whether anything there does. An engine moves all at once, no faster than where it only writes. Gaps
+        are judged and recorded by the same rule."""
         longest = max(self.writing, default=0.0)
         if reads:
             longest = max(longest, max(self.reading, default=0.0))
         return max(LATE_S, LATE_GAPS * longest)
 
-    def moved(self, gap_s: float, now: float, *, reads: bool) -> None:
+    def moved(self, gap_s: float, *, reads: bool) -> None:
         gaps = self.reading if reads else self.writing
         gaps.append(min(gap_s, GAP_MAX_S, self.late_after_s(reads=reads)))
-        self.moved_at = now
 
 
 @dataclass
@@ -316,14 +317,22 @@ class Dispatch:
 
     def _moved(self, flight: InFlight, now: float) -> None:
         pace = self._paces.setdefault(flight.node_id, _Pace())
-        pace.moved(now - flight.progressed_at, now, reads=flight.reads)
+        if flight.uses_engine:  # how long copies take says nothing of it
+            reads = self._anything_reads(flight.node_id) or pace.read_at > flight.progressed_at
+            pace.moved(now - flight.progressed_at, reads=reads)
+        if flight.reads:
+            pace.read_at = now
+        pace.moved_at = now
         if pace.strikes:
             pace.strikes = 0
             self.resting.pop(flight.node_id, None)
 
     def _late_after_s(self, node_id: NodeId) -> float:
         pace = self._paces.get(node_id) or _Pace()
-        return pace.late_after_s(reads=any(flight.reads for flight in self.on_node(node_id)))
+        return pace.late_after_s(reads=self._anything_reads(node_id))
+
+    def _anything_reads(self, node_id: NodeId) -> bool:
+        return any(flight.reads for flight in self.on_node(node_id))
 
     def _rest(self, node_id: NodeId, until: float) -> None:
         self.resting[node_id] = max(until, self.resting.get(node_id, until))

@@ -28,7 +28,7 @@ HALF_LIFE_S = 900.0
 #: Standard deviations, as parts of the value: of the prior, of what a move takes, and of how the truth drifts from one
 #: move to the next.
 PRIOR_DEVIATION, NOISE, DRIFT = 2.0, 0.1, 0.1
-#: Pairs remembered; the one that moved longest ago is forgotten. Threat: members that name ever new holders.
+#: Pairs remembered, which bounds the memory; the one that moved longest ago is forgotten.
 PAIRS_MAX = 1024
 #: Learned values are held between these: another node tells what its moves took, and a false figure must turn no cost
 #: into zero or infinity.
@@ -71,7 +71,9 @@ class KvCosts:
         self._learned: OrderedDict[tuple[str, str], tuple[KvCost, float]] = OrderedDict()  # and when
 
     def of(self, holder: str, taker: str, now_s: float) -> KvCost:
-        cost, at_s = self._learned.get((holder, taker), (PRIOR, now_s))
+        if (learned := self._learned.get((holder, taker))) is None:
+            return PRIOR
+        cost, at_s = learned
         return _faded(cost, max(0.0, now_s - at_s))
 
     def moved(

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from mesh.agent_load import load_of_agent
 from mesh.dispatch import Dispatch, InFlight, TaskKey
 from mesh.effects import AgentState, Allocate, Author, Effect, Log, ReadyTask, Send
 from mesh.events import Allocated
@@ -133,9 +134,7 @@ class Placement:
                         queued_prompt_tokens=sum(_prompt_left(flight) for flight in own),
                         queued_output_tokens=sum(_output_left(flight) for flight in own),
                         draining=load.draining,
-                        load_wait_s=next(
-                            (one.load_wait_seconds for one in load.agents if one.agent == agent.agent), 0.0
-                        ),
+                        load_wait_s=load_of_agent(load, agent.agent).load_wait_seconds,
                     )
                 )
         return states

@@ -1,13 +1,11 @@
-"""What each agent of a node has to do: how a node tells it, and how another one reads it.
+"""What each agent of a node has to do, as the node tells it; mesh/agent_load.py reads it.
 
 Why: a node may serve several models, each with an engine and a queue of its own. Whoever charges one with what another
 has to do asks a distant node although an idle engine is near.
 
 Idea: a request counts from the moment when it reaches its agent, also while it waits for a turn at the door (turns.py)
-or for its model to be loaded: whoever asks next waits behind it. While a model of
-the node is loaded, an agent whose own is not in memory waits for that too. Agents without anything to do are not named.
-
-Not guaranteed: that it is of now. It is a quarter of a second old when it is told, and goes with the next probe.
+or for its model to be loaded: whoever asks next waits behind it. While a model of the node is loaded, an agent whose
+own is not in memory waits for that too. Agents without anything to do are not named.
 """
 
 from mesh.intake import Intake
@@ -38,19 +36,6 @@ def told(engines: Engines, door: EngineDoor, intake: Intake) -> list[membership_
                 )
             )
     return found
-
-
-def read(load: membership_pb2.NodeLoad, agent: str) -> membership_pb2.AgentLoad:
-    """Of one agent, as its node told it. A node that names no agents is idle, or of a release that tells only its sums:
-    these are charged to each."""
-    if not load.agents:
-        return membership_pb2.AgentLoad(
-            agent=agent,
-            requests=load.slots_busy,
-            queued_prompt_tokens=load.queued_prompt_tokens,
-            queued_output_tokens=load.queued_output_tokens,
-        )
-    return next((one for one in load.agents if one.agent == agent), membership_pb2.AgentLoad(agent=agent))
 
 
 def _also(agent: str) -> tuple[str, ...]:

@@ -3,11 +3,12 @@
 Idea: reading a long prompt takes an engine seconds; what it computes from it is some megabytes, and a LAN carries those
 in milliseconds. The router names a holder where that is the cheaper by its costs; the node that answers asks it for
 what it holds, takes it in as a cached prefix, and then generates as always. It waits for it no longer than reading
-would take, and whatever goes wrong, it reads: trying at most doubles the time of
-reading, or adds a quarter of a second.
+would take, and whatever goes wrong, it reads: trying at most doubles the time of reading, or adds a quarter of a
+second.
 
 What a move took is learned by pair of nodes (mesh/kv_costs.py), by the node that took it and, from the start of the
-answer, by the one that asked it to. Each of them reads where it thinks that quicker.
+answer, by the one that asked it to. Each of them reads where it thinks that quicker. That a holder did not have what it
+was thought to have is learned by whoever thought so.
 
 Between members only, and only where model file and KV layout are the same. The engine's child process checks sizes and
 hashes, and takes numbers only (node/engine/kv_state.py): a member that sends wrong ones can spoil answers.
@@ -53,8 +54,11 @@ MOVES_AT_ONCE = 2
 MOVE_WITHIN_S_MIN, MOVE_WITHIN_S_MAX = 0.25, 15.0
 #: A move is not said to have taken less, seconds: 0 says that none was tried.
 SECONDS_MIN = 1e-6
-#: That KV did not come from a holder, for the same reason, is logged again after this.
+#: That KV did not come from a holder is logged again after this.
 LOG_AGAIN_S = 60.0
+
+#: Code of a holder's answer that it has nothing of the prompt.
+KV_MISSING = "kv-missing"
 
 Stub = Callable[[NodeId], "mesh_pb2_grpc.MeshAsyncStub | None"]
 
@@ -64,6 +68,7 @@ class Brought(NamedTuple):
 
     tokens: int = 0
     seconds: float = 0.0
+    not_now: bool = False  # not tried, for a reason of this node's own and of the moment: it says nothing of the pair
 
 
 class KvMoves:
@@ -96,7 +101,7 @@ class KvMoves:
         """What an answer says that was to begin with so many tokens from `holder`."""
         profile = self._profile_of(taker)
         agent = next((agent for agent in profile.agents if _exchanges(agent)), None) if profile is not None else None
-        if taker == self._me or agent is None:
+        if taker == self._me or agent is None or started.kv_not_now:
             return  # what came here, `bring` has learned from
         tried = started.kv_seconds > 0.0  # else it thought reading quicker, or is of a release that does not say
         came = min(started.kv_tokens, started.cached_tokens) if tried else started.cached_tokens
@@ -105,12 +110,19 @@ class KvMoves:
 
     # This node needs it
 
-    async def bring(self, holder: NodeId, request: engine_pb2.GenerateRequest, tokens: int) -> Brought:
-        """Have what `holder` has of the request's prompt here before it is read; `tokens` are expected. Never an
-        error: what does not come is read."""
+    async def bring(
+        self, holder: NodeId, request: engine_pb2.GenerateRequest, tokens: int, *, own_belief: bool = True
+    ) -> Brought:
+        """Have what `holder` has of the request's prompt here before it is read. Never an error: what does not come is
+        read.
+
+        Args:
+            tokens: as many are expected.
+            own_belief: this node expects them; else another one that asks it, and may be wrong or lie.
+        """
         own = next((agent for agent in self._own().agents if _exchanges(agent)), None)
         profile = self._profile_of(holder)
-        if own is None or profile is None or self._stub(holder) is None or self._importing >= MOVES_AT_ONCE:
+        if own is None or profile is None or self._stub(holder) is None:
             return Brought()
         theirs = next((agent for agent in profile.agents if _exchanges(agent) and _kind(agent) == _kind(own)), None)
         if theirs is None:
@@ -118,10 +130,12 @@ class KvMoves:
         reading_s = tokens / own.prefill_tokens_per_s if own.prefill_tokens_per_s > 0 else MOVE_WITHIN_S_MAX
         if self.move_s(tokens, own, holder, self._me) >= reading_s:
             return Brought()  # the node that chose has not seen yet how long it takes from there
+        if self._importing >= MOVES_AT_ONCE:
+            return Brought(not_now=True)
         now = asyncio.get_running_loop().time
         self._importing += 1
         began = None
-        came, state = 0, b""
+        came, state, missing = 0, b"", False
         try:
             async with asyncio.timeout(min(MOVE_WITHIN_S_MAX, max(MOVE_WITHIN_S_MIN, reading_s))):
                 prompt = await self._engine.prompt_tokens(request)
@@ -131,18 +145,36 @@ class KvMoves:
                 await self._engine.import_kv(engine_pb2.ImportKvRequest(tokens=prompt[:held], state=state))
                 came = held
         except (KithError, TimeoutError) as error:
+            missing = isinstance(error, KithError) and error.code == KV_MISSING
             why = error.message if isinstance(error, KithError) else "it took too long"
-            if self._once.due(holder):  # callers name the holder, and it says why: neither must fill the log
+            # Callers name the holder, and it says why: neither must fill the log.
+            if began is None and self._once.due(self._me):
+                log("info", f"no KV was asked for: the engine here did not tell the prompt's tokens: {why[:WHY_MAX]}")
+            elif began is not None and self._once.due(holder):
                 log("info", f"the KV of {tokens} tokens did not come from {holder}: {why[:WHY_MAX]}")
+        except asyncio.CancelledError:
+            # Where it stalls, the answer mostly comes from elsewhere before the time here is over.
+            if began is not None and now() - began > self._takes_s(tokens, own, holder):
+                self._learn(holder, self._me, own, tokens, 0, now() - began)
+            raise
         finally:
             self._importing -= 1
         if began is None:
-            return Brought()  # that is no fault of the holder's
+            return Brought(not_now=True)  # that is no fault of the holder's
         took = max(now() - began, SECONDS_MIN)
+        if not own_belief:
+            # Threat: any member makes any pair dear by naming holders of prompts that they never read.
+            if missing:
+                return Brought(0, took)
+            tokens = came or tokens
         if came and (len(self._bytes_per_token) < KINDS_MAX or _kind(own) in self._bytes_per_token):
             self._bytes_per_token[_kind(own)] = len(state) / came
         self._learn(holder, self._me, own, tokens, came, took)
         return Brought(came, took)
+
+    def _takes_s(self, tokens: int, agent: facts_pb2.AgentProfile, holder: NodeId) -> float:
+        """A move from there to here that succeeds, as far as it is known."""
+        return self._costs.of(holder, self._me, clock.now()).takes_s(self._size(tokens, agent))
 
     def _learn(
         self,
@@ -237,7 +269,7 @@ def _kind(agent: facts_pb2.AgentProfile) -> tuple[bytes, str]:
 
 
 def _missing(why: str) -> KithError:
-    return KithError("kv-missing", f"this node holds nothing of it: {why}", "Read it.", ExitCode.NOT_FOUND)
+    return KithError(KV_MISSING, f"this node holds nothing of it: {why}", "Read it.", ExitCode.NOT_FOUND)
 
 
 def _bad(why: str) -> KithError:

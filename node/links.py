@@ -1,4 +1,4 @@
-"""Links to peers: one gRPC server, one bidirectional stream a peer, and channels for the calls beside it.
+"""Links to peers: one gRPC server, one bidirectional stream a peer; channels for the calls beside it are channels.py's.
 
 Idea: whoever knows an address dials; both sides say Hello first. Usually one link joins two nodes. When both dial at
 once there are two for a moment: a little later, when both sides surely know both, the node with the higher id closes
@@ -14,10 +14,10 @@ live with that.
 
 Who a peer is, TLS proves (credentials.py): a node is dialled with the certificate that it showed last, and where that
 does not answer, or none is known, a handshake of our own reads which one is there (handshake.py). A Hello must say what
-the certificate says (hellos.py). A connection outlives the certificate that began
-it, so none may grow old: whoever dialled a link dials it anew before the other side's age limit, the new one takes the
-place of the old one, and a peer whose certificate has ended meanwhile is not reached any more. A node that belongs to
-no mesh has no credentials and dials nobody.
+the certificate says (hellos.py). A connection outlives the certificate that began it, so none may grow old:
+whoever dialled a link dials it anew before the other side's age limit, the new one takes the place of the old one, and
+a peer whose certificate has ended meanwhile is not reached any more. A node that belongs to no mesh has no credentials
+and dials nobody.
 
 Does not: know what messages mean or judge liveness.
 """
@@ -40,11 +40,12 @@ from mesh.rate import Rate
 from mesh.wire import membership_pb2, mesh_pb2, mesh_pb2_grpc
 from node.addresses import target
 from node.callers import Denied, caller_of
+from node.channels import STUCK_GRACE_S, UNLINKED_GRACE_S, Channels
 from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS
 from node.handshake import DENIED, NOT_LISTENING, SILENT, HandshakeError, identify
 from node.hellos import HelloError, check, named_by
-from node.limits import ANSWER_WITHIN_S, LINK_MESSAGES_BURST, LINK_MESSAGES_PER_S
+from node.limits import LINK_MESSAGES_BURST, LINK_MESSAGES_PER_S
 from node.once import Once
 
 #: Messages waiting for one slow peer.
@@ -67,8 +68,6 @@ LINK_AGE_MAX_S = 1800.0
 LOG_AGAIN_S = 600.0
 #: Certificates of peers that are remembered, about 1 KiB each; of any other a handshake asks again.
 KNOWN_MAX = 2048
-#: From the end of a stuck link until the calls beside it are ended too.
-CALLS_GRACE_S = 30.0
 
 
 class Owner(Protocol):
@@ -151,7 +150,7 @@ class Links:
         self._me = me
         self._links: dict[NodeId, list[Link]] = {}
         self._known: OrderedDict[NodeId, Identity] = OrderedDict()
-        self._channels: dict[tuple[str, int, NodeId], tuple[Identity, grpc.aio.Channel]] = {}
+        self._channels = Channels(credentials)
         self._once = Once(LOG_AGAIN_S)
         self._dialling: set[tuple[str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -197,7 +196,7 @@ class Links:
         links = self._links.get(peer)
         if not links or (address := links[-1].address) is None:
             return None
-        return mesh_pb2_grpc.MeshStub(self._channel(*address, links[-1].identity))
+        return self._channels.stub(*address, links[-1].identity)
 
     def identity_of(self, peer: NodeId) -> Identity | None:
         """What the certificate of a linked peer says."""
@@ -211,7 +210,7 @@ class Links:
 
     def cut(self, peer: NodeId) -> None:
         """End every link with this peer and the calls beside them, at once: it was denied."""
-        self._end_calls({peer}, 0.0)
+        self._channels.cut(peer)
         for link in list(self._links.get(peer, ())):
             self._remove(link)
             link.cut.set()
@@ -221,7 +220,7 @@ class Links:
 
         Those that peers dialled too: in the new one they see the certificate that they have to expect from now on.
         """
-        self._end_calls({peer for _, _, peer in self._channels}, CALLS_GRACE_S)
+        self._channels.end_all(STUCK_GRACE_S)
         for links in list(self._links.values()):
             for link in links:
                 if link.dialled:
@@ -262,8 +261,7 @@ class Links:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for _, channel in self._channels.values():
-            await channel.close()
+        await self._channels.close()
 
     async def _dial(
         self, host: str, port: int, expected: NodeId | None, on_end: Callable[[NodeId | None, bool], None]
@@ -421,22 +419,14 @@ class Links:
                 del self._links[link.peer]
                 if not self._closing:
                     # The next calls go where the next link is, on a connection as new; what runs may be well.
-                    self._end_calls({link.peer}, ANSWER_WITHIN_S)
+                    self._channels.end(link.peer, UNLINKED_GRACE_S)
                 self._owner.link_closed(link.peer)
 
     def _replace(self, stuck: Link) -> None:
         """A newer link to the same peer is in place: end this one as it is, and the connection of the calls beside."""
         self._remove(stuck)
         stuck.cut.set()
-        self._end_calls({stuck.peer}, CALLS_GRACE_S)
-
-    def _end_calls(self, peers: set[NodeId], grace_s: float) -> None:
-        """Let no call begin any more on the channels to these, and end those that run after `grace_s`."""
-        for key in [key for key in self._channels if key[2] in peers]:
-            _, channel = self._channels.pop(key)
-            task = asyncio.create_task(channel.close(grace_s), name=f"end of calls to {key[2]}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._channels.end(stuck.peer, STUCK_GRACE_S)
 
     def _end_earlier_life(self, link: Link) -> None:
         """A peer that was started again is a new one: what was linked to its earlier life is over, noticed or not."""
@@ -477,15 +467,6 @@ class Links:
                         )
                     continue
                 await self._owner.message_received(link.peer, message)
-
-    def _channel(self, host: str, port: int, peer: Identity) -> grpc.aio.Channel:
-        assert self._credentials is not None, "who is linked has credentials"
-        identity, channel = self._channels.get((host, port, peer.node_id), (None, None))
-        if channel is None or identity != peer:
-            self._end_calls({peer.node_id}, CALLS_GRACE_S)
-            channel = self._credentials.channel(host, port, peer, GRPC_OPTIONS)
-            self._channels[host, port, peer.node_id] = peer, channel
-        return channel
 
     def _say_once(self, host: str, port: int, text: str) -> None:
         if self._once.due((host, port, text)):

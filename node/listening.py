@@ -20,7 +20,7 @@ import grpc.aio
 
 from node.addresses import split_address, target
 from node.errors import ExitCode, KithError
-from node.interfaces import addresses_for, choose, is_loopback
+from node.interfaces import addresses_for, choose, is_loopback, resolve
 from node.paths import NodePaths
 
 
@@ -106,7 +106,7 @@ def require_loopback(listen: str) -> None:
 class Bound:
     """Where the mesh service is bound, and the addresses that others find it at."""
 
-    host: str
+    host: str  # an address: names are looked up when it is bound
     port: int
     interfaces: Sequence[str]
     found: list[tuple[str, int]] = field(default_factory=list)
@@ -146,7 +146,8 @@ def bind(
         )
     if port == 0:
         kept.write_text(f"{bound}\n")
-    return Bound(host, bound, interfaces, [(address, bound) for address in addresses_for(host, interfaces)])
+    address = str(resolve(host))
+    return Bound(address, bound, interfaces, [(one, bound) for one in addresses_for(address, interfaces)])
 
 
 def _try(server: "grpc.aio.Server", credentials: grpc.ServerCredentials, host: str, port: int) -> int:

@@ -14,7 +14,7 @@ from node.blobs import CHUNK_BYTES
 from node.callers import caller_of
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
-from node.kv_moves import Brought, KvMoves
+from node.kv_moves import KV_MISSING, Brought, KvMoves
 from node.limits import HOPS_MAX
 from node.links import Links
 from node.models.sharing import ModelSharing
@@ -55,11 +55,13 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
             who = caller_of(context).node_id
             brought = Brought()
             if request.kv_holder and self._kv is not None:
-                brought = await self._kv.bring(NodeId(request.kv_holder), request.request, request.kv_tokens)
+                holder = NodeId(request.kv_holder)
+                brought = await self._kv.bring(holder, request.request, request.kv_tokens, own_belief=False)
             async with contextlib.aclosing(self._engine.of(request.agent).generate(who, request.request)) as events:
                 async for event in events:
                     if event.WhichOneof("event") == "started":
-                        event.started.kv_tokens, event.started.kv_seconds = brought
+                        started = event.started
+                        started.kv_tokens, started.kv_seconds, started.kv_not_now = brought
                     yield event
         except KithError as error:
             await abort(context, error)
@@ -106,7 +108,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     ) -> AsyncIterator[mesh_pb2.KvChunk]:
         try:
             if self._kv is None:
-                raise KithError("kv-missing", "this node exchanges no KV", "Read it.", ExitCode.NOT_FOUND)
+                raise KithError(KV_MISSING, "this node exchanges no KV", "Read it.", ExitCode.NOT_FOUND)
             async with contextlib.aclosing(self._kv.chunks(request)) as chunks:
                 async for chunk in chunks:
                     yield chunk

@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Collection, Hashable
 from dataclasses import dataclass, field
 from itertools import count
 
+from mesh.agent_load import load_of_agent
 from mesh.answer import Answer, Choice
 from mesh.effects import AgentState
 from mesh.identity import NodeId
@@ -25,7 +26,7 @@ from mesh.prefixes import Block, Prefixes, blocks_of
 from mesh.rate import Rate
 from mesh.replica import Replica
 from mesh.wire import common_pb2, engine_pb2, facts_pb2, membership_pb2, mesh_pb2
-from node import agent_load, clock
+from node import clock
 from node.abilities import needed
 from node.answering import Answering
 from node.engine_door import EngineDoor
@@ -226,7 +227,7 @@ class Router:
         )
 
     def _told(self, node_id: NodeId, agent: facts_pb2.AgentProfile) -> membership_pb2.AgentLoad:
-        return agent_load.read(self._replica.membership.load_of(node_id), agent.agent)
+        return load_of_agent(self._replica.membership.load_of(node_id), agent.agent)
 
     def _open_at(self, agent: str) -> int:
         return sum(one.agent == agent for one in self._under_way.values())
@@ -262,8 +263,9 @@ class Router:
     ) -> tuple[str, Cached]:
         """From whom `taker` has what it need not read of the prompt; empty: from nobody but itself."""
         sources = [("", Cached(own_tokens))]
+        own_kind = kv_kind(agent)
         for holder, kind, tokens in holders:
-            if self._kv is not None and kind == kv_kind(agent) and holder != taker:
+            if self._kv is not None and kind == own_kind and holder != taker and tokens > own_tokens:
                 sources.append((holder, Cached(own_tokens, tokens, self._kv.move_s(tokens, agent, holder, taker))))
         return min(sources, key=lambda source: source[1].prefill_s(prompt_tokens, prefill_tokens_per_s))
 

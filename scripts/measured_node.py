@@ -43,10 +43,12 @@ async def _fetch_noted(self: KvMoves, *arguments: object) -> tuple[int, bytes]:
     return tokens, state
 
 
-async def _brought(self: KvMoves, holder: NodeId, request: engine_pb2.GenerateRequest, tokens: int) -> Brought:
+async def _brought(
+    self: KvMoves, holder: NodeId, request: engine_pb2.GenerateRequest, tokens: int, *, own_belief: bool = True
+) -> Brought:
     global _fetched
     _fetched, began = 0, time.perf_counter()
-    brought = await _bring(self, holder, request, tokens)
+    brought = await _bring(self, holder, request, tokens, own_belief=own_belief)
     _note(came=brought.tokens, bytes=_fetched, seconds=time.perf_counter() - began)
     return brought
 

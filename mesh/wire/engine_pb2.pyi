@@ -235,11 +235,14 @@ class GenerateEvent(_message.Message):
         CACHED_TOKENS_FIELD_NUMBER: _builtins.int
         KV_TOKENS_FIELD_NUMBER: _builtins.int
         KV_SECONDS_FIELD_NUMBER: _builtins.int
+        KV_NOT_NOW_FIELD_NUMBER: _builtins.int
         prompt_tokens: _builtins.int
         cached_tokens: _builtins.int
         kv_tokens: _builtins.int
         """Of a node that was to take KV first: so many tokens came, and what trying took. 0 seconds: it did not try."""
         kv_seconds: _builtins.float
+        kv_not_now: _builtins.bool
+        """it did not try, for a reason of its own and of the moment: nothing is to be learned from it"""
         def __init__(
             self,
             *,
@@ -247,10 +250,11 @@ class GenerateEvent(_message.Message):
             cached_tokens: _builtins.int = ...,
             kv_tokens: _builtins.int = ...,
             kv_seconds: _builtins.float = ...,
+            kv_not_now: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "kv_seconds", b"kv_seconds", "kv_tokens", b"kv_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "kv_not_now", b"kv_not_now", "kv_seconds", b"kv_seconds", "kv_tokens", b"kv_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

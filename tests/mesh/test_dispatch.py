@@ -1,5 +1,7 @@
 """Tests of mesh/dispatch.py: leases, lateness and rest of attempts in flight, as scenarios."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -283,6 +285,49 @@ def test_who_writes_beside_a_prompt_that_is_read_waits_for_its_steps() -> None:
     assert not dispatch.why_late(flight, now + 3.0)
     dispatch.done(beside)
     assert dispatch.why_late(flight, now + 3.0)
+
+
+@pytest.mark.parametrize("reader_speaks_first", [True, False])
+def test_who_writes_beside_a_prompt_that_is_read_is_not_known_for_long_steps_of_writing(
+    reader_speaks_first: bool,
+) -> None:
+    dispatch = flying()
+    flight = accepts(dispatch, 0.0)
+    moves(dispatch, 0.1)
+    beside = TaskKey(KEY.job_id, TaskRef(4, 0))
+    dispatch.assigned(beside, PLAN, agent(A), 0.1, 1000, 1)
+
+    def says(now: float, **kind: Any) -> None:
+        word = work_pb2.TaskEvent(job_id=KEY.job_id, task_index=4, attempt=1, agent=agent(A), **kind)
+        dispatch.event_received(A, word, now)
+
+    now = 0.1
+    says(now, accepted=work_pb2.TaskEvent.Accepted())
+    for phase in ("reading", "reading", "writing"):
+        now += 3.0
+        if reader_speaks_first:
+            says(now, progress=work_pb2.TaskProgress(phase=phase))
+        now += 0.01
+        moves(dispatch, now)
+        if not reader_speaks_first:
+            says(now, progress=work_pb2.TaskProgress(phase=phase))
+    assert not dispatch.why_late(flight, now + LATE_S)
+    assert dispatch.why_late(flight, now + LATE_S + 0.1), "nothing reads any more"
+
+
+def test_the_time_that_copies_take_is_no_pace_of_the_engine() -> None:
+    dispatch = flying()
+    accepts(dispatch, 0.0)
+    moves(dispatch, 0.1)
+    moves(dispatch, 0.2, phase=COPYING)
+    for moment in (4.0, 8.0):
+        moves(dispatch, moment, phase=COPYING)
+    assert not dispatch.is_stuck(A, 8.0 + LATE_S), "it moves all the same"
+    dispatch.done(KEY)
+    assign(dispatch, A, 8.0)
+    flight = accepts(dispatch, 8.0)
+    moves(dispatch, 8.1)
+    assert dispatch.why_late(flight, 8.2 + LATE_S)
 
 
 @given(

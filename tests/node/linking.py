@@ -1,7 +1,7 @@
 """Nodes with real gRPC servers and links on loopback, and nothing else of a node."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Node:
         self.links = Links(self, self.me, self.credentials, self.denied.__contains__, twin_grace_s=0.1, renew_s=renew_s)
         self.callers = Callers(lambda: enrolment.roots, self.denied.__contains__, Refused(self.log))
         self.server: grpc.aio.Server | None = None
+        self.goes_on = asyncio.Event()  # until then what is fetched here has no end
 
     def hello(self) -> membership_pb2.Hello:
         hello = membership_pb2.Hello(
@@ -83,7 +84,7 @@ class Node:
         return await asyncio.wait_for(ended, 10)
 
 
-class Service(mesh_pb2_grpc.MeshServicer):  # only the link; the rest is not called here
+class Service(mesh_pb2_grpc.MeshServicer):  # the link, and one call of each kind; the rest is not called here
     __abstractmethods__: frozenset[str] = frozenset()
 
     def __init__(self, node: Node) -> None:
@@ -94,6 +95,11 @@ class Service(mesh_pb2_grpc.MeshServicer):  # only the link; the rest is not cal
 
     async def Score(self, request: Any, context: Any) -> engine_pb2.ScoreReply:
         return engine_pb2.ScoreReply()
+
+    async def FetchBlob(self, request: Any, context: Any) -> AsyncIterator[mesh_pb2.BlobChunk]:
+        yield mesh_pb2.BlobChunk(data=b"beginning")
+        await self.node.goes_on.wait()
+        yield mesh_pb2.BlobChunk(data=b"end")
 
 
 def plain(node: Node) -> mesh_pb2_grpc.MeshServicer:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mesh.agent_load import load_of_agent
 from mesh.wire import engine_pb2, membership_pb2
-from node.agent_load import read, told
+from node.agent_load import told
 from node.config import NodeConfig
 from node.engine_door import EngineDoor
 from node.engines import FIRST
@@ -69,14 +70,14 @@ async def test_an_idle_agent_waits_for_the_load_of_another_model(node: Node) -> 
     assert waits.keys() == {"slow", "other"}
     assert waits["other"] > waits["slow"] > 0.0
     load = membership_pb2.NodeLoad(agents=found)
-    assert read(load, "other").load_wait_seconds == waits["other"]
+    assert load_of_agent(load, "other").load_wait_seconds == waits["other"]
     await loading
     assert told(node.engines, door, intake) == []
 
 
 def test_a_node_of_an_earlier_release_tells_sums_and_they_are_charged_to_each() -> None:
     sums = membership_pb2.NodeLoad(slots_busy=3, queued_prompt_tokens=7, queued_output_tokens=9)
-    assert [read(sums, agent).requests for agent in ("default", "slow")] == [3, 3]
-    assert read(sums, "slow").queued_output_tokens == 9
+    assert [load_of_agent(sums, agent).requests for agent in ("default", "slow")] == [3, 3]
+    assert load_of_agent(sums, "slow").queued_output_tokens == 9
     parts = membership_pb2.NodeLoad(slots_busy=3, agents=[membership_pb2.AgentLoad(agent="slow", requests=3)])
-    assert [read(parts, agent).requests for agent in ("default", "slow")] == [0, 3]
+    assert [load_of_agent(parts, agent).requests for agent in ("default", "slow")] == [0, 3]

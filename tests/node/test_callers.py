@@ -196,8 +196,8 @@ async def test_who_takes_nothing_of_an_answer_loses_its_place_and_is_told(
         assert await outcome(slow.FetchModel(request, timeout=10).read()) == "RESOURCE_EXHAUSTED"
         assert await outcome(slow.CountTokens(engine_pb2.CountTokensRequest(), timeout=10)) == "OK"
         # One that takes its time, and takes something, keeps its place. HTTP/2 tells of what it took several messages
-        # at a time, and these come further apart than the bound of one.
-        monkeypatch.setitem(callers_module.TAKEN_WITHIN_S, "FetchModel", 0.6)
+        # at a time; what is over between these is for the tests of `Patience`. The bound is for a busy machine.
+        monkeypatch.setitem(callers_module.TAKEN_WITHIN_S, "FetchModel", 2.0)
         steady = quick.FetchModel(mesh_pb2.FetchModelRequest(offset_bytes=12), timeout=60)
         chunks = 0
         async for _ in steady:

@@ -21,7 +21,7 @@ from node.credentials import Credentials
 from node.engine import kv_state
 from node.engine_door import EngineDoor
 from node.grpc_options import GRPC_OPTIONS, PORT_OPTIONS
-from node.kv_moves import KvMoves
+from node.kv_moves import MOVES_AT_ONCE, KvMoves
 from node.mesh_service import MeshService
 from node.refused import Refused
 from node.route import Route
@@ -203,7 +203,7 @@ async def test_a_taker_that_knows_better_reads(world: World) -> None:
     before, _ = world.cost_s(holder)
     assert world.route(world.prompt(holder)).kv_holder == holder.id, "who is asked has not seen it"
     text, started = await world.answer(world.prompt(holder))
-    assert (text, started.kv_tokens, started.kv_seconds) == ("yes", 0, 0.0)
+    assert (text, started.kv_tokens, started.kv_seconds, started.kv_not_now) == ("yes", 0, 0.0, False)
     assert holder.engine.exports == 1
     assert world.cost_s(holder)[0] > before, "it is heard that nothing came"
 
@@ -253,6 +253,34 @@ async def test_a_holder_that_stalls_is_waited_for_as_long_as_reading_takes_and_i
     assert world.route(world.prompt(stalls)).kv_holder == ""
     assert world.route(world.prompt(stalls, honest)).kv_holder == honest.id
     assert min(world.cost_s(stalls)) > 0.5
+
+
+async def test_who_named_a_holder_that_has_nothing_learns_it_and_the_taker_does_not(world: World) -> None:
+    holder, _ = world.holders
+    holder.engine.packs = lambda _: b""
+    asked, taker = world.cost_s(holder)
+    text, started = await world.answer(world.prompt(holder))
+    assert (text, started.kv_tokens) == ("yes", 0)
+    assert started.kv_seconds > 0.0
+    assert world.cost_s(holder)[0] > 1.4 * asked
+    assert world.cost_s(holder)[1] == taker
+
+
+async def test_of_a_move_that_a_taker_had_no_room_for_nothing_is_learned(world: World) -> None:
+    holder, _ = world.holders
+    holder.engine.hangs = asyncio.Event()
+    bringing = [
+        asyncio.create_task(world.taker.kv.bring(holder.id, world.prompt(), TOKENS)) for _ in range(MOVES_AT_ONCE)
+    ]
+    while holder.engine.exports < MOVES_AT_ONCE:  # noqa: ASYNC110 - until both are asked for
+        await asyncio.sleep(0.01)
+    before, _ = world.cost_s(holder)
+    text, started = await world.answer(world.prompt(holder))
+    assert (text, started.kv_tokens, started.kv_seconds, started.kv_not_now) == ("yes", 0, 0.0, True)
+    assert world.cost_s(holder)[0] == before
+    for one in bringing:
+        one.cancel()
+    await asyncio.gather(*bringing, return_exceptions=True)
 
 
 async def test_of_a_node_of_an_earlier_release_only_what_it_found_cached_is_learned(world: World) -> None:

@@ -36,14 +36,19 @@ class StandIn:
         self.bytes_per_token = bytes_per_token
         self.imported: list[engine_pb2.ImportKvRequest] = []
         self.refuses: KithError | None = None
+        self.can_not_count: KithError | None = None
+        self.asked = asyncio.Event()
         self.go = asyncio.Event()
         self.go.set()
 
     async def prompt_tokens(self, request: engine_pb2.GenerateRequest) -> list[int]:
         assert request == REQUEST
+        if self.can_not_count is not None:
+            raise self.can_not_count
         return PROMPT
 
     async def export_kv(self, request: engine_pb2.ExportKvRequest) -> engine_pb2.ExportKvReply:
+        self.asked.set()
         await self.go.wait()
         same = 0
         while same < min(len(self.held), len(request.tokens)) and self.held[same] == request.tokens[same]:
@@ -112,6 +117,10 @@ async def test_what_the_holder_has_becomes_a_prefix_here() -> None:
 
 def cost_s(moves: KvMoves, holder: NodeId = HOLDER, taker: NodeId = ME) -> float:
     return moves.move_s(800, profile().agents[0], holder, taker)
+
+
+def part_that_comes(moves: KvMoves) -> float:
+    return moves._costs.of(HOLDER, ME, clock.now()).came
 
 
 async def test_moving_is_estimated_by_what_it_took() -> None:
@@ -186,6 +195,19 @@ async def test_that_nothing_came_is_logged_once_in_a_while(monkeypatch: pytest.M
     assert len(said) == 1
 
 
+async def test_a_holder_is_not_blamed_where_this_nodes_own_engine_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(kv_moves, "log", lambda _level, text: said.append(text))
+    async with world() as one:
+        before = cost_s(one.taking)
+        one.mine.can_not_count = KithError("engine-gone", "it went away", "")
+        assert await one.taking.bring(HOLDER, REQUEST, 800) == Brought(not_now=True)
+        assert cost_s(one.taking) == before
+    [text] = said
+    assert HOLDER not in text
+    assert "it went away" in text
+
+
 async def test_a_slow_holder_is_not_waited_for_longer_than_reading_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     async with world(profile(rate=800.0)) as one:
         one.theirs.go.clear()
@@ -199,6 +221,53 @@ async def test_a_slow_holder_is_not_waited_for_longer_than_reading_takes(monkeyp
         later = clock.now() + 10 * HALF_LIFE_S
         monkeypatch.setattr(clock, "now", lambda: later)
         assert (await one.taking.bring(HOLDER, REQUEST, 800)).tokens == 800, "and it is asked again after a while"
+
+
+async def test_a_holder_that_stalls_is_dear_also_where_nobody_waited_for_it_to_the_end() -> None:
+    """The answer came from elsewhere meanwhile, or its client went away."""
+    async with world() as one:
+        one.theirs.go.clear()
+        before = cost_s(one.taking)
+        bringing = asyncio.create_task(one.taking.bring(HOLDER, REQUEST, 800))
+        await one.theirs.asked.wait()
+        await asyncio.sleep(4 * before)  # longer than it is thought to take
+        bringing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await bringing
+        assert cost_s(one.taking) > 1.5 * before
+
+
+async def test_a_holder_that_had_no_time_yet_is_not_blamed() -> None:
+    agent = profile(rate=1.0)
+    agent.agents[0].parameters = 10**12  # so much to carry that it is thought to take half a minute
+    async with world(agent, agent) as one:
+        one.theirs.go.clear()
+        before = one.taking.move_s(800, agent.agents[0], HOLDER, ME)
+        bringing = asyncio.create_task(one.taking.bring(HOLDER, REQUEST, 800))
+        await one.theirs.asked.wait()
+        bringing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await bringing
+        assert one.taking.move_s(800, agent.agents[0], HOLDER, ME) == before > 30.0
+
+
+@pytest.mark.parametrize("held", [0, 10])
+async def test_that_another_nodes_belief_was_wrong_makes_no_pair_dear(held: int) -> None:
+    """Any member may name a holder for a prompt that it never read, or of which it read the first words."""
+    async with world(held=held) as one:
+        brought = await one.taking.bring(HOLDER, REQUEST, 800, own_belief=False)
+        assert brought.tokens == held
+        assert brought.seconds > 0.0
+        assert part_that_comes(one.taking) == 1.0
+        await one.taking.bring(HOLDER, REQUEST, 800)
+        assert part_that_comes(one.taking) < 0.7
+
+
+async def test_who_lies_is_dear_whoever_named_it() -> None:
+    one = World(profile(), profile(), 0)
+    one.stub = cast(Any, Liar(mesh_pb2.KvChunk(data=b"xx", tokens=5, size_bytes=1)))
+    assert (await one.taking.bring(HOLDER, REQUEST, 800, own_belief=False)).tokens == 0
+    assert part_that_comes(one.taking) < 0.7
 
 
 async def test_a_holder_serves_a_few_at_once() -> None:

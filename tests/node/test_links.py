@@ -4,14 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc.aio
 import pytest
 
 from mesh.certificates import Role
 from mesh.identity import NodeId
 from mesh.wire import facts_pb2, membership_pb2, mesh_pb2
+from node.errors import KithError
 from node.handshake import identify
 from node.links import QUEUE_MAX, Link, host_of
+from node.rpc import calling
 from scripts.throwaway import ThrowawayMesh
 from tests.node.linking import Made, Node
 
@@ -183,6 +187,38 @@ async def test_calls_beside_a_new_link_do_not_take_the_connection_from_before_it
         stub = a.links.stub(b.me)
         assert stub is not None
         await stub.Score(mesh_pb2.ScoreCall(), timeout=CALL_WITHIN_S)
+
+
+@asynccontextmanager
+async def fetching_without_a_link(nodes: Made) -> AsyncIterator[tuple[Node, Node, Any]]:
+    """Two nodes whose last link is lost while the first one fetches something from the second."""
+    a, b = await nodes(*TWO)
+    await a.dial(b)
+    await b.until(lambda: b.opened == [a.me])
+    stub = a.links.stub(b.me)
+    assert stub is not None
+    call = stub.FetchBlob(mesh_pb2.FetchBlobRequest(), timeout=60.0)
+    assert await call.read() == mesh_pb2.BlobChunk(data=b"beginning")
+    [link] = a.links._links[b.me]
+    link.cut.set()
+    await a.until(lambda: a.closed == [b.me])
+    yield a, b, call
+    call.cancel()
+
+
+async def test_a_call_that_runs_outlives_the_last_link(nodes: Made) -> None:
+    async with fetching_without_a_link(nodes) as (_, b, call):
+        b.goes_on.set()
+        assert await call.read() == mesh_pb2.BlobChunk(data=b"end")
+        assert await call.read() is grpc.aio.EOF
+
+
+async def test_no_call_to_a_denied_peer_runs_on_though_its_link_was_lost_before(nodes: Made) -> None:
+    async with fetching_without_a_link(nodes) as (a, b, call):
+        a.links.cut(b.me)
+        with pytest.raises(KithError, match="can not be reached"), calling():
+            async with asyncio.timeout(CALL_WITHIN_S):
+                await call.read()
 
 
 async def test_two_that_replace_their_link_at_once_stay_linked(nodes: Made) -> None:

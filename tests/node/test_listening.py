@@ -1,12 +1,19 @@
 """Which addresses a node tells of itself while it runs."""
 
+import asyncio
 import ipaddress
+import socket
+from pathlib import Path
 
+import grpc.aio
 import pytest
 
 from node import interfaces
+from node.credentials import Credentials
 from node.interfaces import Interface
-from node.listening import Bound
+from node.listening import Bound, bind
+from node.paths import NodePaths
+from scripts.throwaway import ThrowawayMesh
 
 
 def lan(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
@@ -31,6 +38,18 @@ def test_an_interface_that_was_named_by_its_address_and_has_another_now(monkeypa
     assert bound.addresses() == [("10.77.0.1", 7600)]
     lan(monkeypatch, "10.77.0.99")
     assert bound.addresses() == [("10.77.0.1", 7600)], "nothing better is known"
+
+
+async def test_a_name_is_looked_up_once_and_not_at_each_hello(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The resolver may take seconds, and hellos are said on the event loop."""
+    server = grpc.aio.server()
+    credentials = Credentials(await asyncio.to_thread(ThrowawayMesh().enrol, tmp_path / "node"))
+    bound = bind(server, credentials.server(), "localhost:0", (), NodePaths(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the resolver was asked"))
+    [(host, port)] = bound.addresses()
+    assert ipaddress.ip_address(host).is_loopback
+    assert port == bound.port > 0
+    await server.stop(None)
 
 
 def test_where_it_listens_on_one_address_only_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

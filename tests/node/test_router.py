@@ -57,6 +57,7 @@ class World:
         self.engine = engine or Speaking()
         kv = SimpleNamespace(move_s=self._move_s, bring=self._bring, told=self._told)
         self.dear: set[str] = set()
+        self.weighed: list[tuple[str, str]] = []
         self.brought: list[tuple[str, int]] = []
         links = SimpleNamespace(stub=lambda _: None)
         self.further: dict[str, Speaking] = {}
@@ -65,6 +66,7 @@ class World:
 
     def _move_s(self, tokens: int, _: facts_pb2.AgentProfile, holder: str, taker: str) -> float:
         assert holder != taker
+        self.weighed.append((holder, taker))
         return 100.0 if holder in self.dear else 0.02 + tokens / 5000
 
     def _told(self, holder: str, taker: str, expected: int, started: Event.Started) -> None:
@@ -269,12 +271,25 @@ def test_kv_is_taken_from_whom_it_comes_at_the_least_cost_though_another_one_hol
     world.router.prefixes.sent(blocks[:-3], TWO + "/default", 2000)
     assert world.router.choose(chat(LONG), node=ME).kv_holder == ONE
     world.dear = {ONE}
+    world.weighed.clear()
     route = world.router.choose(chat(LONG), node=ME)
     assert route.kv_holder == TWO
+    assert sorted(world.weighed) == [(ONE, ME), (TWO, ME)]
     assert 1000 < route.kv_tokens < 1500
     world.dear = {ONE, TWO}
     route = world.router.choose(chat(LONG), node=ME)
     assert (route.kv_holder, route.kv_tokens) == ("", 0)
+
+
+def test_a_holder_of_no_more_than_an_agent_itself_holds_is_not_weighed() -> None:
+    world = World()
+    kv = {"abilities": ["chat", "kv"], "kv_layout": "f16", "model_sha256": bytes(32)}
+    blocks = blocks_of([f"user\0{LONG}"])
+    for node, known in ((ME, blocks), (ONE, blocks[:-3]), (TWO, [])):
+        world.agent(node, **kv)
+        world.router.prefixes.sent(known, f"{node}/default", 2000)
+    world.router.choose(chat(LONG))
+    assert sorted(world.weighed) == [(ME, ONE), (ME, TWO), (ONE, TWO)]
 
 
 def test_who_is_left_out_or_stands_still_is_not_asked_for_what_it_holds() -> None:
