@@ -391,13 +391,14 @@ class Links:
         if link.peer == self._me:
             return
         self._end_earlier_life(link)
-        first = link.peer not in self._links
-        self._links.setdefault(link.peer, []).append(link)
+        before = self._links.get(link.peer, [])
+        is_news = not before or before[-1].hello.addresses != link.hello.addresses
+        self._links[link.peer] = [*before, link]
         for stuck in instead_of:
             self._replace(stuck)
-        if first:
+        if is_news:
             self._owner.link_opened(link.hello, "" if link.dialled else link.host)
-        elif self._me > link.peer:
+        if before and self._me > link.peer:
             asyncio.get_running_loop().call_later(self._twin_grace_s, self._drop_twin, link.peer)
         writer = asyncio.create_task(self._write(link, write), name=f"link to {link.peer}")
         reader = asyncio.create_task(self._read(link, read), name=f"link from {link.peer}")

@@ -29,9 +29,11 @@ class Node:
         self.key = enrolment.key
         self.me = self.key.node_id
         self.port = 0
+        self.host = "127.0.0.1"  # as it says
         self.version = PROTOCOL_VERSION
         self.denied: set[NodeId] = set()
         self.opened: list[NodeId] = []
+        self.told_host = ""  # of who linked last
         self.dialled_from: list[str] = []
         self.closed: list[NodeId] = []
         self.received: list[mesh_pb2.LinkMessage] = []
@@ -50,12 +52,13 @@ class Node:
             protocol_version_min=self.version,
             certificate=self.enrolment.identity.certificate,
         )
-        hello.addresses.add(host="127.0.0.1", port=self.port)
+        hello.addresses.add(host=self.host, port=self.port)
         return hello
 
     def link_opened(self, hello: membership_pb2.Hello, dialled_from: str) -> None:
         self.opened.append(NodeId(hello.node_id))
         self.dialled_from.append(dialled_from)
+        self.told_host = hello.addresses[0].host
 
     def link_closed(self, peer: NodeId) -> None:
         self.closed.append(peer)

@@ -359,6 +359,19 @@ async def test_a_healthy_link_outlives_every_connection_and_a_call_beside_it_too
     assert calls == sent > 20
 
 
+async def test_where_a_peer_moved_to_is_told_while_its_old_link_still_stands(nodes: Made) -> None:
+    """A connection of an address that is gone stalls without an end; the next link comes beside it."""
+    a, b = await nodes(*TWO)
+    await a.dial(b)
+    await b.until(lambda: b.told_host == "127.0.0.1")
+    a.host = "127.0.0.9"
+    await a.dial(b, b.me)
+    await b.until(lambda: b.told_host == "127.0.0.9")
+    await a.dial(b, b.me)  # nothing new, so nothing is told
+    await b.until(lambda: len(b.links._links[a.me]) == 1)
+    assert (b.opened, b.closed, a.opened, a.closed) == ([a.me, a.me], [], [b.me], [])
+
+
 async def test_a_renewed_certificate_is_shown_on_both_sides_and_no_link_breaks(nodes: Made) -> None:
     a, b = await nodes(*TWO)
     await a.dial(b)
