@@ -242,12 +242,17 @@ class Links:
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 hello = self._checked(await self._first(read), identity)
-            await context.write(mesh_pb2.LinkMessage(hello=self._owner.hello()))
         except (TimeoutError, HelloError) as error:
             text = f"{identity.node_id} can not be linked with: {error or 'it said no Hello'}"
             self._owner.refused(identity.node_id, text)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not linked")
+        answer = mesh_pb2.LinkMessage(hello=self._owner.hello())
+        if identity.node_id == self._me:
+            await context.write(answer)
+            return
         link = Link(identity.node_id, hello, identity, False, host_of(context.peer()))
+        # First in the queue, so that the link counts here before the peer reads it and ends the one before.
+        link.outbox.put_nowait(answer)
         await self._run(link, read, context.write)
 
     async def close(self) -> None:

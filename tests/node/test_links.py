@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import pytest
@@ -339,11 +339,11 @@ async def test_links_are_made_anew_before_they_grow_old_and_nobody_notices(nodes
 
 
 async def test_a_healthy_link_outlives_every_connection_and_a_call_beside_it_too(nodes: Made) -> None:
-    """The port ends connections after one to two seconds; in five the link has moved to many others."""
-    a, b = await nodes(*TWO, renew_s=0.3, connection_age_s=1.0)
+    """The port ends connections after two to four seconds; in nine the link has moved to many others."""
+    a, b = await nodes(*TWO, renew_s=0.3, connection_age_s=2.0)
     await a.dial(b)
     await b.until(lambda: b.opened == [a.me])
-    ends = asyncio.get_running_loop().time() + 5.0
+    ends = asyncio.get_running_loop().time() + 9.0
     sent = calls = 0
     while asyncio.get_running_loop().time() < ends:
         assert a.links.send(b.me, note(str(sent)))
@@ -357,6 +357,35 @@ async def test_a_healthy_link_outlives_every_connection_and_a_call_beside_it_too
     assert (a.opened, a.closed, b.opened, b.closed) == ([b.me], [], [a.me], [])
     await b.until(lambda: len(b.received) >= sent - LOST_AT_RENEWAL_MAX)
     assert calls == sent > 20
+
+
+async def test_a_link_is_renewed_without_a_gap_where_the_peer_is_quicker(
+    nodes: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the answer to its Hello and ends the old link before the one who answers is told that it was sent."""
+    a, b = await nodes(*TWO)
+    await a.dial(b)
+    await b.until(lambda: b.opened == [a.me])
+    [old] = b.links._links[a.me]
+    goes_on, really = asyncio.Event(), b.links.accept
+
+    class Slow:
+        def __init__(self, context: Any) -> None:
+            self.context = context
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.context, name)
+
+        async def write(self, message: mesh_pb2.LinkMessage) -> None:
+            await self.context.write(message)
+            await goes_on.wait()
+
+    monkeypatch.setattr(b.links, "accept", lambda messages, context: really(messages, cast(Any, Slow(context))))
+    await a.dial(b, b.me)
+    await b.until(lambda: old not in b.links._links.get(a.me, ()))
+    goes_on.set()
+    await b.until(lambda: len(b.links._links.get(a.me, ())) == 1)
+    assert (b.opened, b.closed, a.opened, a.closed) == ([a.me], [], [b.me], [])
 
 
 async def test_where_a_peer_moved_to_is_told_while_its_old_link_still_stands(nodes: Made) -> None:

@@ -183,10 +183,9 @@ async def test_cancelling_a_task_frees_the_engine(tmp_path: Path) -> None:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        for _ in range(200):
-            if not (await slow.stats()).slots_busy:
-                break
-        assert (await slow.stats()).slots_busy == 0
+        async with asyncio.timeout(30):
+            while (await slow.stats()).slots_busy:
+                pass  # each look is a round trip to the engine's process
     finally:
         await slow.stop()
 

@@ -93,15 +93,13 @@ async def test_a_long_count_does_not_make_the_engine_look_busy() -> None:
     go_on.set()
     assert await asyncio.to_thread(over.wait, 30)
     assert ended == [7]
-    serving._loop.call_soon_threadsafe(serving._loop.stop)
-    next(thread for thread in threading.enumerate() if thread.name == "counting").join(10)
-    serving._loop.close()
+    end_of(serving)
 
 
-def end(serving: Serving) -> None:
-    """Of a serving named "test"."""
+def end_of(serving: Serving) -> None:
+    thread = next(thread for thread in threading.enumerate() if thread.name == serving._name)
     serving._loop.call_soon_threadsafe(serving._loop.stop)
-    next(thread for thread in threading.enumerate() if thread.name == "test").join(10)
+    thread.join(10)
     serving._loop.close()
 
 
@@ -133,7 +131,7 @@ async def test_a_limit_beyond_the_context_is_kept_back_only_where_servers_refuse
             assert await asyncio.to_thread(done.wait, 10)
         finally:
             serving.run(client.close())
-            end(serving)
+            end_of(serving)
         assert [body.get(field) for _, body in server.asked] == [told]
 
 
@@ -155,6 +153,6 @@ def test_a_request_that_is_cancelled_before_its_first_step_ends(when: str) -> No
             await asyncio.sleep(0)
 
     serving.run(both())
-    end(serving)
+    end_of(serving)
     assert (ended, len(sent)) == ([7], 1)
     assert not serving._running
