@@ -11,7 +11,6 @@ from typing import Any
 from mesh import coordinator, events, takeover
 from mesh.acceptance import Acceptance
 from mesh.coordinator import Coordinator
-from mesh.copies import Copies, _offers
 from mesh.dispatch import Dispatch, InFlight
 from mesh.effects import Effect, Persist, SaveVote, Send
 from mesh.election import Election
@@ -357,20 +356,6 @@ def submit_waits_for_everybody(patch: Patch) -> None:
 # Work
 
 
-@bug("announces")
-def a_result_waits_for_no_copies(patch: Patch) -> None:
-    patch(Copies, "enough", lambda *_: True)
-
-
-@bug("announces|nodes, it is on", 60)
-def receipts_outlive_their_use(patch: Patch) -> None:
-    """Found by the simulator: a copy that was dropped with its first job counted for the same content again. As it was
-    then: a receipt promises nothing either, which hides it for a minute."""
-    patch(Copies, "push", _push_without_asking_again)
-    patch(Copies, "want", _want_without_forgetting)
-    patch(Copies, "is_promised", lambda _copies, _sha256, _now: False)
-
-
 @bug("works for|after one for|more tasks", 20)
 def fencing_ignored(patch: Patch) -> None:
     """A worker obeys whoever commands."""
@@ -479,24 +464,3 @@ def a_failed_panel_member_finds_no_seat(patch: Patch) -> None:
         return inner(self, one, flights, everybody) | one.failed_on
 
     patch(Placement, "_forbidden", forbidden)
-
-
-def _push_without_asking_again(
-    self: Copies, refs: Sequence[common_pb2.BlobRef], until: float, now: float
-) -> list[Effect]:
-    offers: dict[NodeId, list[common_pb2.BlobRef]] = {}
-    for ref in refs:
-        self._pushed[ref.sha256] = max(until, self._pushed.get(ref.sha256, 0.0))
-        self._tries.pop(ref.sha256, None)
-        self._check(ref.sha256, now, offers)
-    return _offers(offers)
-
-
-_want = Copies.want
-
-
-def _want_without_forgetting(self: Copies, owner: bytes, refs: Sequence[common_pb2.BlobRef], now: float) -> None:
-    before = {sha256: dict(said) for sha256, said in self.held_by.items()}
-    _want(self, owner, refs, now)
-    for sha256, said in before.items():
-        self.held_by.setdefault(sha256, said)

@@ -37,7 +37,7 @@ def bug(seen_as: str, seeds: int = 10, first: int = 1) -> Callable[[Callable[[Pa
 
 def all_bugs() -> list[Bug]:
     """Every bug there is, in the order of the files."""
-    for name in ("planted", "planted_denials"):
+    for name in ("planted", "planted_copies", "planted_denials"):
         importlib.import_module(f"tests.sim.{name}")  # it adds its own
     return BUGS
 
