@@ -121,7 +121,8 @@ class Copies:
         offers: dict[NodeId, list[common_pb2.BlobRef]] = {}
         for ref in refs:
             if ref.sha256 not in self._wanted:
-                self.held_by.pop(ref.sha256, None)  # whoever held it for another's sake may have dropped it
+                # Whoever held it for another's sake may have dropped it. Equal results of tasks at once ask again.
+                self.held_by.pop(ref.sha256, None)
             self._pushed[ref.sha256] = max(until, self._pushed.get(ref.sha256, 0.0))
             self._tries.pop(ref.sha256, None)
             self._check(ref.sha256, now, offers)

@@ -279,7 +279,11 @@ class Dispatch:
         silent = now - flight.progressed_at
         if not flight.accepted:
             return f"it was not accepted for {silent:.1f} s" if silent > ACCEPT_LATE_S else ""
-        late_after = self._late_after_s(flight.node_id) if flight.uses_engine else COPYING_LATE_S
+        if not flight.uses_engine:
+            late_after = COPYING_LATE_S
+        else:
+            pace = self._paces.get(flight.node_id) or _Pace()
+            late_after = pace.late_after_s(reads=self._read_meanwhile(flight, pace))
         return f"it made no progress for {silent:.1f} s" if silent > late_after else ""
 
     def is_stuck(self, node_id: NodeId, now: float) -> bool:
@@ -318,8 +322,7 @@ class Dispatch:
     def _moved(self, flight: InFlight, now: float) -> None:
         pace = self._paces.setdefault(flight.node_id, _Pace())
         if flight.uses_engine:  # how long copies take says nothing of it
-            reads = self._anything_reads(flight.node_id) or pace.read_at > flight.progressed_at
-            pace.moved(now - flight.progressed_at, reads=reads)
+            pace.moved(now - flight.progressed_at, reads=self._read_meanwhile(flight, pace))
         if flight.reads:
             pace.read_at = now
         pace.moved_at = now
@@ -330,6 +333,10 @@ class Dispatch:
     def _late_after_s(self, node_id: NodeId) -> float:
         pace = self._paces.get(node_id) or _Pace()
         return pace.late_after_s(reads=self._anything_reads(node_id))
+
+    def _read_meanwhile(self, flight: InFlight, pace: _Pace) -> bool:
+        """Whether anything on its node reads, or did since its last word."""
+        return self._anything_reads(flight.node_id) or pace.read_at > flight.progressed_at
 
     def _anything_reads(self, node_id: NodeId) -> bool:
         return any(flight.reads for flight in self.on_node(node_id))

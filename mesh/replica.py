@@ -246,7 +246,9 @@ class Replica:
                     caused = self.work.facts_applied(facts, now)
                 case DropBlobs(sha256):
                     # A result that waits to be announced is named by no fact yet, but may be another job's old one.
-                    sha256 = tuple(name for name in sha256 if not self.work.needs(name, now))
+                    kept = {name for name in sha256 if self.work.needs(name, now)}
+                    self.library.retention.blobs_kept |= kept
+                    sha256 = tuple(name for name in sha256 if name not in kept)
                     if not sha256:
                         continue
                     effect = DropBlobs(sha256)

@@ -46,6 +46,8 @@ class Retention:
     profiles: Profiles
     pressed: bool = False
     blobs_at_start: set[bytes] = field(default_factory=set)
+    #: Freed, and somebody counted on them: looked at again in the next pass.
+    blobs_kept: set[bytes] = field(default_factory=set)
     _next_at: float = 0.0
     _next_ends_at: float = 0.0
     _started_at: float | None = None
@@ -68,7 +70,7 @@ class Retention:
         if seen_hybrid_clock:
             now_ms = min(now_ms, (seen_hybrid_clock >> 16) + int(CLOCK_BELIEVED_S * 1000))
         places: set[Place] = set()
-        freed: set[bytes] = set()
+        freed, self.blobs_kept = self.blobs_kept, set()
         self._retire_details(now_ms, places, freed)
         self._retire_replaced(now_ms, places, freed)
         if now >= self._next_ends_at:

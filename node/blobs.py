@@ -9,6 +9,7 @@ Does not: decide who holds what.
 """
 
 import asyncio
+import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -75,13 +76,17 @@ class Blobs:
         return ref
 
     async def get(self, ref: common_pb2.BlobRef) -> bytes:
-        """The content, from here or from any live peer. Raises `KithError` (`blob-missing`)."""
+        """The content, from here or, where it is not here or can not be read, from any live peer.
+
+        Raises `KithError` (`blob-missing`).
+        """
         if (lately := self._read_lately.get(ref.sha256)) is not None:
             self._remember(ref.sha256, lately[1])
             return lately[1]
-        content = await self._store.get_blob(ref.sha256)
-        if content is not None:
-            return content
+        with contextlib.suppress(KithError):  # a bad page; the store's log tells of it
+            content = await self._store.get_blob(ref.sha256)
+            if content is not None:
+                return content
         peers = self._live_peers()
         content = await self._first_of(holders(ref.sha256, peers, count=len(peers)), ref)
         if content is not None:

@@ -3,7 +3,7 @@
 Idea: whoever knows an address dials; both sides say Hello first. Usually one link joins two nodes. When both dial at
 once there are two for a moment: a little later, when both sides surely know both, the node with the higher id closes
 the one that it dialled itself, so exactly one side acts and the peer never seems gone. A peer counts as linked while at
-least one link is open, and the owner hears of the first and of the last only.
+least one link is open; the owner hears of the first and of the last, and of one that says other addresses than before.
 
 A TCP stream that lost much backs off for many seconds, where a new one would get through. So a dial of a node that is
 linked already (the machines above ask for one when its link seems stuck) makes a new connection, which takes the place
@@ -77,7 +77,11 @@ class Owner(Protocol):
         """What this node says of itself."""
 
     def link_opened(self, hello: membership_pb2.Hello, dialled_from: str) -> None:
-        """`dialled_from`: the host that the peer dialled from; empty where this node dialled."""
+        """Also while it is linked, where the peer has other addresses now.
+
+        Args:
+            dialled_from: the host that the peer dialled from; empty where this node dialled.
+        """
 
     def link_closed(self, peer: NodeId) -> None: ...
 

@@ -118,9 +118,11 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     async def FetchBlob(
         self, request: mesh_pb2.FetchBlobRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[mesh_pb2.BlobChunk]:
-        content = await self._store.get_blob(request.sha256)
-        if content is None:
-            error = KithError("blob-missing", "this node does not hold it", "Ask another one.", ExitCode.NOT_FOUND)
+        try:
+            content = await self._store.get_blob(request.sha256)
+            if content is None:
+                raise KithError("blob-missing", "this node does not hold it", "Ask another one.", ExitCode.NOT_FOUND)
+        except KithError as error:
             await abort(context, error)
         yield mesh_pb2.BlobChunk(size_bytes=len(content))
         for start in range(request.offset_bytes, len(content), CHUNK_BYTES):

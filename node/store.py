@@ -35,6 +35,7 @@ from node.config import NodeConfig
 from node.errors import ExitCode, KithError
 from node.fact_rows import FactRows, without_collecting
 from node.logs import log, where
+from node.once import Once
 
 #: Requests that may wait for the disk: a disk that hangs must not eat the memory.
 QUEUE_MAX = 10_000
@@ -45,6 +46,8 @@ FRESH_MAX = 10_000
 NOTE_EVERY_S = 3600.0
 #: Without a setting journal and blobs may take this share of the disk, between these bounds.
 DISK_SHARE, DISK_BYTES_MIN, DISK_BYTES_MAX = 0.1, 1 << 30, 10 << 30
+#: That something can not be read, for the same reason, is logged again after this, seconds.
+LOG_AGAIN_S = 60.0
 #: What still waits at the end gets so long, seconds. Threat: a disk that hangs keeps the node from ending.
 CLOSE_WITHIN_S = 10.0
 
@@ -88,6 +91,7 @@ class Store:
         self.facts_read = 0  # at the start
         self._noted_seen_ms = 0
         self._fresh: dict[bytes, float] = {}  # blobs put of late, and when
+        self._once = Once(LOG_AGAIN_S)
 
     def open(self, node_id: NodeId) -> tuple[Iterator[Fact], int, str]:
         """Open or create the file. Returns all facts in the order they were stored, the term and the vote.
@@ -342,7 +346,8 @@ class Store:
             code, what = "journal-broke", "failed inside"
             remedy = "Please report it; the node's log says more."
         problem = KithError(code, f"the journal {what} ({_short(error)})", remedy, ExitCode.FAILED)
-        log("error", problem.message)
+        if broke.job.kind is not _Kind.READ or self._once.due(problem.message):  # whoever asks must not fill the log
+            log("error", problem.message)
         if broke.job.kind is _Kind.WRITE:
             self._on_loop(self._on_fatal, problem.message)
         self._answer(broke.job, problem)

@@ -2,8 +2,9 @@
 
 A change is made between two steps. What idle slots hold goes to ordinary memory first (`spill.py`) and comes back when
 a prompt wants it; what running requests hold is copied out, the cache is made anew, and it is copied in. So no request
-ends, reads again or waits for others, and there are never two caches at a time. The copies take at most about as much
-memory as spilled prefixes may; where running requests hold more, the change waits until they do not.
+ends or waits for others, or reads again unless a copy does not go in, and there are never two caches at a time. The
+copies take at most about as much memory as spilled prefixes may; where running requests hold more, the change waits
+until they do not.
 
 Where there is no memory for a cache of the other kind, all goes on with this one, and no other change is tried.
 

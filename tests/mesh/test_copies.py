@@ -238,6 +238,7 @@ def test_what_was_said_to_be_held_is_kept_until_it_is_announced(node: Lone) -> N
     drop = DropBlobs((asker.sha256, other.sha256))
     assert node.replica._settle([drop], node.now) == [DropBlobs((other.sha256,))]
     assert copies(node).holders([asker]) == {node.me, node.peers[0]}
+    assert node.replica.library.retention.blobs_kept == {asker.sha256}, "it is looked at again in the next pass"
     node.now += PROMISED_S
     assert node.replica._settle([drop], node.now) == [drop]
 

@@ -308,6 +308,7 @@ def test_who_writes_beside_a_prompt_that_is_read_is_not_known_for_long_steps_of_
         if reader_speaks_first:
             says(now, progress=work_pb2.TaskProgress(phase=phase))
         now += 0.01
+        assert not reader_speaks_first or not dispatch.why_late(flight, now), "the reader moved in the same step"
         moves(dispatch, now)
         if not reader_speaks_first:
             says(now, progress=work_pb2.TaskProgress(phase=phase))

@@ -17,6 +17,7 @@ from mesh.wire import common_pb2, mesh_pb2, mesh_pb2_grpc
 from node.blobs import CHUNK_BYTES, SILENT_MAX_S, Blobs
 from node.errors import KithError
 from node.mesh_service import MeshService
+from node.rpc import to_kith_error
 from node.store import Store
 from tests.node.working import KEY, Posted, no_fatal
 
@@ -109,6 +110,22 @@ async def test_a_blob_is_read_from_whoever_holds_it(world: World) -> None:
     with pytest.raises(KithError) as caught:
         await world.blobs.get(ref_of(b"nowhere"))
     assert caught.value.code == "blob-missing"
+
+
+async def test_what_can_not_be_read_here_is_read_from_a_peer(world: World) -> None:
+    content = b"a result"
+    for store in (world.store, world.peer):
+        await store.put_blob(content)
+    await world.store._do(lambda: world.store._db.execute("ALTER TABLE blobs RENAME TO bad_pages"))
+    assert await world.blobs.get(ref_of(content)) == content
+
+
+async def test_a_holder_that_can_not_read_says_so(world: World) -> None:
+    await world.peer._do(lambda: world.peer._db.execute("ALTER TABLE blobs RENAME TO bad_pages"))
+    call = world.stub(PEER).FetchBlob(mesh_pb2.FetchBlobRequest(sha256=ref_of(b"any").sha256))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert to_kith_error(caught.value, lambda: KithError("?", "it said nothing")).code == "disk-failed"
 
 
 async def test_what_was_read_lately_is_kept_as_long_as_it_is_read(
