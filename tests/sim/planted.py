@@ -105,7 +105,7 @@ def pushed_before_the_sync(patch: Patch) -> None:
 # Elections
 
 
-@bug("voted twice")
+@bug("voted twice", 20)
 def two_votes_in_a_term(patch: Patch) -> None:
     inner = Election.vote_requested
 

@@ -16,7 +16,7 @@ def a_result_waits_for_no_copies(patch: Patch) -> None:
     patch(Copies, "enough", lambda *_: True)
 
 
-@bug("announces|nodes, it is on", 60)
+@bug("announces|nodes, it is on", 20, first=101)
 def receipts_outlive_their_use(patch: Patch) -> None:
     """Found by the simulator: a copy that was dropped with its first job counted for the same content again. As it was
     then: a receipt promises nothing either, which hides it for a minute."""
