@@ -199,7 +199,10 @@ def _whole(group: list[list[facts_pb2.Deny]]) -> _Ends | None:
         return None
     whole: _Ends = {}
     for said in group:
-        for name, end in _least([_listed(deny) for deny in said]).items():
+        lists = [_listed(deny) for deny in said]
+        for name in {name for ends in lists for name in ends}:
+            # What one version of a part leaves out is void, also where another part lists it.
+            end = min(ends.get(name, _NOTHING) for ends in lists)
             whole[name] = min(end, whole.get(name, end))
     return whole
 

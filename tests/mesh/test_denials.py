@@ -2,7 +2,7 @@
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mesh.certificates import Authority, Roots
@@ -63,6 +63,9 @@ def test_any_order_and_repetition_reads_the_same(said: list[facts_pb2.Deny], ord
 
 
 @given(st.lists(some, max_size=8), st.lists(some, max_size=8))
+@example(
+    first=[], later=[deny(lasts={1: 0}, part=1, parts=2), deny(lasts={1: 1}, parts=2), deny(part=1, parts=2)]
+)  # two parts list one stream, and another version of one leaves it out
 def test_more_denials_cut_more_and_never_less(first: list[facts_pb2.Deny], later: list[facts_pb2.Deny]) -> None:
     denials = fold(first)
     for one in later:
