@@ -200,9 +200,9 @@ def _whole(group: list[list[facts_pb2.Deny]]) -> _Ends | None:
     whole: _Ends = {}
     for said in group:
         lists = [_listed(deny) for deny in said]
-        for name in {name for ends in lists for name in ends}:
-            # What one version of a part leaves out is void, also where another part lists it.
-            end = min(ends.get(name, _NOTHING) for ends in lists)
+        names = {name for ends in lists for name in ends}
+        # What one version of a part leaves out is void, also where another part lists it.
+        for name, end in _least([{name: ends.get(name, _NOTHING) for name in names} for ends in lists]).items():
             whole[name] = min(end, whole.get(name, end))
     return whole
 
