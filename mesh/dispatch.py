@@ -279,18 +279,16 @@ class Dispatch:
         silent = now - flight.progressed_at
         if not flight.accepted:
             return f"it was not accepted for {silent:.1f} s" if silent > ACCEPT_LATE_S else ""
-        if not flight.uses_engine:
-            late_after = COPYING_LATE_S
-        else:
-            pace = self._paces.get(flight.node_id) or _Pace()
-            late_after = pace.late_after_s(reads=self._read_meanwhile(flight, pace))
+        pace = self._pace_of(flight.node_id)
+        reads = self._read_meanwhile(flight, pace)
+        late_after = pace.late_after_s(reads=reads) if flight.uses_engine else COPYING_LATE_S
         return f"it made no progress for {silent:.1f} s" if silent > late_after else ""
 
     def is_stuck(self, node_id: NodeId, now: float) -> bool:
         """Whether something is late on this node and nothing else moves there."""
         flights = self.on_node(node_id)
-        moved_at = self._paces[node_id].moved_at if node_id in self._paces else 0.0
-        moving = flights and now - moved_at <= self._late_after_s(node_id)
+        pace = self._pace_of(node_id)
+        moving = flights and now - pace.moved_at <= pace.late_after_s(reads=self._anything_reads(node_id))
         return not moving and any(self.why_late(flight, now) for flight in flights)
 
     def rests(self, node_id: NodeId, now: float) -> bool:
@@ -330,9 +328,9 @@ class Dispatch:
             pace.strikes = 0
             self.resting.pop(flight.node_id, None)
 
-    def _late_after_s(self, node_id: NodeId) -> float:
-        pace = self._paces.get(node_id) or _Pace()
-        return pace.late_after_s(reads=self._anything_reads(node_id))
+    def _pace_of(self, node_id: NodeId) -> _Pace:
+        """To look at: one that never moved is not remembered."""
+        return self._paces.get(node_id) or _Pace()
 
     def _read_meanwhile(self, flight: InFlight, pace: _Pace) -> bool:
         """Whether anything on its node reads, or did since its last word."""

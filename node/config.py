@@ -31,9 +31,7 @@ class NodeConfig:
     threads: int = 0  # 0: the cores of this machine
     adapters: tuple[str, ...] = ()  # NAME=PATH of LoRA adapters in GGUF, loaded with the model
     gpu_layers: int = 0
-    kv_cache: str = (
-        "auto"  # llama: split, each slot has cells of its own; unified, all share a pool; auto, as the work is
-    )
+    kv_cache: str = "auto"  # llama: split, each slot has cells of its own; unified, all share; auto, as the work is
     http: str = ""  # HOST:PORT of the HTTP door; empty: none
     http_cert: str = ""  # PEM file, with the chain; empty: none on loopback, else the node's own certificate
     http_key: str = ""  # PEM file of its key; empty: in the same file

@@ -227,6 +227,14 @@ def test_a_panel_member_that_failed_on_the_only_free_seat_is_tried_there_again()
     assert asked.tasks[0].forbidden == {(B, "default"), (C, "default")}
 
 
+def given_to_b(round_: Round) -> TaskKey:
+    """A task that the first round gave to B, not accepted yet."""
+    asked = round_.ask(round_.ready(0))
+    assert asked is not None
+    round_.answer(asked, B)
+    return asked.tasks[0].key
+
+
 def test_a_late_task_is_offered_once_more_elsewhere_and_journaled_apart() -> None:
     round_ = Round()
     asked = round_.ask(round_.ready(0))
@@ -253,10 +261,7 @@ def test_a_late_task_is_offered_once_more_elsewhere_and_journaled_apart() -> Non
 
 def test_a_node_that_holds_something_late_gets_nothing_new_even_where_it_has_room() -> None:
     round_ = Round(slots=2)
-    asked = round_.ask(round_.ready(0))
-    assert asked is not None
-    round_.answer(asked, B)
-    round_.accept(asked.tasks[0].key, B, 0.0)
+    round_.accept(given_to_b(round_), B, 0.0)
     asked = round_.ask(round_.ready(0, 1), now=LATE_S - 0.1)
     assert asked is not None
     assert free(asked)[B] == 1
@@ -268,9 +273,7 @@ def test_a_node_that_holds_something_late_gets_nothing_new_even_where_it_has_roo
 
 def test_a_late_task_that_moved_while_the_solver_thought_keeps_its_one_copy() -> None:
     round_ = Round()
-    asked = round_.ask(round_.ready(0))
-    assert asked is not None
-    round_.answer(asked, B)
+    given_to_b(round_)
     asked = round_.ask(round_.ready(0), now=2.0)
     assert asked is not None
     assert asked.tasks[0].hedge
@@ -280,9 +283,7 @@ def test_a_late_task_that_moved_while_the_solver_thought_keeps_its_one_copy() ->
 
 def test_a_late_task_that_moved_while_the_solver_thought_needs_no_second_copy() -> None:
     round_ = Round()
-    asked = round_.ask(round_.ready(0))
-    assert asked is not None
-    round_.answer(asked, B)
+    given_to_b(round_)
     asked = round_.ask(round_.ready(0), now=2.0)
     assert asked is not None
     round_.accept(asked.tasks[0].key, B, 2.05)
@@ -291,10 +292,7 @@ def test_a_late_task_that_moved_while_the_solver_thought_needs_no_second_copy() 
 
 def test_a_merely_late_task_gets_no_place_that_one_never_started_could_have() -> None:
     round_ = Round()
-    asked = round_.ask(round_.ready(0))
-    assert asked is not None
-    round_.answer(asked, B)
-    round_.accept(asked.tasks[0].key, B, 0.0)
+    round_.accept(given_to_b(round_), B, 0.0)
     late = LATE_S + 0.5
     asked = round_.ask(round_.ready(0, 1, 2), now=late)
     assert asked is not None
@@ -306,10 +304,7 @@ def test_a_merely_late_task_gets_no_place_that_one_never_started_could_have() ->
 
 def test_a_full_round_is_full_of_tasks_that_never_started() -> None:
     round_ = Round(slots=2)
-    asked = round_.ask(round_.ready(0))
-    assert asked is not None
-    round_.answer(asked, B)
-    round_.accept(asked.tasks[0].key, B, 0.0)
+    round_.accept(given_to_b(round_), B, 0.0)
     asked = round_.ask(round_.ready(*range(ROUND_TASKS_MAX + 1)), now=LATE_S + 0.5)
     assert asked is not None
     assert len(asked.tasks) == ROUND_TASKS_MAX
@@ -319,10 +314,7 @@ def test_a_full_round_is_full_of_tasks_that_never_started() -> None:
 @pytest.mark.parametrize("trouble", ["suspected", "stalled"])
 def test_who_ran_on_a_lost_node_keeps_its_turn(trouble: str) -> None:
     round_ = Round()
-    asked = round_.ask(round_.ready(0))
-    assert asked is not None
-    round_.answer(asked, B)
-    round_.accept(asked.tasks[0].key, B, 0.0)
+    round_.accept(given_to_b(round_), B, 0.0)
     if trouble == "suspected":
         round_.node.do(events.LinkClosed(B))
     else:
@@ -358,10 +350,7 @@ def test_late_copies_get_what_the_others_leave(states: list[str], slots: int) ->
 
 def test_a_suspected_or_stalled_node_is_hedged_at_once() -> None:
     round_ = Round()
-    asked = round_.ask(round_.ready(0))
-    assert asked is not None
-    round_.answer(asked, B)
-    round_.accept(asked.tasks[0].key, B, 0.0)
+    round_.accept(given_to_b(round_), B, 0.0)
     assert round_.ask(round_.ready(0), now=0.1) is None
     round_.node.do(events.LinkClosed(B))
     hedge = round_.ask(round_.ready(0), now=0.1)

@@ -145,16 +145,16 @@ WORDS = "root ::= ([a-z]+ [ .,;]*){1,900}"
 LONG_TOKENS = Vocabulary([b"a" * 60, b"<end>"], [1])
 
 
-def said_before_the_end(matcher: Matcher) -> int:
+def said_before_the_end(matcher: Matcher, why: str = "too ambiguous", most: int = 200) -> int:
     said = 0
 
     def speak() -> None:
         nonlocal said
-        while said < 200:
+        while said < most:
             matcher.accept(0)
             said += 1
 
-    with pytest.raises(KithError, match="too ambiguous") as caught:
+    with pytest.raises(KithError, match=why) as caught:
         speak()
     assert caught.value.code == "bad-grammar"
     return said
@@ -277,17 +277,7 @@ def test_answers_on_their_way_go_on_when_all_is_forgotten(monkeypatch: pytest.Mo
 def test_a_text_whose_stacks_alone_need_more_than_the_room_ends_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_memory, "REMEMBERED_BYTES_MAX", 64 << 10)
     matcher = Matcher(Grammar('root ::= "a" root "b" | "b"'), VOCABULARY)
-    said = 0
-
-    def speak() -> None:
-        nonlocal said
-        while said < 1_000:
-            matcher.accept(0)
-            said += 1
-
-    with pytest.raises(KithError, match="nests too deep") as caught:
-        speak()
-    assert caught.value.code == "bad-grammar"
+    said = said_before_the_end(matcher, "nests too deep", 1_000)
     assert (64 << 10) / 250 / 4 < said < (64 << 10) / 250
 
 
