@@ -19,6 +19,10 @@ from mesh.facts import Fact, FactRange, Place, Retired, StreamId
 from mesh.journal import Fork, Position, in_stream_order
 from tests.sim.clock import Call, Clock
 
+#: A blob that was put so recently is not dropped, as in node/store.py, whose time is longer than a simulated world:
+#: here just longer than a slow disk takes from the write to the fact that names it. Virtual seconds.
+FRESH_S = 3.0
+
 
 @dataclass
 class Write:
@@ -137,6 +141,7 @@ class Disk:
         self._backup: Content | None = None
         self._waiting: list[Write] = []
         self._under_way: list[Write] = []
+        self._put_at: dict[bytes, float] = {}  # by this process; SHA-256 → virtual time
 
     # While the process runs
 
@@ -157,6 +162,7 @@ class Disk:
                 self._apply(write)
         self._under_way = []
         self._waiting = []
+        self._put_at = {}
 
     def lose(self) -> None:
         """The whole store is gone. Only while the process does not run."""
@@ -202,8 +208,10 @@ class Disk:
         for stream_id, end in write.cut:
             content.cut(stream_id, end)
         content.blobs.update(write.blobs)
+        self._put_at |= {sha256: self.clock.now for sha256, _ in write.blobs}
         for sha256 in write.dropped_blobs:
-            content.blobs.pop(sha256, None)
+            if self._put_at.get(sha256, -FRESH_S) <= self.clock.now - FRESH_S:
+                content.blobs.pop(sha256, None)
         if write.vote is not None:
             assert write.vote[0] >= content.term, "a saved term went back"
             content.term, content.voted_for = write.vote
