@@ -10,7 +10,7 @@ view. A leader unheard by a majority of its view for one timeout steps down. A n
 deposes nobody. Terms that jump absurdly are refused. A denied node's tokens are forgotten, and its vote is none.
 
 Source: Ongaro, "Consensus: bridging theory and practice" (2014), sections 3.4, 6.2 and 9.6. Given up against it: two
-leaders at a time are possible, so a leader's word is only ever an optimisation; see docs/promises.md.
+leaders at a time are possible, so a leader's word is only ever an optimisation; see docs/guarantees.md.
 """
 
 from dataclasses import dataclass, field

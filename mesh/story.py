@@ -7,7 +7,8 @@ told: its ends, and what they record of its beginning.
 
 Source: Kulkarni et al., "Logical physical clocks" (2014).
 
-Does not: find the facts (the shell reads `places_of` from the store), or name nodes and agents for people.
+Does not: find the facts (the shell reads `places_of` from the store), or name nodes and agents for people. What no fact
+records is not told: that an agent declined a task, that the losing copy of a hedged task was cancelled, leases.
 """
 
 from collections.abc import Iterable
@@ -75,7 +76,8 @@ def _text(body: facts_pb2.FactBody, kind: str) -> str:
                 f"{_task(record.task_index, record.replica)} to {_agent(record.agent)}"
                 for record in assigned.assignments
             )
-            return f"round {assigned.round}{_led(assigned.token)} by {assigned.method}: {where or 'nothing'}"
+            why = f" ({assigned.method_reason})" if assigned.method_reason else ""
+            return f"round {assigned.round}{_led(assigned.token)} by {assigned.method}{why}: {where or 'nothing'}"
         case "task_finished":
             finished = body.task_finished
             task = _task(finished.task_index, finished.replica)

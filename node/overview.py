@@ -1,5 +1,6 @@
 """How the node is and whom it sees, in one message each, for whoever asks at its doors."""
 
+import hashlib
 import os
 import time
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ def status_of(daemon: "Daemon") -> local_pb2.StatusReply:
         engine_problem=daemon.engine.problem,
         jobs_open=len(replica.ledger.open_jobs()),
         facts=sum(position.sequence for position in replica.journal.durable.values()),
+        facts_digest=hashlib.sha256(replica.journal.digest()).digest(),
         data_dir=str(daemon.config.data_dir),
         pid=os.getpid(),
         http_address=daemon.http_address,

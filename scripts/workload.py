@@ -3,12 +3,13 @@
 With the echo engine a task takes the same time everywhere: a piece has about 240 tokens to read and 30 to write, so at
 `KITH_ECHO_TOKENS_PER_S=p` it takes about 62/p seconds.
 
-Nodes agree when each of them holds equally many facts, knows the same jobs in the same states, has none open, and gives
-the same result for each that completed. A node that can not be asked does not agree.
+Nodes agree when each of them holds the same facts, knows the same jobs in the same states, has none open, and gives the
+same result for each that completed. A node that can not be asked does not agree.
 """
 
 import asyncio
 import hashlib
+import itertools
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -109,6 +110,16 @@ async def under_way(daemon: Daemon, job_id: Job, done: int = 2, on: str = "", wi
     await until(probe, within_s, f"{done} tasks done and one running" + (f" on {on}" if on else ""))
 
 
+async def begun(daemon: Daemon, job_id: Job, within_s: float = 60.0) -> bool:
+    """Wait until a task of it runs or it has ended; whether one runs. Raises `NotInTime`."""
+
+    async def probe() -> local_pb2.JobSnapshot | None:
+        now = await snapshot(daemon, job_id)
+        return now if now.state != OPEN or any(task.state == "running" for task in now.tasks) else None
+
+    return (await until(probe, within_s, "a task runs")).state == OPEN
+
+
 async def ended(daemon: Daemon, job_id: Job, within_s: float = 90.0) -> local_pb2.JobSnapshot:
     """The job at its end, as this node sees it. Raises `NotInTime` with where it stands."""
     last = local_pb2.JobSnapshot()
@@ -134,8 +145,8 @@ async def completed(daemon: Daemon, job_id: Job, within_s: float = 90.0) -> loca
     return last
 
 
-async def not_completed(daemons: Sequence[Daemon], jobs: Sequence[Job], within_s: float) -> list[str]:
-    """Which of these accepted jobs are not completed on every node when the time is up, and what each is there.
+async def not_completed(daemons: Sequence[Daemon], jobs: Sequence[Job], within_s: float) -> dict[Job, str]:
+    """Which of these accepted jobs are not completed on every node when the time is up; in words, what each is there.
 
     Raises `KithError`, `TimeoutError` where a node does not answer at the end.
     """
@@ -156,7 +167,7 @@ async def not_completed(daemons: Sequence[Daemon], jobs: Sequence[Job], within_s
         await until(probe, within_s, "all jobs completed everywhere")
     except NotInTime:
         await probe()
-    return list(left.values())
+    return left
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,7 @@ class Standing:
     """What one node says of everything it holds."""
 
     facts: int
+    digest: bytes  # of all facts; empty where its release does not say
     jobs: View
     results: dict[str, bytes]
 
@@ -195,7 +207,7 @@ async def standing(daemon: Daemon, jobs: Iterable[Job] | None = None) -> Standin
                     reply = await client.result(one.job_id)
                 content = reply.result.SerializeToString(deterministic=True) + reply.document
                 results[one.job_id.hex()] = hashlib.sha256(content).digest()
-        return Standing(status.facts, views, results)
+        return Standing(status.facts, status.facts_digest, views, results)
 
 
 async def agreed(daemons: Sequence[Daemon], jobs: Iterable[Job] | None = None, within_s: float = 30.0) -> Standing:
@@ -210,11 +222,12 @@ async def agreed(daemons: Sequence[Daemon], jobs: Iterable[Job] | None = None, w
     async def probe() -> Standing | None:
         nonlocal differences
         try:
-            first, *others = [await standing(daemon, jobs) for daemon in daemons]
+            standings = [await standing(daemon, jobs) for daemon in daemons]
         except TimeoutError as error:
             differences = repr(error)
             return None
-        differences = "; ".join(difference(first, other) for other in others if other != first)
+        differences = "; ".join(filter(None, (difference(*both) for both in itertools.pairwise(standings))))
+        first = standings[0]
         still_open = [job for job, view in first.jobs.items() if view[0] == OPEN]
         missing = [job.hex() for job in jobs or () if job.hex() not in first.jobs]
         differences = differences or (f"open: {still_open}" if still_open else "")
@@ -229,7 +242,11 @@ async def agreed(daemons: Sequence[Daemon], jobs: Iterable[Job] | None = None, w
 
 def difference(one: Standing, other: Standing) -> str:
     """How two nodes differ, in words; empty where they do not."""
-    words = [] if one.facts == other.facts else [f"{one.facts} facts and {other.facts}"]
+    words = []
+    if one.facts != other.facts:
+        words.append(f"{one.facts} facts and {other.facts}")
+    elif one.digest != other.digest and one.digest and other.digest:
+        words.append(f"{one.facts} facts each, but not the same")
     for job in sorted(one.jobs.keys() | other.jobs.keys()):
         if one.jobs.get(job) != other.jobs.get(job):
             words.append(f"job {job[:12]}: {one.jobs.get(job)} and {other.jobs.get(job)}")

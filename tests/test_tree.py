@@ -107,6 +107,34 @@ def test_machines_hold_no_pickled_or_imported_randomness() -> None:
             assert not calls, f"{path.relative_to(ROOT)}: hash() in lines {calls}"
 
 
+def test_pages_of_docs_that_are_named_are_there() -> None:
+    """In code and contract, by `docs/NAME`; in the pages themselves, by links to files."""
+    named = {
+        (path, ROOT / name)
+        for path in [*SOURCES, *(ROOT / "proto").glob("*.proto"), ROOT / "pyproject.toml"]
+        for name in re.findall(r"(?<![\w/])docs/[\w-]+\.\w+", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10
+    for path in [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]:
+        links = re.findall(r"\]\(([^)#:\s]+)[^):]*\)", path.read_text(encoding="utf-8"))
+        named |= {(path, path.parent / name) for name in links}
+    assert not [f"{path.relative_to(ROOT)}: {page}" for path, page in sorted(named) if not page.exists()]
+
+
+def test_headline_figures_are_those_that_were_measured() -> None:
+    """docs/guarantees.md repeats some of docs/benchmarks.md: the same keys, the same figures."""
+    table = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8").partition("| bench: key |")[2]
+    rows = [row for row in table.partition("\n\n")[0].splitlines() if row.startswith("| ")]
+    told = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    headlines = [(re.findall(r"`([\w-]+)`", keys)[1:], figure) for _, keys, figure in told]
+    assert 6 <= len(headlines) <= 10
+    measured = [row for row in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").splitlines() if "|" in row]
+    for keys, figure in headlines:
+        for key, one in zip(keys, figure.split(", "), strict=True):
+            where = [row for row in measured if f"`{key}`" in row]
+            assert any(re.search(rf"(?<![\d.]){re.escape(one)}(?![\d.]*\d)", row) for row in where), f"{key}: {one}"
+
+
 def test_scripts_are_executable() -> None:
     for path in sorted((ROOT / "scripts").iterdir()):
         if path.is_file() and path.suffix == "":

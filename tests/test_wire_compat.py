@@ -1,11 +1,11 @@
 """The contract in proto/ only grows: what an older release sends is still read as it was meant, and vice versa.
 
-`wire_baseline.binpb` is the descriptor set of release 0.1.0's proto/. To take a new release as the baseline:
-`python -m grpc_tools.protoc -I mesh/wire=proto --include_imports --descriptor_set_out=tests/wire_baseline.binpb
-proto/*.proto`.
+The older release is the last one, and its contract is what its wheel holds (tests/lan/releases.py). What each release
+keeps of the one before, all keep of the first.
 """
 
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,15 +13,17 @@ import pytest
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import FileDescriptor
 
-HERE = Path(__file__).parent
-PROTO = HERE.parent / "proto"
+from tests.lan.releases import PREVIOUS, contract
+
+ROOT = Path(__file__).parents[1]
+PROTO = ROOT / "proto"
 Files = descriptor_pb2.FileDescriptorSet
 Message = descriptor_pb2.DescriptorProto
 Field = descriptor_pb2.FieldDescriptorProto
 
 
 def baseline() -> Files:
-    return Files.FromString((HERE / "wire_baseline.binpb").read_bytes())
+    return contract(PREVIOUS)
 
 
 def current() -> Files:
@@ -108,9 +110,29 @@ def _enums(files: Files) -> Iterator[tuple[str, descriptor_pb2.EnumDescriptorPro
         yield from ((f"{name}.{enum.name}", enum) for enum in message.enum_type)
 
 
+def test_the_baseline_is_the_last_release() -> None:
+    """By the change log, whose first release is the one that is being made."""
+    releases = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert releases[1] == PREVIOUS, f"lay the wheel of {releases[1]} into tests/lan/previous"
+
+
 def test_proto_breaks_nothing_of_the_last_release() -> None:
-    assert len(baseline().file) >= 7
+    assert {file.name for file in baseline().file} <= {f"mesh/wire/{path.name}" for path in PROTO.glob("*.proto")}
     assert breaking(baseline(), current()) == []
+
+
+def test_every_field_of_the_last_release_is_guarded() -> None:
+    """Whichever is taken out of this contract, or gets another number there: it is seen."""
+    guarded = [(name, field) for name, message in _messages(baseline()) for field in message.field]
+    assert len(guarded) > 500
+    gone = {f"{name}.{field.name}: field {field.number} is gone" for name, field in guarded}
+    without, renumbered = current(), current()
+    for _, message in _messages(without):
+        del message.field[:]
+    for _, message in _messages(renumbered):
+        for field in message.field:
+            field.number += 10_000
+    assert gone == set(breaking(baseline(), without)) == set(breaking(baseline(), renumbered))
 
 
 # Each kind of break, made in a copy of the baseline, must be seen; what only adds must not.

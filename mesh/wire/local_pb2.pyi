@@ -95,6 +95,7 @@ class StatusReply(_message.Message):
     DENIED_FIELD_NUMBER: _builtins.int
     KV_CACHE_FIELD_NUMBER: _builtins.int
     KV_CACHE_WHY_FIELD_NUMBER: _builtins.int
+    FACTS_DIGEST_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     software_version: _builtins.str
@@ -124,6 +125,8 @@ class StatusReply(_message.Message):
     kv_cache: _builtins.str
     """of the first engine: "split", "unified"; empty where it has none of its own"""
     kv_cache_why: _builtins.str
+    facts_digest: _builtins.bytes
+    """of all facts: the same on nodes that hold the same; empty: an earlier release"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.NodeAddress]: ...
     @_builtins.property
@@ -176,10 +179,11 @@ class StatusReply(_message.Message):
         denied: _abc.Iterable[Global___DeniedNode] | None = ...,
         kv_cache: _builtins.str = ...,
         kv_cache_why: _builtins.str = ...,
+        facts_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "leader", b"leader", "load", b"load", "mesh", b"mesh"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent", b"agent", "data_dir", b"data_dir", "denied", b"denied", "disk_budget_bytes", b"disk_budget_bytes", "disk_used_bytes", b"disk_used_bytes", "engine_problem", b"engine_problem", "engine_state", b"engine_state", "facts", b"facts", "forked", b"forked", "http_address", b"http_address", "jobs_open", b"jobs_open", "kv_cache", b"kv_cache", "kv_cache_why", b"kv_cache_why", "leader", b"leader", "load", b"load", "mdns", b"mdns", "members_alive", b"members_alive", "mesh", b"mesh", "name", b"name", "network", b"network", "node_id", b"node_id", "pid", b"pid", "revoked", b"revoked", "role", b"role", "software_version", b"software_version", "solver_state", b"solver_state", "term", b"term", "uptime_s", b"uptime_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent", b"agent", "data_dir", b"data_dir", "denied", b"denied", "disk_budget_bytes", b"disk_budget_bytes", "disk_used_bytes", b"disk_used_bytes", "engine_problem", b"engine_problem", "engine_state", b"engine_state", "facts", b"facts", "facts_digest", b"facts_digest", "forked", b"forked", "http_address", b"http_address", "jobs_open", b"jobs_open", "kv_cache", b"kv_cache", "kv_cache_why", b"kv_cache_why", "leader", b"leader", "load", b"load", "mdns", b"mdns", "members_alive", b"members_alive", "mesh", b"mesh", "name", b"name", "network", b"network", "node_id", b"node_id", "pid", b"pid", "revoked", b"revoked", "role", b"role", "software_version", b"software_version", "solver_state", b"solver_state", "term", b"term", "uptime_s", b"uptime_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,6 +105,7 @@ def status(message: local_pb2.StatusReply) -> dict[str, Any]:
         "agent": agent(message.agent),
         "jobs_open": message.jobs_open,
         "facts": message.facts,
+        "facts_digest": message.facts_digest.hex(),
         "data_dir": message.data_dir,
         "pid": message.pid,
         "http_address": message.http_address,

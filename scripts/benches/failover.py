@@ -75,7 +75,7 @@ async def _series(count: int, runs: int, break_: Break, mend: Break) -> tuple[li
             mend(lan, leader.name)
         await workload.up(everyone)
         lost = await workload.not_completed(everyone, jobs, 120.0)
-        for one in lost:
+        for one in lost.values():
             print(one, file=sys.stderr)
         return took, len(lost)
 

@@ -1,11 +1,12 @@
 """False deaths: eight nodes on a network that loses frames; who is called dead that lives, and how soon the dead are.
 
-Each share of loss, in per cent of all frames each way between every two hosts, holds for 60 s. Every node's view is
-read every 0.2 s: `false_deaths` counts the times that a member was dead in somebody's view, at 0, 5 and 10 %; all
-processes live. `false_deaths_30` is the same at 30 %, where TCP stalls for seconds; `absence_30_s_max` is the longest
-time that a member was dead in a view then (cut off by the end), and `rejoin_30_s` the time from the end of the loss
-until all are in all views. A job is handed in at the beginning of each share: `jobs_lost` counts those that do not
-complete everywhere.
+Each share of loss, in per cent of all frames each way between every two hosts, holds for 60 s; all processes live.
+`false_deaths` counts the times that a member was dead in somebody's view, at 0, 5 and 10 %, by every node's log from
+the beginning of the loss until all are in all views again. The views are read every 0.2 s too, and the larger of the
+two counts: between two looks a member can be called dead and deny it. `false_deaths_30` is the same at 30 %, where TCP
+stalls for seconds; `absence_30_s_max` is the longest time that a member was dead in a view then (by the looks, cut off
+by the end), and `rejoin_30_s` the time from the end of the loss until all are in all views. A job is handed in at the
+beginning of each share: `jobs_lost` counts those that do not complete everywhere.
 
 Detection, seven observers, eight nodes: until the last of them calls the node dead. `detect_s`: SIGKILL to its daemon.
 `detect_cut_s`: its host is cut off without a reset, from the first rule on. Six times each. Yardstick: memberlist's LAN
@@ -13,6 +14,7 @@ constants take 5.2 to 6.4 s for kill -9.
 """
 
 import asyncio
+import re
 import statistics
 import sys
 import time
@@ -37,6 +39,8 @@ DETECTED_WITHIN_S = 60.0
 #: Between two looks while a death is waited for, seconds.
 DETECT_LOOK_S = 0.05
 DEAD = membership_pb2.MEMBER_STATE_DEAD
+#: What a daemon logs when a member is dead to it (mesh/roster.py).
+DEATH_LOGGED = re.compile(r" INFO +.+ is dead: ")
 
 
 def figures() -> dict[str, float]:
@@ -105,13 +109,19 @@ class Views:
         }
 
 
+def deaths_logged(daemons: Sequence[Daemon]) -> int:
+    """How often a member was dead to one of these, by their logs: as far as they were kept, files of 5 MiB."""
+    logs = [path for daemon in daemons for path in (daemon.data_dir / "logs").glob("kith.log*")]
+    return sum(len(DEATH_LOGGED.findall(path.read_text(encoding="utf-8", errors="replace"))) for path in logs)
+
+
 async def _lossy(
     lan: Lan, everyone: Sequence[Daemon], percent: float, jobs: list[workload.Job]
 ) -> tuple[int, float, float]:
     """False deaths, the longest of them, and seconds from the end of the loss until the mesh is whole."""
     await workload.up(everyone, FORMED_WITHIN_S)
     since: dict[tuple[str, str], float] = {}
-    deaths, longest = 0, 0.0
+    deaths, longest, logged_before = 0, 0.0, deaths_logged(everyone)
     submitting: asyncio.Task[workload.Job] | None = None
     async with Views(everyone) as views:
         lan.lose(percent)
@@ -134,6 +144,7 @@ async def _lossy(
     ended_at = time.monotonic()
     await formed(everyone, FORMED_WITHIN_S)
     rejoined = time.monotonic() - ended_at
+    deaths = max(deaths, deaths_logged(everyone) - logged_before)
     assert submitting is not None
     jobs.append(await submitting)
     await workload.ended(everyone[0], jobs[-1], 120.0)

@@ -1,14 +1,15 @@
 """Nemesis: rounds of random faults over running jobs on five real nodes; after each, everybody must agree again.
 
-A round: three jobs are handed in at random nodes; once tasks of them run, two or three different faults begin within a
-second of each other and overlap for one to four seconds, and a fourth job is handed in among them, which counts if it
-was accepted. Faults: daemons killed, stopped, frozen or with a blocked event loop, engines and solvers killed or hung,
-hosts cut off, cut one way, split or losing 20 % of their frames, a full disk, clocks that jump, all killed at once
-(scripts/faults.py). Then all is mended; within 90 s the mesh must be whole, every job completed on every node, and the
-nodes agree: as many facts, the same jobs, the same results. A round that does not is `ledgers_diverged` or `jobs_lost`,
-and what its daemons logged is kept. `duplicated_pct`: assignments of tasks beyond the first of each, hedged copies and
-lost work included, in per cent of all tasks. After the last round all nodes are killed and started again, and must
-agree on every job of all rounds.
+A round: three jobs are handed in at random nodes; once a task of each runs (or it has ended: `jobs_ended_early`), two
+or three different faults begin within a second of each other and overlap for one to four seconds, and a fourth job is
+handed in among them, which counts if it was accepted. Faults: daemons killed, stopped, frozen or with a blocked event
+loop, engines and solvers killed or hung, hosts cut off, cut one way, split or losing 20 % of their frames, a full disk,
+clocks that jump, all killed at once (scripts/faults.py). Then all is mended; within 90 s the mesh must be whole, every
+job completed on every node, and the nodes agree: the same facts (`facts_digest` of their status), jobs and results.
+`jobs_lost`: jobs that did not complete, also where they ended failed or cancelled: no job here may. `ledgers_diverged`:
+rounds without agreement. What the daemons of such a round logged is kept. `duplicated_pct`: assignments of tasks beyond
+the first of each, hedged copies and lost work included, in per cent of all tasks. After the last round all nodes are
+killed and started again, and must agree on every job of all rounds.
 
 200 rounds take about half an hour; KITH_BENCH_ROUNDS and KITH_BENCH_SEED choose others. The faults follow from the
 seed, what they meet does not: a failing round is a story to read, not one to replay.
@@ -46,7 +47,7 @@ SUBMIT_WITHIN_S = 15.0
 class Tally:
     def __init__(self) -> None:
         self.lost: set[workload.Job] = set()
-        self.failed: set[workload.Job] = set()
+        self.ended_early = 0
         self.diverged = 0
         self.jobs: list[workload.Job] = []
         self.tasks = 0
@@ -67,10 +68,10 @@ def figures() -> dict[str, float]:
         "jobs_lost": len(tally.lost),
         "ledgers_diverged": tally.diverged,
         "duplicated_pct": round(100 * (tally.assignments - tally.tasks) / max(1, tally.tasks), 1),
-        "jobs_failed": len(tally.failed),
         "converged_s_p50": round(statistics.median(tally.converged_s), 2) if tally.converged_s else 0.0,
         "converged_s_max": round(max(tally.converged_s), 2) if tally.converged_s else 0.0,
         "jobs": len(tally.jobs),
+        "jobs_ended_early": tally.ended_early,
         "tasks": tally.tasks,
         "faults": tally.faults,
         "rounds": ROUNDS,
@@ -86,8 +87,7 @@ async def _rounds(lan: Lan, tally: Tally) -> None:
         source = random.Random(f"{SEED}-{number}")
         drawn = faults.draw(lan, source, source.choice((2, 2, 3)))
         tally.faults += len(drawn)
-        jobs = await _hand_in(everyone, number, source)
-        tally.jobs += jobs
+        jobs = await _hand_in(everyone, number, source, tally)
         during = asyncio.create_task(_hand_in_amid(source.choice(everyone), number))
         await _break(lan, drawn, source)
         if (job := await during) is not None:
@@ -103,8 +103,8 @@ async def _rounds(lan: Lan, tally: Tally) -> None:
     await _restart_all(lan, everyone, tally)
 
 
-async def _hand_in(everyone: Sequence[Daemon], number: int, source: random.Random) -> list[workload.Job]:
-    """Three jobs at random nodes, of which one has tasks that run."""
+async def _hand_in(everyone: Sequence[Daemon], number: int, source: random.Random, tally: Tally) -> list[workload.Job]:
+    """Three jobs at random nodes, each with a task that runs, or ended before the last of them began."""
     submitters = [source.choice(everyone) for _ in range(JOBS)]
     jobs = await asyncio.gather(
         *(
@@ -112,8 +112,14 @@ async def _hand_in(everyone: Sequence[Daemon], number: int, source: random.Rando
             for one, letter in zip(submitters, "abc", strict=True)
         )
     )
-    await workload.under_way(submitters[0], jobs[0], done=0)
-    return list(jobs)
+    tally.jobs += jobs
+
+    async def run() -> list[bool]:
+        return await asyncio.gather(*(workload.begun(*each) for each in zip(submitters, jobs, strict=True)))
+
+    await run()
+    tally.ended_early += (await run()).count(False)  # the first may be done before the last begins
+    return jobs
 
 
 async def _hand_in_amid(daemon: Daemon, number: int) -> workload.Job | None:
@@ -149,10 +155,7 @@ async def _judge(lan: Lan, everyone: Sequence[Daemon], jobs: list[workload.Job],
         await asyncio.gather(*(one.ready(CONVERGED_WITHIN_S) for one in everyone))
         await formed(everyone, CONVERGED_WITHIN_S)
         left = await workload.not_completed(everyone, jobs, CONVERGED_WITHIN_S)
-        if left:
-            failed = [job for job in jobs if any(f"{job.hex()[:12]} is JOB_STATE_FAILED" in one for one in left)]
-            tally.failed |= set(failed)
-            tally.lost |= {job for job in jobs if job not in failed and any(job.hex()[:12] in one for one in left)}
+        tally.lost |= left.keys()
         await workload.agreed(everyone, [job for job in jobs if job not in tally.lost], CONVERGED_WITHIN_S)
         tally.converged_s.append(time.monotonic() - began)
         for job in jobs:
@@ -163,7 +166,7 @@ async def _judge(lan: Lan, everyone: Sequence[Daemon], jobs: list[workload.Job],
         tally.diverged += 1
         faults.mend_all(lan)
         return f"DIVERGED: {error!r}"
-    return "; ".join(left)
+    return "; ".join(left.values())
 
 
 async def _restart_all(lan: Lan, everyone: Sequence[Daemon], tally: Tally) -> None:
@@ -172,14 +175,15 @@ async def _restart_all(lan: Lan, everyone: Sequence[Daemon], tally: Tally) -> No
         daemon.kill()
     lan.start()
     await workload.up(everyone, CONVERGED_WITHIN_S)
-    left = await workload.not_completed(everyone, [job for job in tally.jobs if job not in tally.failed], 60.0)
-    tally.lost |= {job for job in tally.jobs if any(job.hex()[:12] in one for one in left)}
+    left = await workload.not_completed(everyone, [job for job in tally.jobs if job not in tally.lost], 60.0)
+    tally.lost |= left.keys()
+    wrong = list(left.values())
     try:
         await workload.agreed(everyone, [job for job in tally.jobs if job not in tally.lost], CONVERGED_WITHIN_S)
     except NotInTime as error:
         tally.diverged += 1
-        left.append(f"DIVERGED: {error!r}")
-    print("  all restarted" + "".join(f"; {one}" for one in left), file=sys.stderr, flush=True)
+        wrong.append(f"DIVERGED: {error!r}")
+    print("  all restarted" + "".join(f"; {one}" for one in wrong), file=sys.stderr, flush=True)
 
 
 def _keep_logs(lan: Lan, number: int) -> Path:

@@ -7,9 +7,12 @@ memory of each process, open files and threads of the daemon, and the bytes of t
 A node remembers what it did last: facts of closed jobs up to a limit, words, recent places. All of that is bounded, and
 grows until its bound is reached. So the run begins with a warm-up of large jobs, one after the other, until each limit
 is passed on both nodes; only what is seen after it counts. Growth is the slope of a straight line, of the worse of the
-two nodes, per hour and per job. Closed jobs are remembered for a year, so a job costs something; nothing else may grow.
-`daemon` and `engine` are judged apart; the solver runs on the leader only and comes and goes with it, so of it the
-largest size is told. `jobs_lost`: accepted jobs that are not completed, or not remembered by a node.
+two nodes, per hour (`daemon_mb_growth_per_h`, `files_mb_growth_per_h` and so on) and per job (`daemon_kb_per_job`).
+Jobs come at a steady pace, so these are two views of one growth: which part is of the jobs and which of time, one run
+can not tell. Closed jobs are remembered for a year, so daemon and files grow with them; `engine`, `open_files` and
+`threads` must be flat. `daemon` and `engine` are judged apart; the solver runs on the leader only and comes and goes
+with it, so of it the largest size is told. `jobs_lost`: accepted jobs that are not completed, or not remembered by a
+node.
 
 KITH_BENCH_MINUTES, _JOB_EVERY_MS and _TOKENS_PER_S choose another length and pace. The warm-up takes half at most:
 where it is cut short, some limits are not reached, and what still grows towards them is counted.
@@ -101,7 +104,7 @@ async def _soak(lan: Lan) -> dict[str, float]:
         faults.mend_all(lan)
     await workload.up(everyone)
     lost = await workload.not_completed(everyone, jobs, CONVERGED_WITHIN_S)
-    for one in lost:
+    for one in lost.values():
         print(f"  {one}", file=sys.stderr)
     return grown(list(looks.values())) | {
         "jobs_lost": len(lost),

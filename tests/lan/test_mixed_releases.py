@@ -9,11 +9,9 @@ from scripts.daemons import Daemon, until
 from scripts.lan_hosts import Lan
 from scripts.workload import agreed, completed, submit, under_way, up
 from tests.lan.conftest import LanFactory
-from tests.lan.releases import unpacked
+from tests.lan.releases import PREVIOUS, unpacked
 
 pytestmark = [pytest.mark.lan, pytest.mark.slow, pytest.mark.timeout(300)]
-
-PREVIOUS = "0.4.0"
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,14 @@ def test_it_is_told_in_order_and_in_words() -> None:
     assert story(b"?" * 32, a_life()) == []
 
 
+def test_why_a_round_was_made_is_told() -> None:
+    record = facts_pb2.AssignmentRecord(task_index=0, agent=AGENT)
+    why = "no progress for 4 s on cccccccc"
+    hedge = facts_pb2.JobAssigned(job_id=JOBS[0], round=5, method="hedge", method_reason=why, assignments=[record])
+    [event] = story(JOBS[0], [Author().say("job_assigned", hedge, 1 << 16)])
+    assert event.text == f"round 5 by hedge ({why}): task 0 to cccccccc/default"
+
+
 @given(st.randoms(use_true_random=False))
 def test_every_node_tells_the_same(shuffler: random.Random) -> None:
     facts = a_life() * 2

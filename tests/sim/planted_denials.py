@@ -26,9 +26,12 @@ def a_denied_leaders_token_is_obeyed(patch: Patch) -> None:
     patch(Intake, "denied", lambda *_: None)
 
 
-@bug("of them count", 120)
+@bug("of them count", 40, first=61)
 def the_greatest_limit_counts(patch: Patch) -> None:
-    """Of two denials of one node the one that spares more."""
+    """Of two denials of one node the one that spares more.
+
+    Rare: of the seeds 1 to 120 three show it: 67, 83 and 112.
+    """
 
     def most(lists: Sequence[dict[Any, Any]]) -> dict[Any, Any]:
         names = {name for ends in lists for name in ends}

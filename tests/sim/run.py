@@ -21,6 +21,8 @@ from tests.sim.world import World
 
 #: Worlds at a time where nothing else is said: one a core.
 PROCESSES = os.cpu_count() or 1
+#: The tests run worlds of at most so many nodes: larger ones take minutes each, and `scripts/bench sim` has them.
+NODES_MAX = 200
 #: A large world keeps millions of objects: looking through them for cycles at the usual pace costs a tenth of the time.
 COLLECTED_AFTER = (50_000, 20, 100)
 
