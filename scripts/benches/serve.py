@@ -15,8 +15,8 @@
   - Routing (`routed_…`): the product's router in virtual time, over four simulated engines with set rates and a prefix
     cache; dialogues that grow, and three ways to choose: by costs, the engine with the fewest requests, any. Where all
     caches fit (`fit`) and where they overflow (`overflow`): mean seconds to the first token (`ttft_s`) and the part of
-    a prompt that was cached, of KITH_BENCH_ROUTING seeds the median, the least and the most; and in how many seeds a way
-    had the least seconds (`quickest`). Two seconds a seed.
+    a prompt that was cached, of KITH_BENCH_ROUTING seeds the median, the least and the most; and in how many seeds a
+    way had the least seconds (`quickest`). Two seconds a seed.
 
 KITH_BENCH_PAIRS, KITH_BENCH_DEATHS, KITH_BENCH_KV_ROUNDS, KITH_BENCH_ROUTING: how many; 0 leaves the part out.
 KITH_BENCH_TOKENS: of one answer of a pair.

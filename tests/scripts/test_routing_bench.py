@@ -1,7 +1,6 @@
 """The simulated routing is the same each time, takes no real time, and shows what a choice is worth."""
 
 import asyncio
-import time
 
 import pytest
 
@@ -23,11 +22,9 @@ def test_time_passes_when_everybody_waits() -> None:
                 await asyncio.Event().wait()
         return order
 
-    began = time.monotonic()
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         assert runner.run(wait()) == ["first", "early", "late"]
         assert runner.get_loop().time() == pytest.approx(4e6)
-    assert time.monotonic() - began < 4e6
 
 
 def test_waiting_for_nothing_fails() -> None:
