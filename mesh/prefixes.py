@@ -30,8 +30,12 @@ AGENTS_MAX = 1024
 NEWEST = 0.2
 
 
+#: Name of what follows the last block that is looked at: nobody is known to hold it.
+REST = b""
+
+
 class Block(NamedTuple):
-    name: bytes  # hash of all text up to its end
+    name: bytes  # hash of all text up to its end, or REST
     characters: int
 
 
@@ -44,18 +48,19 @@ class _Known:
 
 
 def blocks_of(parts: Iterable[str]) -> list[Block]:
-    """The names of a prompt's blocks, in order. `parts`: its messages, each with its role."""
+    """A prompt's blocks, in order, with all its characters. `parts`: its messages, each with its role."""
     blocks: list[Block] = []
-    digest = b""
+    digest, rest = b"", 0
     for part in parts:
         for start in range(0, max(1, len(part)), BLOCK_CHARACTERS):
             if len(blocks) == BLOCKS_OF_ONE_MAX:
-                return blocks
+                rest += len(part) - start
+                break
             piece = part[start : start + BLOCK_CHARACTERS]
             content = digest + piece.encode("utf-8", "surrogatepass")
             digest = hashlib.blake2b(content, digest_size=16).digest()
             blocks.append(Block(digest, len(piece)))
-    return blocks
+    return [*blocks, Block(REST, rest)] if rest else blocks
 
 
 class Prefixes:
@@ -84,6 +89,8 @@ class Prefixes:
         known = self._known(agent)
         known.sent_tokens += tokens
         for block in blocks:
+            if block.name == REST:
+                break
             holders = self._holders.setdefault(block.name, {})
             self._holders.move_to_end(block.name)
             holders.pop(agent, None)
@@ -102,6 +109,7 @@ class Prefixes:
 
     def validate(self) -> None:
         assert len(self._holders) <= self._blocks_max
+        assert REST not in self._holders
         assert len(self._agents) <= AGENTS_MAX
         assert all(len(holders) <= HOLDERS_MAX for holders in self._holders.values())
         assert all(0.0 <= known.trust <= 1.0 for known in self._agents.values())

@@ -28,7 +28,7 @@ class NodeConfig:
     engine_key_env: str = "OPENAI_API_KEY"  # openai: name of the environment variable that holds the key
     slots: int = 1
     ctx: int = 0  # tokens per slot; 0: the model's own, at most 4096
-    threads: int = 0  # 0: the cores of this machine
+    threads: int = 0  # 0: the cores this node may use, shared with other engines
     adapters: tuple[str, ...] = ()  # NAME=PATH of LoRA adapters in GGUF, loaded with the model
     gpu_layers: int = 0
     kv_cache: str = "auto"  # llama: split, each slot has cells of its own; unified, all share; auto, as the work is

@@ -26,6 +26,7 @@ from node.abilities import LLAMA_ABILITIES
 from node.config import NodeConfig
 from node.engine.api import Engine
 from node.engine.process import EngineProcess
+from node.engine.threads import cores
 from node.errors import ExitCode, KithError
 from node.logs import log
 from node.waited import answered, generated, too_late
@@ -377,4 +378,4 @@ def engine_config(config: NodeConfig) -> NodeConfig:
     """Settings of one of the node's engines: several share the cores, because they may run at the same time."""
     if config.threads or not config.more_models:
         return config
-    return dataclasses.replace(config, threads=max(1, (os.cpu_count() or 1) // (1 + len(config.more_models))))
+    return dataclasses.replace(config, threads=max(1, cores() // (1 + len(config.more_models))))

@@ -10,7 +10,6 @@ removed at the end, however the end comes. With --json the last line is one JSON
 import argparse
 import asyncio
 import json
-import os
 import shutil
 import signal
 import sys
@@ -26,6 +25,7 @@ from node.cli.as_json import STATE_OF_JOB
 from node.cli.verdict import print_result
 from node.documents import Document, document_from_bytes, read_document
 from node.engine.installed import default_engine
+from node.engine.threads import cores
 from node.errors import ExitCode, KithError
 from node.models import DEFAULT_NAME, ensure_default_model
 from scripts.daemons import ROOT, Daemon, NotInTime, end_all, formed, until
@@ -118,7 +118,7 @@ class Demo:
         return leader
 
     def _start(self, model: Path, more: list[str], only: str | tuple[str, ...] = NAMES) -> None:
-        threads = max(1, (os.cpu_count() or 1) // len(NAMES))
+        threads = max(1, cores() // len(NAMES))
         options = [
             "--listen",
             "127.0.0.1:0",

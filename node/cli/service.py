@@ -62,7 +62,7 @@ def up(
     engine_url: Annotated[str | None, typer.Option("--engine-url", metavar="URL", help="Base URL for openai.")] = None,
     slots: Annotated[int | None, typer.Option("--slots", help="Requests served at the same time.")] = None,
     ctx_tokens: Annotated[int | None, typer.Option("--ctx", help="Context of a slot, tokens.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="Threads of the engine; 0 is all cores.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads of the engine; 0 shares the cores.")] = None,
     gpu_layers: Annotated[int | None, typer.Option("--gpu-layers", help="Layers on the GPU; -1 is all.")] = None,
     http: Annotated[
         str | None,

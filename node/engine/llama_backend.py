@@ -24,8 +24,7 @@ from node.engine.llama_loop import BATCH_TOKENS, FatalDecodeError, LlamaLoop
 from node.engine.llama_requests import LlamaRequests
 from node.engine.llama_work import Work
 from node.engine.template import ChatTemplate
-from node.engine.threads import choose as choose_threads
-from node.engine.threads import cores, other_engines
+from node.engine.threads import take as take_threads
 from node.errors import KithError
 
 #: Rows of the first batch: enough for the kernels that work on many rows.
@@ -50,9 +49,7 @@ class LlamaBackend:
         path = Path(command.path)
         header = gguf.read_header(path)
         llama.start(warn=_warn)
-        threads, warning = choose_threads(command.threads, cores(), other_engines())
-        if warning:
-            _warn(warning)
+        threads = take_threads(command.threads)
         slots = command.slots or 1
         self._model = model = llama.Model(path, command.gpu_layers, command.plain_kernels)
         wanted = command.context_tokens or min(model.trained_context_tokens, gguf.CONTEXT_TOKENS_DEFAULT)

@@ -29,7 +29,7 @@ from node.engine.hosted.client import HttpClient
 from node.engine.hosted.probe import Found, explore
 from node.engine.hosted.serving import Serving
 from node.engine.openai import context_of, loaded_of
-from node.engine.threads import cores
+from node.engine.threads import take as take_threads
 from node.errors import ExitCode, KithError
 
 #: Tokens of one step, and so of the longest text that embeddings are made of.
@@ -60,11 +60,11 @@ class XllamacppBackend(Serving):
         slots = max(1, command.slots)
         trained = header.context_tokens or gguf.CONTEXT_TOKENS_DEFAULT
         wanted = command.context_tokens or min(trained, gguf.CONTEXT_TOKENS_DEFAULT)
-        threads = command.threads or cores()
+        library = import_library()
+        threads = take_threads(command.threads)  # after the library: of two that start at once, each sees the other
         path = _new_folder() / _SOCKET
         at_end.append(lambda: shutil.rmtree(path.parent, ignore_errors=True))
         key = secrets.token_urlsafe(32)
-        library = import_library()
         self._server = start_server(library, command, wanted, slots, threads, str(path), key)
         self._client = HttpClient("http://engine/v1", key, "", slots + CONNECTIONS_MORE, str(path))
         found: Found = self.run(explore(self._client, ""))

@@ -1,5 +1,6 @@
 """Who holds a prompt's beginning follows from what was sent where, and from what the agents say of it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +29,27 @@ def test_more_text_changes_no_block_before_it(parts: list[str], more: str) -> No
 
 
 def test_a_prompt_without_end_has_an_end_here() -> None:
-    assert len(blocks_of(["x" * 10_000_000])) == BLOCKS_OF_ONE_MAX
+    blocks = blocks_of(["x" * 10_000_000, "y" * 7])
+    assert len(blocks) == BLOCKS_OF_ONE_MAX + 1
+    assert blocks[-1].characters == 10_000_007 - BLOCKS_OF_ONE_MAX * BLOCK_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    ("beginning", "rest"),
+    [
+        (["x" * BLOCK_CHARACTERS * BLOCKS_OF_ONE_MAX], ["y" * 3 * BLOCK_CHARACTERS * BLOCKS_OF_ONE_MAX]),
+        (["x" * 10] * BLOCKS_OF_ONE_MAX, ["y" * 30 * BLOCKS_OF_ONE_MAX]),
+        (["x" * 10] * BLOCKS_OF_ONE_MAX, ["y" * 10] * 3 * BLOCKS_OF_ONE_MAX),
+    ],
+)
+def test_who_holds_the_beginning_of_a_long_prompt_does_not_hold_all(beginning: list[str], rest: list[str]) -> None:
+    known = Prefixes()
+    known.sent(blocks_of(beginning), "a", 200)
+    assert known.expected(blocks_of(beginning), "a", 0) == 1.0
+    assert known.expected(blocks_of([*beginning, *rest]), "a", 0) == 0.25
+    # Nor does who was sent another long one: what follows the beginning has no name.
+    known.sent(blocks_of([*beginning, "z" * 1000]), "a", 200)
+    assert known.expected(blocks_of([*beginning, *rest]), "a", 0) == 0.25
 
 
 def test_who_was_sent_a_prompt_holds_its_beginning() -> None:

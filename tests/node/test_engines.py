@@ -1,6 +1,7 @@
 """Several engines in one node, as real processes: loaded on demand, unloaded when another needs the room."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from node import gguf
 from node.abilities import LLAMA_ABILITIES
 from node.config import NodeConfig
 from node.engine.process import EngineProcess
-from node.engines import FIRST, Engines, Further, agent_profile, planned
+from node.engines import FIRST, Engines, Further, agent_profile, engine_config, planned
 from node.errors import KithError
 from tests.node.engine.engines import running
 from tests.node.engine.gguf_files import sample
@@ -260,3 +261,13 @@ async def test_what_is_planned_of_a_model_is_what_loading_it_gives(model_path: P
     assert set(promised.abilities) == set(loaded.abilities) - {"kv"}, "which no header tells"
     for name in ("model", "slots", "context_tokens", "quantization", "vocabulary_size", "architecture", "licence"):
         assert getattr(promised, name) == getattr(loaded, name), name
+
+
+def test_engines_of_a_node_share_the_cores_that_it_may_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not those of the machine: a container often gets fewer."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 6, 7, 8, 9, 10}, raising=False)
+    config = NodeConfig(data_dir=tmp_path, more_models=("b", "c"))
+    assert engine_config(config).threads == 2
+    assert engine_config(NodeConfig(data_dir=tmp_path, more_models=("b",), threads=5)).threads == 5
+    assert engine_config(NodeConfig(data_dir=tmp_path)).threads == 0

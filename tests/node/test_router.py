@@ -7,11 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from mesh.prefixes import blocks_of
+from mesh.prefixes import BLOCK_CHARACTERS, BLOCKS_OF_ONE_MAX, blocks_of
 from mesh.wire import common_pb2, engine_pb2, facts_pb2, membership_pb2
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
 from node.kv_moves import Brought
+from node.route import CHARACTERS_PER_TOKEN
 from node.router import HEDGES_BURST, Router
 
 ME, ONE, TWO = ("a" * 32, "b" * 32, "c" * 32)
@@ -249,6 +250,18 @@ async def test_the_holder_is_asked_before_this_nodes_engine_reads() -> None:
     assert await said(world, chat(LONG)) == "yes"
     assert world.brought[0][0] == ONE
     assert world.brought[1] == ("told", 0), "the engine found nothing in its cache"
+
+
+def test_no_more_kv_is_expected_than_the_beginning_that_is_known() -> None:
+    world = World()
+    kv = {"abilities": ["chat", "kv"], "kv_layout": "f16", "model_sha256": bytes(32), "context_tokens": 1 << 20}
+    world.agent(ME, **kv)
+    world.agent(ONE, **kv)
+    known = "x" * (BLOCK_CHARACTERS * BLOCKS_OF_ONE_MAX - len("user\0"))
+    world.router.prefixes.sent(blocks_of([f"user\0{known}"]), ONE + "/default", 20_000)
+    route = world.router.choose(chat(known + "y" * 3 * len(known)), node=ME)
+    assert route.kv_holder == ONE
+    assert route.kv_tokens == pytest.approx(len(known) / CHARACTERS_PER_TOKEN, rel=0.01)
 
 
 def test_a_node_that_is_named_takes_kv_from_others() -> None:

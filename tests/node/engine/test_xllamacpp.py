@@ -12,6 +12,7 @@ import pytest
 
 from mesh.wire import engine_pb2
 from node.engine import xllamacpp
+from node.engine.threads import cores
 from node.errors import KithError
 from tests.node.engine.engines import answer, ask, idle, running
 from tests.node.engine.gguf_files import sample
@@ -49,6 +50,16 @@ async def test_profile_says_what_it_can_and_nothing_is_open_to_others(model_path
             assert limits["Max data size"] != "unlimited"
             assert limits["Max core file size"] == "0"
     assert not modes_in(place)
+
+
+@pytest.mark.model
+async def test_cores_are_shared_with_other_engines(model_path: Path, place: Path) -> None:
+    """With this process at the least: it has the library as well."""
+    async with running(model_path, engine="xllamacpp", ctx=256, threads=0) as watched:
+        loaded = watched.engine.loaded
+        assert loaded is not None
+        assert 1 <= loaded.threads <= max(1, cores() // 2)
+        assert any(f"--threads {loaded.threads}" in line for line in watched.lines)
 
 
 def modes_in(folder: Path) -> list[int]:
