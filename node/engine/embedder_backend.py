@@ -17,7 +17,7 @@ from node.engine import llama
 from node.engine.backend import Outbox, Request, embeds_only, unsupported
 from node.engine.embed_turns import EmbedTurns
 from node.engine.embedding import EmbedCalibration, Embedder, VectorWork, embed_work
-from node.engine.llama_opening import opened, start_loop
+from node.engine.llama_opening import opened, start_loop, warn
 from node.errors import KithError
 
 #: Requests that may wait. Threat: a queue without end, where every answer comes too late.
@@ -42,6 +42,8 @@ class EmbedderBackend:
         self._model = file.model
         context_tokens = gguf.slot_tokens(file.header, command.context_tokens)
         self._embedder = Embedder(file.model, context_tokens, file.threads, file.header.vector_pooling())
+        if command.adapters:
+            warn(f"{file.path.name} makes vectors: the LoRA adapters are for models that write, and left out")
         _warm_up(self._embedder)
         start_loop(self._loop.run)
         loaded = file.loaded(context_tokens, max(1, command.slots))
