@@ -16,9 +16,13 @@ A request goes only to agents that have all it needs; a sampling parameter is no
 from collections.abc import Iterable
 
 from mesh.wire import engine_pb2
+from node.gguf import GgufHeader
 
-#: Of the llama back end, whatever the model; "tools" and "kv" depend on it.
-LLAMA_ABILITIES = ("generate", "chat", "score", "embed", "grammar", "logprobs", "continue", "continue_form")
+_WRITING = ("generate", "chat", "score", "embed", "grammar", "logprobs", "continue")
+#: Of each engine that loads a file which can write, whatever it is; "tools" and "kv" depend on the file.
+FILE_ABILITIES = {"llama": (*_WRITING, "continue_form"), "xllamacpp": (*_WRITING, "json_schema")}
+#: Of any of them with a file that is made for vectors.
+EMBEDDER_ABILITIES = ("embed",)
 
 #: Abilities that come with another one.
 _IMPLIED = {"grammar": frozenset({"json_schema"})}
@@ -39,6 +43,13 @@ def needed(request: engine_pb2.GenerateRequest) -> frozenset[str]:
         "grammar": bool(request.grammar),
     }
     return frozenset(name for name, is_wanted in wanted.items() if is_wanted)
+
+
+def of_file(engine: str, header: GgufHeader) -> tuple[str, ...]:
+    """What an engine will offer with this file, as far as the header tells."""
+    if header.embeds_only:
+        return EMBEDDER_ABILITIES
+    return (*FILE_ABILITIES[engine], *(["tools"] if "tools" in header.chat_template else []))
 
 
 def offered(abilities: Iterable[str]) -> frozenset[str]:

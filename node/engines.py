@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mesh.wire import engine_pb2, facts_pb2
 from node import gguf
-from node.abilities import LLAMA_ABILITIES
+from node.abilities import of_file
 from node.config import NodeConfig
 from node.engine.api import Engine
 from node.engine.process import EngineProcess
@@ -322,7 +322,9 @@ def _not_ready(one: Further, why: str, remedy: str = "Look at `kith logs`.") -> 
 
 
 def planned(path: Path, header: gguf.GgufHeader, config: NodeConfig) -> engine_pb2.EngineLoaded:
-    """What loading the file will give, as far as its header tells."""
+    """What loading the file will give, as far as its header tells. Raises `KithError` (`bad-model`)."""
+    header.vector_pooling()  # one that only ranks is of no use to anybody
+    takes_adapters = config.engine == "llama" and not header.embeds_only
     return engine_pb2.EngineLoaded(
         model=path.stem,
         parameters=header.parameters,
@@ -330,8 +332,8 @@ def planned(path: Path, header: gguf.GgufHeader, config: NodeConfig) -> engine_p
         quantization=header.quantization,
         context_tokens=gguf.slot_tokens(header, config.ctx),
         slots=config.slots,
-        abilities=[*LLAMA_ABILITIES, *(["tools"] if "tools" in header.chat_template else [])],
-        adapters=[text.partition("=")[0] for text in config.adapters],
+        abilities=of_file(config.engine, header),
+        adapters=[text.partition("=")[0] for text in config.adapters] if takes_adapters else [],
         licence=header.licence,
         architecture=header.architecture,
         vocabulary_size=header.vocabulary_size,

@@ -7,7 +7,8 @@ SIGBUS in the daemon.
 
 Not guaranteed: that the tensors make a working model; only llama.cpp can tell, in the engine's process.
 
-Source: the GGUF specification in ggml/docs/gguf.md; block sizes from ggml's type traits.
+Source: the GGUF specification in ggml/docs/gguf.md; block sizes from ggml's type traits; llama.cpp's
+`enum llama_pooling_type`.
 """
 
 import hashlib
@@ -22,6 +23,12 @@ from node.errors import ExitCode, KithError
 
 #: Tokens of a slot where the user gives no --ctx and the model allows it.
 CONTEXT_TOKENS_DEFAULT = 4096
+#: Tokens of one text that a vector is made of, at most; it has to fit in one batch. Threat: a batch needs half a
+#: megabyte a token in buffers.
+TEXT_TOKENS_MAX = 512
+
+#: How the vectors of a text's tokens become one: `{architecture}.pooling_type`.
+POOLING_UNNAMED, POOLING_NONE, POOLING_MEAN, POOLING_FIRST, POOLING_LAST, POOLING_RANK = range(-1, 5)
 
 KEYS_MAX = 65_536
 TENSORS_MAX = 65_536
@@ -88,6 +95,26 @@ class GgufHeader:
     kv_bytes_per_token: int  # at 16 bits a value; 0: unknown
     kind: str = ""  # "model", "adapter", …
     adapter: str = ""  # "lora"
+    pooling: int = POOLING_UNNAMED
+    causal: bool = True  # each token attends to those before it only, as writing needs
+
+    @property
+    def embeds_only(self) -> bool:
+        """Made for vectors of texts: what it would write is noise."""
+        return self.pooling not in (POOLING_UNNAMED, POOLING_NONE) or not self.causal
+
+    def vector_pooling(self) -> int:
+        """How every engine pools a text's vectors: as the header names it; by the mean where it names nothing.
+
+        Raises `KithError` (`bad-model`) for a model whose result is no vector of a text.
+        """
+        if self.pooling in (POOLING_UNNAMED, POOLING_NONE):
+            return POOLING_MEAN
+        if self.pooling in (POOLING_MEAN, POOLING_FIRST, POOLING_LAST):
+            return self.pooling
+        what = "ranks texts" if self.pooling == POOLING_RANK else f"has the unknown pooling type {self.pooling}"
+        remedy = "Take one that writes or one that embeds; `kith model advise` names some."
+        raise KithError("bad-model", f"the model {what}, which no engine here can use", remedy, ExitCode.BAD_INPUT)
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -134,8 +161,10 @@ def check_memory(header: GgufHeader, context_tokens: int, slots: int, available_
 
 
 def slot_tokens(header: GgufHeader, context_tokens: int) -> int:
-    """Context of a slot; `context_tokens` 0: the default."""
-    return context_tokens or min(header.context_tokens or CONTEXT_TOKENS_DEFAULT, CONTEXT_TOKENS_DEFAULT)
+    """Context of a slot; `context_tokens` 0: the default. Of a model made for vectors: the longest text."""
+    most = TEXT_TOKENS_MAX if header.embeds_only else CONTEXT_TOKENS_DEFAULT
+    default = min(header.context_tokens or most, most)
+    return min(context_tokens or default, default) if header.embeds_only else context_tokens or default
 
 
 def needed_bytes(header: GgufHeader, context_tokens: int, slots: int) -> int:
@@ -251,6 +280,8 @@ class _Reader:
             kv_bytes_per_token=_kv_bytes_per_token(values, architecture),
             kind=_text(values, "general.type"),
             adapter=_text(values, "adapter.type"),
+            pooling=_whole(values, f"{architecture}.pooling_type", POOLING_UNNAMED),
+            causal=values.get(f"{architecture}.attention.causal", True) is not False,
         )
 
     def _tensor(self) -> tuple[int, int, str, int]:

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from mesh.wire import common_pb2, engine_pb2
 from node.engine import frames
@@ -21,6 +21,9 @@ REQUESTS_MAX = 256
 
 #: What an orderly end of the process still has to do: milliseconds of work, such as removing a socket.
 at_end: list[Callable[[], None]] = []
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Outbox:
@@ -120,6 +123,29 @@ def broke(error: BaseException) -> KithError:
     print(f"{type(error).__name__} at\n{frames_text}", file=sys.stderr, flush=True)
     what = f"the engine process failed inside ({type(error).__name__})"
     return KithError("engine-failed", what, "The node's log says where; please report it.")
+
+
+class Failing(Protocol):
+    """What can end without an answer."""
+
+    def fail(self, error: KithError) -> None: ...
+
+
+def guarded(work: Failing, what: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Call what is the work's own; an error ends the work, and nothing else. None then."""
+    try:
+        return what(*args, **kwargs)
+    except KithError as error:
+        work.fail(error)
+    except Exception as error:
+        work.fail(broke(error))
+    return None
+
+
+def embeds_only(what: str) -> KithError:
+    """What a model that is made for vectors can not do, whatever the back end."""
+    message = f"this model makes vectors of texts; it can not {what}"
+    return KithError("agent-refused", message, "Name a model that writes.", ExitCode.BAD_INPUT)
 
 
 def unsupported(backend: str, what: str) -> KithError:

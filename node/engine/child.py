@@ -23,8 +23,10 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 
 from mesh.wire import engine_pb2
+from node import gguf
 from node.engine import frames
 from node.engine.backend import REQUESTS_MAX, Backend, Outbox, Request, at_end, broke, cancelled
 from node.engine.installed import installed
@@ -74,12 +76,17 @@ def _lower(what: int, limit: int) -> None:
     resource.setrlimit(what, (most, most))
 
 
-def make_backend(name: str, outbox: Outbox) -> Backend:
+def make_backend(load: engine_pb2.LoadModel, outbox: Outbox) -> Backend:
     """Imports only what this back end needs."""
+    name = load.backend
     if not installed(name):
         remedy = "kith doctor says what to install."
         raise KithError("engine-failed", f"the library of the engine {name} is not installed", remedy)
     if name == "llama":
+        if gguf.read_header(Path(load.path)).embeds_only:
+            from node.engine.embedder_backend import EmbedderBackend
+
+            return EmbedderBackend(outbox)
         from node.engine.llama_backend import LlamaBackend
 
         return LlamaBackend(outbox)
@@ -161,7 +168,7 @@ class _Child:
             if load.memory_limit_bytes:
                 # Private memory, not the mapped model file. Allocations beyond it fail, which ends the process.
                 _lower(resource.RLIMIT_DATA, load.memory_limit_bytes)
-            backend = make_backend(load.backend, self._outbox)
+            backend = make_backend(load, self._outbox)
             loaded = backend.load(load)
             self._backend = backend
             request.answer(engine_pb2.EngineEvent(loaded=loaded))

@@ -1,39 +1,42 @@
-"""Texts to vectors, with the model that also writes: a second context on the same weights, made when first needed.
+"""Texts to vectors: by a model made for it, or by one that also writes, in a second context on the same weights.
 
-Pooling is the model's own where its file names one, else the mean over the tokens; vectors have length 1. Texts share
-batches, each a sequence of its own. It runs on the loop's thread, a batch a step, beside what is being written: two
-contexts that compute at once would fight for the cores.
+The context is made when first needed. Pooling is the model's own where its file names one, else the mean over the
+tokens; vectors have length 1. Texts share batches, each a sequence of its own. It runs on the loop's thread, a batch a
+step, beside what is being written: two contexts that compute at once would fight for the cores.
 
 Not guaranteed: good vectors from a model that was made to write; they order similar texts, no more.
 """
 
 import ctypes
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from statistics import median
 
 import numpy as np
 
 from mesh.wire import common_pb2, engine_pb2
+from node import gguf
 from node.engine import llama
 from node.engine.backend import Request, cancelled
 from node.errors import ExitCode, KithError
 
-#: Tokens of one text, at most; it has to fit in one batch. Threat: a batch needs half a megabyte a token in buffers.
-TEXT_TOKENS_MAX = 512
 #: Tokens of a batch that more texts are put into: what is being written waits for it.
 BATCH_TOKENS = 128
 TEXTS_AT_ONCE = 16
-
-_MEAN = 1  # enum llama_pooling_type
-_OWN = ("1", "2", "3")  # mean, first token, last token
+#: Of all vectors of one answer, which is one message between nodes. Threat: one that no frame holds ends the engine.
+REPLY_BYTES_MAX = 3 << 20
 
 
 class Embedder:
     """Belongs to the loop's thread."""
 
-    def __init__(self, model: llama.Model, context_tokens: int, threads: int) -> None:
+    def __init__(self, model: llama.Model, context_tokens: int, threads: int, pooling: int) -> None:
+        """`pooling`: `GgufHeader.vector_pooling`."""
         self._model = model
-        self.text_tokens_max = min(TEXT_TOKENS_MAX, context_tokens)
+        self._pooling = pooling
+        # An encoder has no positions beyond those it was trained with.
+        self.text_tokens_max = min(gguf.TEXT_TOKENS_MAX, context_tokens, model.trained_context_tokens)
         self._threads = threads
         self._pointer: object | None = None
 
@@ -75,8 +78,7 @@ class Embedder:
         params.n_threads = params.n_threads_batch = self._threads
         params.kv_unified = True
         params.embeddings = True
-        own = self._model.meta(f"{self._model.meta('general.architecture')}.pooling_type")
-        params.pooling_type = int(own) if own in _OWN else _MEAN
+        params.pooling_type = self._pooling
         params.no_perf = True
         self._pointer = lib.llama_init_from_model(self._model.pointer, params) or None
         if self._pointer is None:
@@ -94,8 +96,31 @@ class Embedder:
         return [float(value) for value in (vector / length).astype(np.float32)]
 
 
-class EmbedWork:
-    """One request's texts, batch by batch. `step` until `done`."""
+class VectorWork(ABC):
+    """What a request has the embedder do. `step` until `done`."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.done = False
+
+    @abstractmethod
+    def step(self) -> int:
+        """Compute one batch; returns its tokens."""
+
+    def cancel(self) -> None:
+        self.fail(cancelled())
+
+    def fail(self, error: KithError) -> None:
+        """End without an answer."""
+        self.end(engine_pb2.EngineEvent(problem=error.to_wire()))
+
+    def end(self, event: engine_pb2.EngineEvent) -> None:
+        self.request.put(event, last=True)
+        self.done = True
+
+
+class EmbedWork(VectorWork):
+    """One request's texts, batch by batch."""
 
     def __init__(self, request: Request, texts: Sequence[list[int]], embedder: Embedder) -> None:
         """Raises `KithError` (`prompt-too-long`, `bad-request`)."""
@@ -105,8 +130,7 @@ class EmbedWork:
             raise KithError("prompt-too-long", message, "Send it in parts.", ExitCode.BAD_INPUT)
         if not texts or not all(texts):
             raise KithError("bad-request", "there is nothing to embed", "Send texts.", ExitCode.BAD_INPUT)
-        self.request = request
-        self.done = False
+        super().__init__(request)
         self._texts = texts
         self._embedder = embedder
         self._vectors: list[engine_pb2.EmbedReply.Vector] = []
@@ -141,14 +165,45 @@ class EmbedWork:
                 queue_seconds=self._began_at - self._queued_at,
             )
             reply = engine_pb2.EmbedReply(vectors=self._vectors, usage=usage)
-            self.request.put(engine_pb2.EngineEvent(embedded=reply), last=True)
-            self.done = True
+            self.end(engine_pb2.EngineEvent(embedded=reply))
         return size
 
-    def cancel(self) -> None:
-        self.fail(cancelled())
 
-    def fail(self, error: KithError) -> None:
-        """End without an answer."""
-        self.request.put(engine_pb2.EngineEvent(problem=error.to_wire()), last=True)
-        self.done = True
+class EmbedCalibration(VectorWork):
+    """Measures how fast texts are read: the median over batches. Nothing is written, so there is no such rate.
+
+    At most about `SECONDS`, if a single batch does not take longer.
+    """
+
+    BATCHES, SECONDS = 8, 2.0
+
+    def __init__(self, request: Request, model: llama.Model, embedder: Embedder) -> None:
+        super().__init__(request)
+        self._embedder = embedder
+        # Any tokens do: the time does not depend on them.
+        length = min(BATCH_TOKENS, embedder.text_tokens_max)
+        self._text = [(7919 * i) % model.vocabulary_size for i in range(length)]
+        self._rates: list[float] = []
+        self._began_at = 0.0
+
+    def step(self) -> int:
+        begun = time.monotonic()
+        self._began_at = self._began_at or begun
+        self._embedder.embed([self._text])
+        now = time.monotonic()
+        self._rates.append(len(self._text) / max(now - begun, 1e-9))
+        if len(self._rates) >= self.BATCHES or now - self._began_at > self.SECONDS:
+            rates = engine_pb2.Calibrated(prefill_tokens_per_s=median(self._rates))
+            self.end(engine_pb2.EngineEvent(calibrated=rates))
+        return len(self._text)
+
+
+def embed_work(request: Request, model: llama.Model, embedder: Embedder) -> EmbedWork:
+    """Of a command as it came. Raises `KithError` (`prompt-too-long`, `bad-request`)."""
+    command = request.command.embed
+    most = REPLY_BYTES_MAX // (4 * max(1, model.embedding_size))
+    if len(command.texts) > most:
+        message = f"one answer holds {most:,} vectors of this model, and {len(command.texts):,} texts are given"
+        raise KithError("bad-request", message, "Send them in several calls.", ExitCode.BAD_INPUT)
+    texts = [model.tokenize(text, special=True, control=False) for text in command.texts]
+    return EmbedWork(request, texts, embedder)

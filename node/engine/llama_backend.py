@@ -1,37 +1,27 @@
-"""The `llama` back end: GGUF models by llama.cpp, from loading to answers.
+"""The `llama` back end of models that write: GGUF files by llama.cpp, from loading to answers.
 
 The worker thread renders, tokenizes and checks a request (`llama_requests.py`); the loop thread (`llama_loop.py`) does
-the rest. An error that the library calls fatal ends the process: the daemon starts a new one.
+the rest. Models that are made for vectors: `embedder_backend.py`.
 """
-
-import os
-import sys
-import threading
-import time
-import traceback
-from pathlib import Path
 
 from mesh.wire import engine_pb2
 from node import gguf
-from node.abilities import LLAMA_ABILITIES
+from node.abilities import FILE_ABILITIES
 from node.engine import llama
 from node.engine.adapters import Adapters
 from node.engine.backend import Outbox, Request, unsupported
 from node.engine.calibrate_work import CalibrateWork
 from node.engine.embedding import Embedder
 from node.engine.kv_exchange import KvExchange
-from node.engine.llama_loop import BATCH_TOKENS, FatalDecodeError, LlamaLoop
+from node.engine.llama_loop import BATCH_TOKENS, LlamaLoop
+from node.engine.llama_opening import opened, start_loop
 from node.engine.llama_requests import LlamaRequests
 from node.engine.llama_work import Work
 from node.engine.template import ChatTemplate
-from node.engine.threads import take as take_threads
 from node.errors import KithError
 
 #: Rows of the first batch: enough for the kernels that work on many rows.
 WARM_UP_TOKENS = 16
-
-#: Exit status of a process whose context broke (EX_SOFTWARE).
-EXIT_BROKEN = 70
 
 
 class LlamaBackend:
@@ -45,13 +35,10 @@ class LlamaBackend:
         self._context_tokens = 0
 
     def load(self, command: engine_pb2.LoadModel) -> engine_pb2.EngineLoaded:
-        begun = time.monotonic()
-        path = Path(command.path)
-        header = gguf.read_header(path)
-        llama.start(warn=_warn)
-        threads = take_threads(command.threads)
+        file = opened(command)
+        header, threads = file.header, file.threads
         slots = command.slots or 1
-        self._model = model = llama.Model(path, command.gpu_layers, command.plain_kernels)
+        self._model = model = file.model
         wanted = command.context_tokens or min(model.trained_context_tokens, gguf.CONTEXT_TOKENS_DEFAULT)
         # On a CPU flash attention is slower than plain one, by far for several sequences; see docs/engine.md.
         flash_attention = None if command.gpu_layers else False
@@ -60,40 +47,23 @@ class LlamaBackend:
         self._context_tokens = context.context_tokens
         template = ChatTemplate(header.chat_template, model.token_text("bos"), model.token_text("eos"))
         adapters = Adapters(model, command.adapters)
-        embedder = Embedder(model, self._context_tokens, threads)
+        embedder = Embedder(model, self._context_tokens, threads, header.vector_pooling())
         self._requests = LlamaRequests(model, template, adapters, embedder, self._context_tokens)
         state = _warm_up(context, min(WARM_UP_TOKENS, self._context_tokens))
-        self._kv = KvExchange(context, path, state, command.spill_bytes)
+        self._kv = KvExchange(context, file.path, state, command.spill_bytes)
         self._kv_fixed = _kv_fixed(command, slots, movable=bool(self._kv.name))
         token_bytes = 0 if self._kv_fixed else self._kv.token_bytes
         self._loop = LlamaLoop(context, slots, self._outbox.flush, adapters, command.spill_bytes, token_bytes)
         self._kv_kind = context.kind
-        threading.Thread(target=self._run, name="llama", daemon=True).start()
-        return engine_pb2.EngineLoaded(
-            model=path.stem,
-            parameters=model.parameters,
-            model_bytes=header.file_bytes,
-            quantization=header.quantization,
-            context_tokens=self._context_tokens,
-            slots=slots,
-            threads=threads,
-            abilities=[
-                *LLAMA_ABILITIES,
-                *(["tools"] if template.knows_tools else []),
-                *(["kv"] if self._kv.name else []),
-            ],
-            kv_layout=self._kv.name,
-            load_seconds=time.monotonic() - begun,
-            licence=header.licence,
-            architecture=header.architecture,
-            vocabulary_size=model.vocabulary_size,
-            trained_context_tokens=model.trained_context_tokens,
-            system_info=llama.system_info(),
-            has_chat_template=template.given,
-            vocabulary_sha256=self._requests.vocabulary.sha256(),
-            embedding_size=model.embedding_size,
-            adapters=adapters.names,
-        )
+        start_loop(self._loop.run)
+        loaded = file.loaded(self._context_tokens, slots)
+        loaded.abilities.extend(FILE_ABILITIES["llama"])
+        loaded.abilities.extend(["tools"] if template.knows_tools else [])
+        loaded.abilities.extend(["kv"] if self._kv.name else [])
+        loaded.kv_layout = self._kv.name
+        loaded.vocabulary_sha256 = self._requests.vocabulary.sha256()
+        loaded.adapters.extend(adapters.names)
+        return loaded
 
     def submit(self, request: Request) -> None:
         kind = request.command.WhichOneof("command")
@@ -152,18 +122,6 @@ class LlamaBackend:
             work.close()
             raise
 
-    def _run(self) -> None:
-        assert self._loop is not None
-        try:
-            self._loop.run()
-        except FatalDecodeError as error:
-            _warn(f"the engine broke: {error}")
-        except BaseException as error:  # the thread must not die alone; no message: it could quote a prompt
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            _warn(f"the engine broke: {type(error).__name__}\n{frames}")
-        sys.stderr.flush()
-        os._exit(EXIT_BROKEN)
-
 
 def _kv_fixed(command: engine_pb2.LoadModel, slots: int, movable: bool) -> str:
     """Why the kind of the KV cache stays as it is; empty: it changes as the work is."""
@@ -188,7 +146,3 @@ def _warm_up(context: llama.Context, tokens: int) -> bytearray:
     state = context.state(0)
     context.cut(0, 0)
     return state
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -19,18 +19,18 @@ round differently, so a near-tie between two tokens may fall either way.
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
 from mesh.wire import engine_pb2
 from node.engine import llama
 from node.engine.adapters import Adapters
-from node.engine.backend import broke
-from node.engine.embedding import EmbedWork
+from node.engine.backend import guarded
+from node.engine.embed_turns import EmbedTurns
+from node.engine.embedding import VectorWork
 from node.engine.kv_cache import COPY_TOKENS_MIN, KvCache, Slot
 from node.engine.kv_changing import KvChanging
+from node.engine.llama_opening import FatalDecodeError
 from node.engine.llama_work import Work
 from node.engine.radix import common_prefix
 from node.engine.waiting import Entry, Waiting
@@ -44,13 +44,6 @@ QUEUE_MAX = 128
 
 #: llama_decode: no room in the KV cache; anything else but 0 is fatal.
 _NO_ROOM = 1
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class FatalDecodeError(Exception):
-    """The context can not be used any more; the process has to end."""
 
 
 @dataclass(eq=False)
@@ -69,17 +62,6 @@ class _Seat:
     def missing(self) -> int:
         """Tokens of the target that its slot does not hold; 0 without a slot."""
         return 0 if self.slot is None else len(self.work.target) - len(self.slot.held)
-
-
-def _guarded(work: Work | EmbedWork, what: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """Call what is the work's own; an error ends the work, and nothing else. None then."""
-    try:
-        return what(*args, **kwargs)
-    except KithError as error:
-        work.fail(error)
-    except Exception as error:
-        work.fail(broke(error))
-    return None
 
 
 class LlamaLoop:
@@ -102,11 +84,11 @@ class LlamaLoop:
         self._flush = flush
         self._changed = threading.Condition()
         self._waiting: Waiting[Work] = Waiting()  # guarded by _changed
-        self._embeds: deque[EmbedWork] = deque()  # guarded by _changed; taken in turn, a batch a step
+        self._embeds = EmbedTurns(self._changed)
         self._calls: list[Callable[[KvCache], None]] = []  # guarded by _changed
         self._slots = slots
         self._seats: list[_Seat] = []  # in order of admission
-        self._in_hand = 0  # calls and embeddings that this step is at
+        self._in_hand = 0  # calls that this step is at
         self._admissions = 0
         self._stats = engine_pb2.EngineStats()
         self._woken = False
@@ -121,11 +103,11 @@ class LlamaLoop:
             self._waiting.add(Entry(work, command.priority, command.owner, len(work.target), begin_by))
             self._changed.notify()
 
-    def add_embed(self, work: EmbedWork) -> None:
+    def add_embed(self, work: VectorWork) -> None:
         """Raises `KithError` (`busy`)."""
         with self._changed:
             self._check_room()
-            self._embeds.append(work)
+            self._embeds.add(work)
             self._changed.notify()
 
     def _check_room(self) -> None:
@@ -174,7 +156,7 @@ class LlamaLoop:
             self._begin_joined()
             self._fill_batch()
             self._decode()
-        self._embed()
+        self._stats.prompt_tokens_processed += self._embeds.step()
         self._flush()
         self._stats.steps += 1
         self._stats.busy_seconds += time.monotonic() - begun
@@ -184,13 +166,13 @@ class LlamaLoop:
             cancelled = self._waiting.drop(lambda work: work.request.cancelled)
             late = self._waiting.too_late(time.monotonic())
         for work in cancelled:
-            _guarded(work, work.cancel)
-            _guarded(work, work.close)
+            guarded(work, work.cancel)
+            guarded(work, work.close)
         for work in late:
             work.fail(KithError("too-late", "the request waited longer than it was useful", "Ask with more time."))
-            _guarded(work, work.close)
+            guarded(work, work.close)
         for seat in [seat for seat in self._seats if seat.work.request.cancelled]:
-            _guarded(seat.work, seat.work.cancel)
+            guarded(seat.work, seat.work.cancel)
             self._leave(seat)
 
     def _answer_calls(self) -> None:
@@ -242,7 +224,7 @@ class LlamaLoop:
         seat.joins = None
         seat.slot, common = self._cache.open(work.target[: work.reuse_max], work.adapter)
         self._stats.cached_tokens += common
-        _guarded(work, work.began, common)
+        guarded(work, work.began, common)
         if work.done:
             self._leave(seat)
 
@@ -261,28 +243,12 @@ class LlamaLoop:
                     self._begin(seat)
 
     def _leave(self, seat: _Seat) -> None:
-        _guarded(seat.work, seat.work.close)
+        guarded(seat.work, seat.work.close)
         self._seats.remove(seat)
         if self.changing is not None:
             self.changing.went(seat.order)
         if seat.slot is not None:
             self._cache.close(seat.slot)
-
-    def _embed(self) -> None:
-        """One batch of the first request for embeddings; the next request is next."""
-        with self._changed:
-            work = self._embeds.popleft() if self._embeds else None
-            self._in_hand = 0 if work is None else 1
-        if work is None:
-            return
-        if work.request.cancelled:
-            _guarded(work, work.cancel)
-        else:
-            self._stats.prompt_tokens_processed += _guarded(work, work.step) or 0
-        with self._changed:
-            self._in_hand = 0
-            if not work.done:
-                self._embeds.append(work)
 
     def _fill_batch(self) -> None:
         """Decide each seat's rows, then lay them down in the order of sequence ids.
@@ -330,11 +296,11 @@ class LlamaLoop:
                 self._stats.prompt_tokens_processed += seat.count
                 if seat.count > 1 and len(seated) == 1:
                     self._cache.measured_reading(seat.count, seconds)
-            _guarded(work, work.fed, seat.count, seconds)
+            guarded(work, work.fed, seat.count, seconds)
             row += seat.count
             if seat.outputs:
                 if not work.done:
-                    _guarded(work, work.take, logits[output : output + seat.outputs], self._context, row - 1)
+                    guarded(work, work.take, logits[output : output + seat.outputs], self._context, row - 1)
                 output += seat.outputs
             if work.rewind is not None and not work.done:
                 self._cache.cut(slot, work.rewind)

@@ -12,7 +12,7 @@ from mesh.wire import engine_pb2
 from node.engine import json_schema, llama, sampling
 from node.engine.adapters import Adapters
 from node.engine.backend import Request
-from node.engine.embedding import Embedder, EmbedWork
+from node.engine.embedding import Embedder, EmbedWork, embed_work
 from node.engine.generate_work import GenerateWork, Said
 from node.engine.grammar import Grammar, Matcher, Vocabulary
 from node.engine.sampling import Sampler
@@ -23,9 +23,6 @@ from node.errors import ExitCode, KithError
 from node.limits import TOP_LOGPROBS_MAX
 
 CONTINUATIONS_MAX = 256
-
-#: Of all vectors of one answer, which is one message between nodes. Threat: one that no frame holds ends the engine.
-EMBED_REPLY_BYTES_MAX = 3 << 20
 
 #: Grammars that are kept ready, and bytes of them. Threat: a new one with every request.
 GRAMMARS_MAX, GRAMMARS_BYTES_MAX = 16, 128 << 20
@@ -125,13 +122,7 @@ class LlamaRequests:
         return ScoreWork(request, tokens, continuations)
 
     def embed(self, request: Request) -> EmbedWork:
-        command = request.command.embed
-        most = EMBED_REPLY_BYTES_MAX // (4 * max(1, self._model.embedding_size))
-        if len(command.texts) > most:
-            message = f"one answer holds {most:,} vectors of this model, and {len(command.texts):,} texts are given"
-            raise KithError("bad-request", message, "Send them in several calls.", ExitCode.BAD_INPUT)
-        texts = [self._model.tokenize(text, special=True, control=False) for text in command.texts]
-        return EmbedWork(request, texts, self._embedder)
+        return embed_work(request, self._model, self._embedder)
 
     def _continuation(self, prompt: str, prompt_tokens: list[int], text: str) -> list[int]:
         """Tokens of `text` as it reads after the prompt; on its own where the two would melt at the seam."""

@@ -204,6 +204,7 @@ class EngineProcess:
         if self._model_path is None:
             raise KithError("bad-model", "no model file is given", "Give one by --model, or `kith model pull`.")
         header = gguf.read_header(self._model_path)
+        header.vector_pooling()  # one that only ranks is of no use to anybody
         if self._config.model_sha256:
             gguf.check_sha256(self._model_path, self._config.model_sha256)
         if self._config.gpu_layers == 0:

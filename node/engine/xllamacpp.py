@@ -26,7 +26,7 @@ from mesh.wire import engine_pb2
 from node import gguf
 from node.engine.backend import at_end
 from node.engine.hosted.client import HttpClient
-from node.engine.hosted.probe import Found, explore
+from node.engine.hosted.probe import Found, explore, explore_embedder
 from node.engine.hosted.serving import Serving
 from node.engine.openai import context_of, loaded_of
 from node.engine.threads import take as take_threads
@@ -58,16 +58,17 @@ class XllamacppBackend(Serving):
         begun = time.monotonic()
         header = gguf.read_header(Path(command.path))
         slots = max(1, command.slots)
-        trained = header.context_tokens or gguf.CONTEXT_TOKENS_DEFAULT
-        wanted = command.context_tokens or min(trained, gguf.CONTEXT_TOKENS_DEFAULT)
+        wanted = gguf.slot_tokens(header, command.context_tokens)
         library = import_library()
         threads = take_threads(command.threads)  # after the library: of two that start at once, each sees the other
         path = _new_folder() / _SOCKET
         at_end.append(lambda: shutil.rmtree(path.parent, ignore_errors=True))
         key = secrets.token_urlsafe(32)
-        self._server = start_server(library, command, wanted, slots, threads, str(path), key)
+        pooling = header.vector_pooling()
+        self._server = start_server(library, command, wanted, slots, threads, pooling, str(path), key)
         self._client = HttpClient("http://engine/v1", key, "", slots + CONNECTIONS_MORE, str(path))
-        found: Found = self.run(explore(self._client, ""))
+        trials = explore_embedder(self._client) if header.embeds_only else explore(self._client, "")
+        found: Found = self.run(trials)
         context_tokens = context_of(found, wanted)
         self.use(found.dialect, found.abilities, slots, context_tokens)
         loaded = loaded_of(found, context_tokens, slots)
@@ -98,12 +99,19 @@ def import_library() -> Any:
 
 
 def start_server(
-    library: Any, command: engine_pb2.LoadModel, context_tokens: int, slots: int, threads: int, path: str, key: str
+    library: Any,
+    command: engine_pb2.LoadModel,
+    context_tokens: int,
+    slots: int,
+    threads: int,
+    pooling: int,
+    path: str,
+    key: str,
 ) -> Any:
     """The server, loaded and listening on the Unix socket `path`. Raises `KithError` (`bad-model`)."""
     params = library.CommonParams()
     try:
-        _set(params, library, command, context_tokens, slots, threads)
+        _set(params, library, command, context_tokens, slots, threads, pooling)
     except AttributeError as error:
         message = f"xllamacpp {library.__version__} is not a release that this engine knows"
         remedy = "Install one that it knows: pip install 'kithmesh[xllamacpp]'."
@@ -118,7 +126,13 @@ def start_server(
 
 
 def _set(
-    params: Any, library: Any, command: engine_pb2.LoadModel, context_tokens: int, slots: int, threads: int
+    params: Any,
+    library: Any,
+    command: engine_pb2.LoadModel,
+    context_tokens: int,
+    slots: int,
+    threads: int,
+    pooling: int,
 ) -> None:
     params.model.path = command.path
     params.model_alias = {Path(command.path).stem}
@@ -132,9 +146,8 @@ def _set(
     params.hostnames, params.api_keys = [], []
     params.endpoint_metrics = True
     params.endpoint_slots = params.ui = False
-    # Completions and embeddings from one context; the mean over a text's tokens is what a chat model can give.
-    params.embedding = True
-    params.pooling_type = library.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    params.embedding = True  # of a model that writes too, completions come from the same context
+    params.pooling_type = library.llama_pooling_type(pooling)
     params.cache_ram_mib = command.spill_bytes >> 20
     params.fit_params = False  # what the user asked for, or an error
     params.verbosity = -1  # prompts stay out of the log

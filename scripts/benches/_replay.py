@@ -45,10 +45,9 @@ class Replay:
         llama.start(warn=lambda _: None)
         self._model = llama.Model(path, 0)
         rows = -(-(BATCH_TOKENS + 1) // 4) * 4
-        template = ChatTemplate(
-            read_header(path).chat_template, self._model.token_text("bos"), self._model.token_text("eos")
-        )
-        embedder = Embedder(self._model, context_tokens, 1)
+        header = read_header(path)
+        template = ChatTemplate(header.chat_template, self._model.token_text("bos"), self._model.token_text("eos"))
+        embedder = Embedder(self._model, context_tokens, 1, header.vector_pooling())
         self._requests = LlamaRequests(self._model, template, Adapters(self._model, ()), embedder, context_tokens)
         self._context = llama.Context(self._model, context_tokens, 1, 1, rows, flash_attention=False)
 

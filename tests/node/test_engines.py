@@ -10,11 +10,13 @@ import pytest
 from mesh.wire import engine_pb2
 from node import engines as engines_module
 from node import gguf
-from node.abilities import LLAMA_ABILITIES
-from node.config import NodeConfig
+from node.abilities import FILE_ABILITIES
+from node.config import FILE_ENGINES, NodeConfig
+from node.engine.installed import installed
 from node.engine.process import EngineProcess
 from node.engines import FIRST, Engines, Further, agent_profile, engine_config, planned
 from node.errors import KithError
+from tests.node.engine import tiny_embedders
 from tests.node.engine.engines import running
 from tests.node.engine.gguf_files import sample
 
@@ -247,15 +249,40 @@ def test_what_is_planned_of_a_further_model_follows_its_header(tmp_path: Path, t
     config = NodeConfig(data_dir=tmp_path, engine="llama", ctx=256, slots=3, adapters=("law=/m/law.gguf",))
     one = planned(Path("/m/Tiny.gguf"), header_of(tmp_path, template), config)
     assert ("tools" in one.abilities) is tools
-    assert set(one.abilities) - {"tools"} == set(LLAMA_ABILITIES)
+    assert set(one.abilities) - {"tools"} == set(FILE_ABILITIES["llama"])
     assert (one.model, one.slots, one.context_tokens, list(one.adapters)) == ("Tiny", 3, 256, ["law"])
 
 
-@pytest.mark.model
-async def test_what_is_planned_of_a_model_is_what_loading_it_gives(model_path: Path, tmp_path: Path) -> None:
-    config = NodeConfig(data_dir=tmp_path, engine="llama", ctx=256, slots=2)
-    promised = planned(model_path, gguf.read_header(model_path), config)
-    async with running(model_path, ctx=256, slots=2) as watched:
+def test_the_ready_made_engine_plans_what_it_can_and_no_more(tmp_path: Path) -> None:
+    config = NodeConfig(data_dir=tmp_path, engine="xllamacpp", adapters=("law=/m/law.gguf",))
+    one = planned(Path("/m/Tiny.gguf"), header_of(tmp_path, "x"), config)
+    assert not set(one.abilities) & {"continue_form", "kv", "tools"}
+    assert {"chat", "generate", "json_schema"} <= set(one.abilities)
+    assert not one.adapters
+
+
+@pytest.mark.parametrize("engine", ["llama", "xllamacpp"])
+def test_a_model_made_for_vectors_is_planned_for_nothing_else(tmp_path: Path, engine: str) -> None:
+    path = tmp_path / "tiny.gguf"
+    tiny_embedders.write("llama", path, tiny_embedders.LAST, context=2048, template="{% if tools %}{% endif %}")
+    config = NodeConfig(data_dir=tmp_path, engine=engine, adapters=("law=/m/law.gguf",))
+    one = planned(path, gguf.read_header(path), config)
+    assert (list(one.abilities), list(one.adapters), one.context_tokens) == (["embed"], [], 512)
+
+
+def test_a_model_that_ranks_is_not_planned(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    tiny_embedders.write("bert", path, tiny_embedders.RANK)
+    with pytest.raises(KithError, match="ranks texts"):
+        planned(path, gguf.read_header(path), NodeConfig(data_dir=tmp_path, engine="llama"))
+
+
+async def check_promise(path: Path, engine: str) -> None:
+    """What is planned of a file is what loading it gives."""
+    promised = planned(
+        path, gguf.read_header(path), NodeConfig(data_dir=Path("unused"), engine=engine, ctx=256, slots=2)
+    )
+    async with running(path, engine=engine, ctx=256, slots=2) as watched:
         loaded = watched.engine.loaded
     assert loaded is not None
     assert set(promised.abilities) == set(loaded.abilities) - {"kv"}, "which no header tells"
@@ -271,3 +298,25 @@ def test_engines_of_a_node_share_the_cores_that_it_may_use(monkeypatch: pytest.M
     assert engine_config(config).threads == 2
     assert engine_config(NodeConfig(data_dir=tmp_path, more_models=("b",), threads=5)).threads == 5
     assert engine_config(NodeConfig(data_dir=tmp_path)).threads == 0
+
+
+@pytest.mark.model
+async def test_what_is_planned_of_a_model_is_what_loading_it_gives(model_path: Path) -> None:
+    await check_promise(model_path, "llama")
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.skipif(not installed("xllamacpp"), reason="xllamacpp is not installed")
+async def test_what_is_planned_for_the_ready_made_engine_is_what_loading_gives(model_path: Path) -> None:
+    await check_promise(model_path, "xllamacpp")
+
+
+@pytest.mark.parametrize("kind", ["nomic-bert", "llama"])
+@pytest.mark.parametrize("engine", [name for name in FILE_ENGINES if installed(name)])
+async def test_what_is_planned_of_a_model_made_for_vectors_is_what_loading_it_gives(
+    tmp_path: Path, engine: str, kind: str
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    tiny_embedders.write(kind, path, tiny_embedders.LAST, context=2048)
+    await check_promise(path, engine)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from node import gguf
 from node.errors import ExitCode, KithError
-from tests.node.engine.gguf_files import ARRAY, STRING, GgufFile, sample
+from tests.node.engine.gguf_files import ARRAY, BOOL, STRING, GgufFile, sample
 
 
 def refused(path: Path) -> str:
@@ -42,6 +42,60 @@ def test_header_tells_what_the_file_says(tmp_path: Path) -> None:
     assert header.vocabulary_size == 3
     assert header.chat_template == "{{ messages[0].content }}"
     assert header.kv_bytes_per_token == 2 * 2 * (16 + 16) * 2
+
+
+@pytest.mark.parametrize(
+    ("named", "causal", "embeds_only", "pooled"),
+    [
+        (None, None, False, gguf.POOLING_MEAN),
+        (0, True, False, gguf.POOLING_MEAN),
+        (None, False, True, gguf.POOLING_MEAN),
+        (0, False, True, gguf.POOLING_MEAN),
+        (1, None, True, gguf.POOLING_MEAN),
+        (2, False, True, gguf.POOLING_FIRST),
+        (3, True, True, gguf.POOLING_LAST),
+    ],
+)
+def test_header_tells_whether_a_model_is_made_for_vectors_and_how_they_are_pooled(
+    tmp_path: Path, named: int | None, causal: bool | None, embeds_only: bool, pooled: int
+) -> None:
+    header = gguf.read_header(written(tmp_path, pooling(named, causal).build()))
+    assert (header.embeds_only, header.vector_pooling()) == (embeds_only, pooled)
+
+
+@pytest.mark.parametrize(("named", "why"), [(4, "ranks texts"), (5, "unknown pooling type 5")])
+def test_a_model_whose_result_is_no_vector_of_a_text_is_refused(tmp_path: Path, named: int, why: str) -> None:
+    header = gguf.read_header(written(tmp_path, pooling(named, None).build()))
+    with pytest.raises(KithError, match=why) as caught:
+        header.vector_pooling()
+    assert caught.value.code == "bad-model"
+
+
+def pooling(named: int | None, causal: bool | None) -> GgufFile:
+    file = sample()
+    if named is not None:
+        file.u32("llama.pooling_type", named)
+    if causal is not None:
+        file.keys.append(("llama.attention.causal", BOOL, struct.pack("<?", causal)))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("trained", "wanted", "embeds", "tokens"),
+    [
+        (8192, 0, False, 4096),
+        (512, 0, False, 512),
+        (512, 1024, False, 1024),
+        (8192, 0, True, 512),
+        (8192, 4096, True, 512),
+        (128, 4096, True, 128),
+        (8192, 64, True, 64),
+    ],
+)
+def test_context_of_a_slot(tmp_path: Path, trained: int, wanted: int, embeds: bool, tokens: int) -> None:
+    header = gguf.read_header(written(tmp_path, sample().build()))
+    header = dataclasses.replace(header, context_tokens=trained, pooling=1 if embeds else -1)
+    assert gguf.slot_tokens(header, wanted) == tokens
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh.wire import engine_pb2
+from node.abilities import EMBEDDER_ABILITIES
 from node.engine.hosted.client import HttpClient, Refused
 from node.engine.hosted.dialect import Dialect
 from node.engine.hosted.llama_server import LlamaServer
@@ -80,6 +81,14 @@ async def explore(client: HttpClient, wanted: str) -> Found:
     )
 
 
+async def explore_embedder(client: HttpClient) -> Found:
+    """A llama-server whose only model is made for vectors. Nothing is tried but these. Raises `KithError`."""
+    entry = await _find_model(client, "")
+    dialect = LlamaServer(client, str(entry["id"]))
+    vectors, _ = await dialect.embed([WORD])
+    return _found(dialect, entry, await client.get("/props", root=True), EMBEDDER_ABILITIES, len(vectors[0]))
+
+
 async def _llama_server(client: HttpClient, model: str, entry: dict[str, Any], props: dict[str, Any]) -> Found:
     dialect = LlamaServer(client, model)
     abilities = ["generate", "chat", "continue"]
@@ -95,19 +104,26 @@ async def _llama_server(client: HttpClient, model: str, entry: dict[str, Any], p
         abilities.append("embed")
     if (props.get("chat_template_caps") or {}).get("supports_tools"):
         abilities.append("tools")
+    return _found(dialect, entry, props, tuple(abilities), size)
+
+
+def _found(
+    dialect: LlamaServer, entry: dict[str, Any], props: dict[str, Any], abilities: tuple[str, ...], embedding_size: int
+) -> Found:
+    """By what llama-server tells of itself."""
     meta = entry.get("meta") or {}
     return Found(
         dialect=dialect,
         kind="llama-server",
-        model=model,
-        abilities=tuple(abilities),
+        model=str(entry["id"]),
+        abilities=abilities,
         counts_tokens=True,
         context_tokens=int(props["default_generation_settings"].get("n_ctx") or meta.get("n_ctx") or 0),
         trained_context_tokens=int(meta.get("n_ctx_train") or 0),
         parameters=int(meta.get("n_params") or 0),
         model_bytes=int(meta.get("size") or 0),
         vocabulary_size=int(meta.get("n_vocab") or 0),
-        embedding_size=size,
+        embedding_size=embedding_size,
         quantization=str(meta.get("ftype") or ""),
         has_chat_template=bool(props.get("chat_template")),
     )

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from mesh.wire import common_pb2, engine_pb2
-from node.engine.backend import Request, cancelled, unsupported
+from node.engine.backend import Request, cancelled, embeds_only, unsupported
 from node.engine.hosted.dialect import Dialect, Piece, estimate_prompt, estimate_tokens
 from node.engine.hosted.places import Places
 from node.errors import ExitCode, KithError
@@ -67,6 +67,8 @@ class Serving:
     def submit(self, request: Request) -> None:
         command = request.command
         kind = command.WhichOneof("command")
+        if kind in ("generate", "score") and not self._writes:
+            raise embeds_only("write" if kind == "generate" else "score texts")
         if kind == "generate":
             self._check_prompt(command.generate)
         elif kind == "score":
@@ -78,6 +80,10 @@ class Serving:
         if len(self._running) >= QUEUE_MAX:
             raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
         self._loop.call_soon_threadsafe(self._begin, request)
+
+    @property
+    def _writes(self) -> bool:
+        return not self._abilities.isdisjoint({"chat", "generate"})
 
     def wake(self) -> None:
         self._loop.call_soon_threadsafe(self._cancel_cancelled)
@@ -182,7 +188,10 @@ class Serving:
 
     async def _work(self, request: Request, kind: str, queued_s: float) -> None:
         if kind == "calibrate":
-            rates = await calibrate(self._dialect.generate)
+            if self._writes:
+                rates = await calibrate(self._dialect.generate)
+            else:
+                rates = await calibrate_embedding(self._dialect.embed, self._context_tokens)
             request.answer(engine_pb2.EngineEvent(calibrated=rates))
         elif kind == "embed":
             begun = time.monotonic()
@@ -279,6 +288,17 @@ async def calibrate(
     decode = (tokens - 1) / writing if writing > 1e-3 and tokens > 1 else tokens / reading
     assert math.isfinite(decode)
     return engine_pb2.Calibrated(prefill_tokens_per_s=prompt_tokens / reading, decode_tokens_per_s=decode)
+
+
+async def calibrate_embedding(
+    embed: Callable[[list[str]], Awaitable[tuple[list[list[float]], int]]], context_tokens: int
+) -> engine_pb2.Calibrated:
+    """One text, as a client sees it. Nothing is written, so there is no such rate."""
+    # Eight tokens a word are more than any vocabulary needs for these.
+    text = " ".join(_WORDS[number % len(_WORDS)] for number in range(min(CALIBRATION_WORDS, context_tokens // 8)))
+    begun = time.monotonic()
+    _, tokens = await embed([text or _WORDS[0]])
+    return engine_pb2.Calibrated(prefill_tokens_per_s=tokens / max(time.monotonic() - begun, 1e-6))
 
 
 def _say_cancelled(request: Request) -> None:

@@ -14,6 +14,7 @@ from node.engine.embedding import Embedder, EmbedWork
 from node.engine.llama_loop import LlamaLoop
 from node.engine.llama_work import Work
 from node.errors import KithError
+from node.gguf import POOLING_MEAN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -342,7 +343,7 @@ def test_embeddings_and_calls_under_way_count_as_work(model: llama.Model) -> Non
             return super().embed(texts)
 
     request = Request(engine_pb2.EngineCommand(embed=engine_pb2.EmbedRequest()), Outbox(lambda _: None), lambda _: None)
-    work = EmbedWork(request, [[5, 6, 7]] * 20, Looking(model, CONTEXT_TOKENS, 1))
+    work = EmbedWork(request, [[5, 6, 7]] * 20, Looking(model, CONTEXT_TOKENS, 1, POOLING_MEAN))
     engine.loop.add_embed(work)
     engine.loop.call(lambda _: seen.append(engine.loop.stats().queue_length))
     assert engine.loop.stats().queue_length == 2
@@ -368,7 +369,7 @@ def test_an_error_in_embeddings_ends_that_request_alone(model: llama.Model, capf
 
     engine = Engine(model, slots=1)
     events: list[bytes] = []
-    embedder = BrokenEmbedder(model, CONTEXT_TOKENS, 1)
+    embedder = BrokenEmbedder(model, CONTEXT_TOKENS, 1, POOLING_MEAN)
     works = []
     for texts in ([[5, 6, 7]], [[5, 6]]):
         request = Request(

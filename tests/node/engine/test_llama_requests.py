@@ -9,13 +9,14 @@ from node.engine.backend import Outbox, Request
 from node.engine.embedding import Embedder
 from node.engine.llama_requests import LlamaRequests
 from node.engine.template import ChatTemplate
+from node.gguf import POOLING_MEAN
 
 pytestmark = pytest.mark.model
 
 
 @pytest.fixture
 def requests(model: llama.Model) -> LlamaRequests:
-    return LlamaRequests(model, ChatTemplate(""), Adapters(model, ()), Embedder(model, 128, 1), 128)
+    return LlamaRequests(model, ChatTemplate(""), Adapters(model, ()), Embedder(model, 128, 1, POOLING_MEAN), 128)
 
 
 def ask(requests: LlamaRequests, grammar: str) -> None:

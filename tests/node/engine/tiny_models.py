@@ -32,8 +32,14 @@ def write(kind: str, path: Path) -> None:
     }
     file.keys += [(f"{kind}.{name}", U32, struct.pack("<I", value)) for name, value in numbers.items()]
     file.keys.append((f"{kind}.attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)))
+    add_tensors(file, shapes(kind))
+    path.write_bytes(file.build())
+
+
+def add_tensors(file: GgufFile, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Drawn at random, always the same."""
     draw = np.random.default_rng(3)
-    for name, shape in _shapes(kind).items():
+    for name, shape in shapes.items():
         values = draw.normal(0.0, 0.4, int(np.prod(shape))).astype("<f4")
         if "norm" in name:
             values = np.abs(values) + np.float32(0.5)
@@ -41,11 +47,10 @@ def write(kind: str, path: Path) -> None:
             values = -np.abs(values)
         file.tensors.append((name, shape, 0, len(file.data)))
         file.data += values.tobytes() + b"\0" * (-values.nbytes % 32)
-    path.write_bytes(file.build())
 
 
-def _shapes(kind: str) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (WIDTH, VOCABULARY), "output_norm.weight": (WIDTH,)}
+def shapes(kind: str, vocabulary: int = VOCABULARY) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (WIDTH, vocabulary), "output_norm.weight": (WIDTH,)}
     for layer in range(LAYERS):
         block = f"blk.{layer}."
         shapes[block + "attn_norm.weight"] = (WIDTH,)
