@@ -207,6 +207,23 @@ def test_what_is_lost_for_good_is_done_again(lost: str, monkeypatch: pytest.Monk
     assert now.revision == first.revision + 1
 
 
+def test_a_long_task_that_lacked_its_inputs_once_is_not_planned_again_while_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mesh.coordinator.LOST_AFTER_S", 10.0)
+    world = World()
+    leader = world.ready()
+    for desk in world.desks:
+        desk.fails, desk.failure_code = (lambda _: True), INPUTS_MISSING
+    job_id = leader.submit()
+    world.until(lambda: job_id in leader.replica.work.coordinator._missing)
+    for desk in world.desks:
+        desk.fails = lambda _: False
+    world.task_s = 40.0
+    world.until(lambda: world.completed_everywhere(job_id))
+    assert len(leader.says("job_planned", job_id)) == 1
+
+
 def test_jobs_that_can_not_go_on_take_nobodys_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mesh.coordinator.JOBS_MAX", 2)
     world = World()
