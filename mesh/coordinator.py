@@ -50,7 +50,7 @@ REASON_BYTES_MAX = (100, 1_000, 500)
 PLANS_KEPT_MAX = 2 * JOBS_MAX
 #: What was said and is not durable here after so long was lost with its stream (a proven fork): said again.
 SAY_AGAIN_S = 30.0
-#: A plan or result that nobody in sight held for so long, longer than a machine takes to start, is lost if none runs.
+#: What a job that stands still reads is lost after so long with nobody in sight who holds it: longer than a start.
 LOST_AFTER_S = 600.0
 
 
