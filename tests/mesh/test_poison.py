@@ -1,5 +1,7 @@
 """Tasks that kill the engine under them, and what runs beside them: they end with reasons, the others with results."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from mesh.wire import facts_pb2
 from tests.mesh.working import Desk, World
 
 POISON = " poison"
-#: Engines that one poison task kills: one that it shares, then each that it has to itself.
+#: Engines that one poison task kills at most: one that it shares, then each that it has to itself.
 DEATHS_MAX = 1 + FAILURES_MAX
 
 
@@ -92,6 +94,6 @@ def test_poison_jobs_fail_and_all_others_end_well(
         world.run(after_s)
     world.until(lambda: all(leader.job(one).closed for one in ids), 600.0)
     assert [leader.job(one).state for one in ids] == [FAILED if poison else COMPLETED for poison, *_ in jobs]
-    for desk in world.desks:
-        for death in desk.deaths:
-            assert len(death) == len(set(death))
+    died = Counter(key for desk in world.desks for death in desk.deaths for key in death)
+    kills = {one: poison for one, (poison, *_) in zip(ids, jobs, strict=True)}
+    assert all(times <= (DEATHS_MAX if kills[key.job_id] else 1) for key, times in died.items())
