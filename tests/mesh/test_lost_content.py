@@ -1,4 +1,4 @@
-"""Content that a job reads and nobody in sight holds: what is lost for good is done again, what was only missed is not."""
+"""Content that nobody in sight holds: what is lost for good is done again, what was only missed is not."""
 
 import pytest
 
