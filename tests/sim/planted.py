@@ -443,7 +443,7 @@ def a_task_may_fail_for_ever(patch: Patch) -> None:
 def who_shares_an_engine_with_poison_fails_with_it(patch: Patch) -> None:
     """Each engine that dies counts against all that was in it, and all of it goes into the next one together.
 
-    Rare: three engines must die under the same two jobs. Of the seeds 1 to 88 only the last shows it.
+    Rare: three engines must die under the same two jobs. Of the seeds 1 to 88 of up to 30 nodes only the last shows it.
     """
     patch(standing, "_is_shared", lambda *_: False)
     patch(Quarantine, "begin", lambda *_: None)
