@@ -34,6 +34,8 @@ ROUND_LOST_S = 30.0
 ROUND_TASKS_MAX = 256
 #: Assignments in one fact, so that it stays below the size limit with all its cost terms.
 RECORDS_PER_FACT = FACT_BYTES_MAX // 512
+#: What a task waits for that is to run alone, in words.
+ITS_OWN = "an engine to itself"
 #: How a hedge's round is named in the journal.
 HEDGE = "hedge"
 
@@ -99,7 +101,9 @@ class Placement:
         in_turn = self._in_turn(ready, now)
         wanting = {one.key for one, why_late in in_turn if why_late or not self.dispatch.of_task(one.key)}
         alone = [one.key for one in ready if one.alone]
-        self.quarantine.begin(alone, wanting, lambda agent: self._takes_work(agent, now))
+        could_start = [key for key in wanting if not self.dispatch.is_held_back(key, now)]
+        self.quarantine.begin(alone, could_start, lambda agent: self._takes_work(agent, now))
+        in_turn.sort(key=lambda turn: not self.quarantine.waits(turn[0].key))  # an engine is kept: no time to lose
         agents = self._agents(now)
         free = {agent_of(state.agent) for state in agents if state.slots_free and not state.draining}
         everybody = {agent_of(state.agent) for state in agents}
@@ -114,7 +118,8 @@ class Placement:
                 continue
             forbidden = self._forbidden(one, flights, everybody) | self.quarantine.forbidden(one.key, everybody)
             if not flights and not self.dispatch.runs(one.job.job_id):
-                self.waiting_for[one.job.job_id] = "a free agent" if agents else "an agent: no engine is ready yet"
+                why = "a free agent" if agents else "an agent: no engine is ready yet"
+                self.waiting_for[one.job.job_id] = ITS_OWN if self.quarantine.waits(one.key) else why
             if free <= forbidden and (flights or not free or self.quarantine.waits(one.key)):
                 continue  # it can not help now
             panel = f"{one.job.job_id.hex()}/{one.task.panel}" if one.task.panel else ""
@@ -221,7 +226,7 @@ class Placement:
                 continue
             if not self.quarantine.may_start(key, agent_of(record.agent)):
                 if not self.dispatch.runs(key.job_id):
-                    self.waiting_for[key.job_id] = "an engine to itself"
+                    self.waiting_for[key.job_id] = ITS_OWN
                 continue
             effects += self._command(ready, record.agent, token, now)
             if why_late:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mesh.effects import Allocate
 from mesh.events import Allocated
 from mesh.identity import NodeId
-from mesh.placement import Ready
+from mesh.placement import ITS_OWN, ROUND_TASKS_MAX, Ready
 from mesh.wire import common_pb2, membership_pb2
 from tests.mesh.building import B, C
 from tests.mesh.lone import to
@@ -82,7 +82,31 @@ def test_people_read_that_a_task_waits_for_an_engine_to_itself() -> None:
     key = other.key._replace(job_id=b"o" * 32)
     round_.dispatch.assigned(key, b"p" * 32, common_pb2.AgentRef(node_id=B, agent="default"), 0.0, 1, 1)
     round_.answer(asked_of(round_, tasks(round_, True)), B)
-    assert set(round_.placement.waiting_for.values()) == {"an engine to itself"}
+    for _ in range(2):
+        assert set(round_.placement.waiting_for.values()) == {ITS_OWN}
+        for agent in (round_.node.me, C):
+            round_.dispatch.resting[agent] = 1.0
+        assert round_.ask(tasks(round_, True)) is None
+
+
+def test_for_whom_an_engine_is_kept_is_not_left_out_of_a_full_round() -> None:
+    round_ = Round(slots=2)
+    first, *others, alone = ready = tasks(round_, *[False] * (ROUND_TASKS_MAX + 1), True)
+    round_.answer(asked_of(round_, [first]), B)
+    round_.answer(asked_of(round_, [alone]), B)
+    asked = asked_of(round_, ready)
+    assert len(asked.tasks) == ROUND_TASKS_MAX
+    assert [task.key for task in asked.tasks] == [alone.key, *(one.key for one in others[: ROUND_TASKS_MAX - 1])]
+
+
+def test_no_engine_is_kept_for_a_task_that_waits_for_its_inputs() -> None:
+    round_ = Round(slots=2)
+    first, alone = tasks(round_, False, True)
+    round_.answer(asked_of(round_, [first]), B)
+    round_.answer(asked_of(round_, [alone]), B)
+    round_.dispatch.held_back[alone.key] = (2.0, 1)
+    asked = asked_of(round_, tasks(round_, False, True, False))
+    assert free(asked)[B] == 1
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.integers(1, 3), st.data())
