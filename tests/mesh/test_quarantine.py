@@ -52,7 +52,7 @@ def test_an_engine_at_work_is_kept_until_it_is_empty() -> None:
     asked = asked_of(round_, [second, alone])
     assert free(asked)[B] == 1
     assert {task.key: task.forbidden for task in asked.tasks} == {second.key: {(B, "default")}, alone.key: set()}
-    assert to(round_.answer(asked, C, B), "assign") == [B, C]
+    assert to(round_.answer(asked, B, C), "assign") == [B, C], "who waited for it comes first"
 
 
 def test_who_waits_for_one_engine_takes_another_that_is_empty_first() -> None:
