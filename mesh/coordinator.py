@@ -50,7 +50,7 @@ REASON_BYTES_MAX = (100, 1_000, 500)
 PLANS_KEPT_MAX = 2 * JOBS_MAX
 #: What was said and is not durable here after so long was lost with its stream (a proven fork): said again.
 SAY_AGAIN_S = 30.0
-#: A plan or result that no node in sight held for so long is lost: longer than a machine takes to be started again.
+#: What a job that stands still reads is lost after so long with nobody in sight who holds it: longer than a start.
 LOST_AFTER_S = 600.0
 
 
@@ -312,15 +312,15 @@ class Coordinator:
 
     def _waits(self, job: Job, now: float) -> bool:
         """Whether a job waits for its time to be tried again: it takes nobody's place in a turn."""
-        plan = job.plan
-        what = (job.job_id, plan.plan.sha256) if plan else (job.job_id,)
+        what = (job.job_id, job.plan.plan.sha256) if job.plan else (job.job_id,)
         return any(now < self._retry_at.get(one, now) for one in what)
 
     def _advance(self, job: Job, token: common_pb2.FencingToken, now: float) -> tuple[list[Effect], Sequence[Ready]]:
         """Take a job as far as it goes without workers. Returns its tasks that could run now."""
         if job.job_id in self._saying or any(self._just_said(job.job_id, kind, now) for kind in TERMINAL_KINDS):
             return [], []
-        if job.plan is None or now > self._missing.get(job.job_id, now) + LOST_AFTER_S:
+        lost = now > self._missing.get(job.job_id, now) + LOST_AFTER_S and not self.dispatch.runs(job.job_id)
+        if job.plan is None or lost:
             return self._make_plan(job, now), []
         plan = self._plans.get(job.plan.plan.sha256)
         if plan is None:

@@ -52,6 +52,7 @@ ATTEMPTS_AT_ONCE = 2
 
 
 K = TypeVar("K", bound=Hashable)
+Agent = tuple[str, str]  # (node id, agent)
 
 
 class TaskKey(NamedTuple):
@@ -307,6 +308,11 @@ class Dispatch:
         """Whether anything of this job is in flight."""
         return job_id in self._of_job
 
+    def in_engine(self, agent: Agent) -> list[TaskKey]:
+        """The tasks that this agent's engine works on, as far as it is known here."""
+        flights = self._by_node.get(NodeId(agent[0]), ())
+        return [one.key for one in flights if one.agent.agent == agent[1] and one.uses_engine]
+
     def of_job(self, job_id: bytes) -> list[InFlight]:
         return [flight for key, flights in self.in_flight.items() if key.job_id == job_id for flight in flights]
 
@@ -366,6 +372,10 @@ def _drop(index: dict[K, list[InFlight]], key: K, flight: InFlight) -> None:
         index[key] = kept
     else:
         del index[key]
+
+
+def agent_of(ref: common_pb2.AgentRef) -> Agent:
+    return ref.node_id, ref.agent
 
 
 def key_of_event(event: work_pb2.TaskEvent) -> TaskKey:

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from mesh.agent_load import load_of_agent
-from mesh.dispatch import Dispatch, InFlight, TaskKey
+from mesh.dispatch import Agent, Dispatch, InFlight, TaskKey, agent_of
 from mesh.effects import AgentState, Allocate, Author, Effect, Log, ReadyTask, Send
 from mesh.events import Allocated
 from mesh.facts import FACT_BYTES_MAX
 from mesh.identity import NodeId
 from mesh.ledger import Job, TaskRef
+from mesh.quarantine import Quarantine
 from mesh.surroundings import Surroundings
 from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
@@ -33,10 +34,10 @@ ROUND_LOST_S = 30.0
 ROUND_TASKS_MAX = 256
 #: Assignments in one fact, so that it stays below the size limit with all its cost terms.
 RECORDS_PER_FACT = FACT_BYTES_MAX // 512
+#: What a task waits for that is to run alone, in words.
+ITS_OWN = "an engine to itself"
 #: How a hedge's round is named in the journal.
 HEDGE = "hedge"
-
-Agent = tuple[str, str]  # (node id, agent)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Ready:
     task: work_pb2.Task
     inputs: tuple[common_pb2.BlobRef, ...]
     failed_on: frozenset[Agent]
+    alone: bool = False  # it runs with nothing beside it (quarantine.py)
 
     @property
     def key(self) -> TaskKey:
@@ -74,13 +76,18 @@ class Placement:
     dispatch: Dispatch
     #: Why an open job does not move, in words.
     waiting_for: dict[bytes, str]
+    quarantine: Quarantine = field(init=False)
     under_way: _Round | None = None
     _rounds: int = 0
     _rounds_of: dict[bytes, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.quarantine = Quarantine(self.dispatch)
+
     def reset(self) -> None:
         """A new leadership. A round under way is answered to nobody."""
         self._rounds_of.clear()
+        self.quarantine.reset()
 
     def job_ended(self, job_id: bytes) -> None:
         self._rounds_of.pop(job_id, None)
@@ -91,22 +98,29 @@ class Placement:
         """A round over what is ready and what is late, if an agent has room for any of it."""
         if self.under_way is not None and now < self.under_way.began_at + ROUND_LOST_S:
             return []
+        in_turn = self._in_turn(ready, now)
+        wanting = {one.key for one, why_late in in_turn if why_late or not self.dispatch.of_task(one.key)}
+        alone = [one.key for one in ready if one.alone]
+        could_start = [key for key in wanting if not self.dispatch.is_held_back(key, now)]
+        self.quarantine.begin(alone, could_start, lambda agent: self._takes_work(agent, now))
+        in_turn.sort(key=lambda turn: not self.quarantine.waits(turn[0].key))  # an engine is kept: no time to lose
         agents = self._agents(now)
         free = {agent_of(state.agent) for state in agents if state.slots_free and not state.draining}
         everybody = {agent_of(state.agent) for state in agents}
         tasks: list[ReadyTask] = []
         chosen: dict[TaskKey, tuple[Ready, str]] = {}
-        for one, why_late in self._in_turn(ready, now):
-            flights = self.dispatch.of_task(one.key)
-            if (flights and not why_late) or len(tasks) >= ROUND_TASKS_MAX:
+        for one, why_late in in_turn:
+            if one.key not in wanting or len(tasks) >= ROUND_TASKS_MAX:
                 continue
+            flights = self.dispatch.of_task(one.key)
             if not flights and self.dispatch.is_held_back(one.key, now):
                 self.waiting_for.setdefault(one.job.job_id, "a node that holds what its tasks read")
                 continue
-            forbidden = self._forbidden(one, flights, everybody)
+            forbidden = self._forbidden(one, flights, everybody) | self.quarantine.forbidden(one.key, everybody)
             if not flights and not self.dispatch.runs(one.job.job_id):
-                self.waiting_for[one.job.job_id] = "a free agent" if agents else "an agent: no engine is ready yet"
-            if free <= forbidden and (flights or not free):
+                why = "a free agent" if agents else "an agent: no engine is ready yet"
+                self.waiting_for[one.job.job_id] = ITS_OWN if self.quarantine.waits(one.key) else why
+            if free <= forbidden and (flights or not free or self.quarantine.waits(one.key)):
                 continue  # it can not help now
             panel = f"{one.job.job_id.hex()}/{one.task.panel}" if one.task.panel else ""
             tasks.append(ReadyTask(one.key, one.task, frozenset(forbidden), panel, bool(flights)))
@@ -123,14 +137,15 @@ class Placement:
             profile = self.around.profiles.of(node_id)
             flights = self.dispatch.on_node(node_id) if profile else []
             load = self.around.membership.load_of(node_id)
-            shut = load.engine_stalled or self.dispatch.rests(node_id, now) or self.dispatch.is_stuck(node_id, now)
+            shut = self._is_shut(node_id, now)
             for agent in profile.agents if profile else ():
                 own = [flight for flight in flights if flight.agent.agent == agent.agent and flight.uses_engine]
+                room = self.quarantine.room((node_id, agent.agent), max(0, agent.slots - len(own)))
                 states.append(
                     AgentState(
                         agent=common_pb2.AgentRef(node_id=node_id, agent=agent.agent),
                         profile=agent,
-                        slots_free=0 if shut else max(0, agent.slots - len(own)),
+                        slots_free=0 if shut else room,
                         queued_prompt_tokens=sum(_prompt_left(flight) for flight in own),
                         queued_output_tokens=sum(_output_left(flight) for flight in own),
                         draining=load.draining,
@@ -138,6 +153,17 @@ class Placement:
                     )
                 )
         return states
+
+    def _is_shut(self, node_id: NodeId, now: float) -> bool:
+        """Whether no agent of this node gets anything for now."""
+        stalled = self.around.membership.load_of(node_id).engine_stalled
+        return stalled or self.dispatch.rests(node_id, now) or self.dispatch.is_stuck(node_id, now)
+
+    def _takes_work(self, agent: Agent, now: float) -> bool:
+        node_id = NodeId(agent[0])
+        profile = self.around.profiles.of(node_id) if node_id in self.around.membership.view() else None
+        offered = profile is not None and any(one.agent == agent[1] for one in profile.agents)
+        return offered and not self.around.membership.load_of(node_id).draining and not self._is_shut(node_id, now)
 
     def _in_turn(self, ready: Iterable[Ready], now: float) -> list[tuple[Ready, str]]:
         """In the order of service, each with why it needs a second copy: empty where it needs none."""
@@ -193,9 +219,14 @@ class Placement:
         effects: list[Effect] = []
         firsts: dict[bytes, list[facts_pb2.AssignmentRecord]] = {}
         hedges: dict[bytes, list[tuple[facts_pb2.AssignmentRecord, str]]] = {}
-        for key, record in event.placements:
+        # Who runs alone comes first: what the solver put beside it is placed in the next round.
+        for key, record in sorted(event.placements, key=lambda placed: placed[0] not in self.quarantine.alone):
             ready, why_late = asked.tasks.get(key, (None, ""))
             if ready is None or not self._still_makes_sense(ready, record.agent, bool(why_late), now):
+                continue
+            if not self.quarantine.may_start(key, agent_of(record.agent)):
+                if not self.dispatch.runs(key.job_id):
+                    self.waiting_for[key.job_id] = ITS_OWN
                 continue
             effects += self._command(ready, record.agent, token, now)
             if why_late:
@@ -292,10 +323,6 @@ class Placement:
             named = Allocated(event.round_number, (), (), HEDGE, f"{why}; placed by {event.method}")
             effects += self._journal(job_id, records, named, token)
         return effects
-
-
-def agent_of(ref: common_pb2.AgentRef) -> Agent:
-    return ref.node_id, ref.agent
 
 
 def _prompt_left(flight: InFlight) -> int:

@@ -2,6 +2,7 @@
 
 Idea: a pure reading of the job's facts and its plan, so it may be kept until a fact of the job changes it. Only whether
 failures are final depends on who is here: a task that failed on three nodes, or wherever it can run, fails its job.
+An engine that dies under several requests says nothing of any one of them: each task of those is tried again, alone.
 
 Does not: know what is in flight.
 """
@@ -9,19 +10,24 @@ Does not: know what is in flight.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mesh.dispatch import agent_of
 from mesh.ledger import Job, TaskRef
-from mesh.placement import Ready, agent_of
+from mesh.placement import Ready
 from mesh.surroundings import Surroundings
 from mesh.wire import facts_pb2, work_pb2
 
 #: A task that failed on so many nodes, or on all there are so often, fails its job; so do that many failures anywhere.
 FAILURES_MAX, FAILURES_TOTAL_MAX = 3, 6
+#: Why a task fails whose engine died under it: alone in there, or among other requests, any of which may be to blame.
+#: The second counts as a failure for `FAILURES_TOTAL_MAX` only. After either the task runs alone (quarantine.py).
+ENGINE_GONE, ENGINE_GONE_SHARED = "engine-gone", "engine-gone-shared"
 
 
 @dataclass(frozen=True)
 class Standing:
     ready: tuple[Ready, ...]
-    failed: tuple[tuple[facts_pb2.TaskFinished, ...], ...]  # of each task that failed and has no result: how
+    #: Of each task that failed and has no result: how, its own failures first.
+    failed: tuple[tuple[facts_pb2.TaskFinished, ...], ...]
     done: bool
 
 
@@ -37,21 +43,27 @@ def standing_of(job: Job, plan: work_pb2.Plan, plan_sha256: bytes) -> Standing:
         ref = TaskRef(task.index, task.replica)
         if ref in results:
             continue
-        failed.append(tuple(failures.get(ref, ())))
+        failed.append(tuple(sorted(failures.get(ref, ()), key=_is_shared)))
         if done.issuperset(task.depends_on):
             inputs = tuple(results[TaskRef(index, 0)].result for index in task.depends_on)
-            failed_on = frozenset(agent_of(one.agent) for one in failed[-1])
-            ready.append(Ready(job, plan_sha256, task, inputs, failed_on))
+            failed_on = frozenset(agent_of(one.agent) for one in failed[-1] if not _is_shared(one))
+            alone = any(one.failure.code in (ENGINE_GONE, ENGINE_GONE_SHARED) for one in failed[-1])
+            ready.append(Ready(job, plan_sha256, task, inputs, failed_on, alone))
     return Standing(tuple(ready), tuple(one for one in failed if one), not undone)
 
 
 def failed_for_good(around: Surroundings, failed: Sequence[facts_pb2.TaskFinished]) -> bool:
     """Whether these failures of one task are enough to give its job up."""
-    nodes = {one.agent.node_id for one in failed}
+    own = [one for one in failed if not _is_shared(one)]
+    nodes = {one.agent.node_id for one in own}
     with_agents = {
         node_id
         for node_id in around.membership.view()
         if (profile := around.profiles.of(node_id)) is not None and profile.agents
     }
-    everywhere = len(failed) >= FAILURES_MAX and nodes >= with_agents
+    everywhere = len(own) >= FAILURES_MAX and nodes >= with_agents
     return len(nodes) >= FAILURES_MAX or everywhere or len(failed) >= FAILURES_TOTAL_MAX
+
+
+def _is_shared(failed: facts_pb2.TaskFinished) -> bool:
+    return failed.failure.code == ENGINE_GONE_SHARED

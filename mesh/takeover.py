@@ -18,10 +18,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mesh.copies import Copies
-from mesh.dispatch import Dispatch, InFlight, TaskKey
+from mesh.dispatch import Agent, Dispatch, InFlight, TaskKey, agent_of
 from mesh.effects import Author, Effect, Log
 from mesh.ledger import Job, Said
-from mesh.placement import Agent, Ready, agent_of
+from mesh.placement import Ready
 from mesh.surroundings import Surroundings
 from mesh.wire import common_pb2, facts_pb2
 

@@ -110,6 +110,7 @@ EXIT_CODE_OF: dict[str, ExitCode] = {
     "engine-not-ready": ExitCode.UNAVAILABLE,
     "engine-failed": ExitCode.FAILED,
     "engine-gone": ExitCode.UNAVAILABLE,
+    "engine-gone-shared": ExitCode.UNAVAILABLE,
     "not-in-a-mesh": ExitCode.USAGE,
     "not-an-issuer": ExitCode.UNAVAILABLE,
     "already-an-issuer": ExitCode.USAGE,

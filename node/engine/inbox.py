@@ -16,9 +16,10 @@ TOKENS_MAX = 1_000_000
 
 
 class Inbox:
-    """One reader, one writer, one event loop."""
+    """One reader, one writer, one event loop. `looks`: of a request that only asks how the engine is."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, looks: bool = False) -> None:
+        self.looks = looks
         self._events: deque[engine_pb2.EngineEvent] = deque()
         self._error: KithError | None = None
         self._arrived = asyncio.Event()

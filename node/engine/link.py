@@ -1,7 +1,8 @@
 """One spawned engine process and the conversation with it, from spawn to its last moment.
 
-A `Link` lives as long as its child. When the stream ends, every open request fails with `engine-gone`; `end` makes
-sure that the process is gone and says how it went. Whoever holds the link decides what comes next (`process.py`).
+A `Link` lives as long as its child. When the stream ends, every open request fails: with `engine-gone` where it was the
+only one, else with `engine-gone-shared`, for nobody knows which of them the child died of. `end` makes sure that the
+process is gone and says how it went. Whoever holds the link decides what comes next (`process.py`).
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import node
+from mesh.standing import ENGINE_GONE, ENGINE_GONE_SHARED
 from mesh.wire import engine_pb2
 from node.config import NodeConfig
 from node.engine import frames
@@ -104,7 +106,7 @@ class Link:
         """Send a command; its events arrive in the inbox. Leaving early cancels it."""
         self._last_id += 1
         command.id = self._last_id
-        inbox = self._inboxes[command.id] = Inbox()
+        inbox = self._inboxes[command.id] = Inbox(looks=command.WhichOneof("command") == "stats")
         try:
             self._send(command)
             yield inbox
@@ -122,7 +124,7 @@ class Link:
     def _send(self, command: engine_pb2.EngineCommand) -> None:
         if self._reading.done() or self._writer.is_closing():
             if inbox := self._inboxes.get(command.id):
-                inbox.fail(KithError("engine-gone", "the engine process is gone", _REMEDY))
+                inbox.fail(KithError(ENGINE_GONE, "the engine process is gone", _REMEDY))
             return
         try:
             self._writer.write(frames.encode(command))
@@ -138,8 +140,14 @@ class Link:
         except frames.FrameError as error:
             self._log(f"engine: {error}")
         finally:
-            for inbox in self._inboxes.values():
-                inbox.fail(KithError("engine-gone", "the engine process ended during this request", _REMEDY))
+            self._fail_all()
+
+    def _fail_all(self) -> None:
+        shared = sum(not (inbox.ended or inbox.looks) for inbox in self._inboxes.values()) > 1
+        code = ENGINE_GONE_SHARED if shared else ENGINE_GONE
+        message = "the engine process ended during this request" + (" and others" if shared else "")
+        for inbox in self._inboxes.values():
+            inbox.fail(KithError(code, message, _REMEDY))
 
     async def _listen(self) -> None:
         """The child's stderr, line by line, into the log."""
@@ -208,7 +216,7 @@ class Link:
         await asyncio.gather(self._reading, self._listening, return_exceptions=True)
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
-        return KithError("engine-gone", self._obituary(), _REMEDY)
+        return KithError(ENGINE_GONE, self._obituary(), _REMEDY)
 
     def _obituary(self) -> str:
         code = self._process.returncode

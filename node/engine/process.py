@@ -1,8 +1,9 @@
 """An engine in a child process, as the daemon uses it: spawned, watched, started again, ended.
 
-Requests are told apart by id on one socket pair. A child that dies or hangs takes its requests with it (`engine-gone`)
-and is started again after a growing pause, unless it does so too often or its model is bad: then the state is "failed"
-and says why. The child is spawned, never forked: gRPC does not survive a fork.
+Requests are told apart by id on one socket pair. A child that dies or hangs takes its requests with it (`engine-gone`;
+`engine-gone-shared` where there were several). It is started again after a growing pause, unless it does so too often
+or its model is bad: then the state is "failed" and says why. The child is spawned, never forked: gRPC does not survive
+a fork.
 
 Memory is bounded without ever stopping the stream: deltas that nobody has read yet are joined to one, so a request
 holds at most its text. Not guaranteed: the text of prompts stays out of the log only as far as llama.cpp's warnings

@@ -57,7 +57,9 @@ STATUS_OF_EXIT = {
 
 #: Nothing of the request runs anywhere, and soon it may. Of all other errors a client should not ask again by itself:
 #: a request that a slow node works on already must not run three times.
-WORTH_A_RETRY = NO_ROOM | {"no-agent", "engine-not-ready", "engine-gone", "node-unreachable", "node-draining"}
+WORTH_A_RETRY = NO_ROOM | {
+    "no-agent", "engine-not-ready", "engine-gone", "engine-gone-shared", "node-unreachable", "node-draining",
+}  # fmt: skip
 
 
 class Connection(H11Protocol):

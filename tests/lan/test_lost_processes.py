@@ -1,13 +1,18 @@
-"""Processes that die or hang while a job runs: a worker's daemon, an engine; and what a dead daemon leaves behind."""
+"""Processes that die or hang while a job runs: a worker's daemon, an engine, every engine that takes one task; and what
+a dead daemon leaves behind."""
 
 import asyncio
+import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from scripts.daemons import ENGINE, POLL_S, SOLVER, Daemon, formed, processes_of, until
-from scripts.workload import agreed, completed, snapshot, submit, under_way, up
+from mesh.standing import ENGINE_GONE, ENGINE_GONE_SHARED
+from mesh.wire import local_pb2
+from scripts.daemons import ENGINE, POLL_S, ROOT, SOLVER, Daemon, formed, processes_of, until
+from scripts.workload import agreed, completed, ended, snapshot, submit, under_way, up
 from tests.conftest import DaemonFactory
 from tests.lan.conftest import LanFactory
 
@@ -17,6 +22,18 @@ pytestmark = [pytest.mark.lan, pytest.mark.slow, pytest.mark.timeout(120)]
 CHILDREN_GONE_WITHIN_S = 2.0
 #: A job of 5 s when nothing hangs, with one engine hung: its task gets a second copy, nobody waits out a lease.
 HEDGED_WITHIN_S = 20.0
+#: Python runs it before anything else. The engine is killed by whoever asks it about poison.
+POISONED = """
+import os, signal, sys
+if "node.engine.child" in sys.orig_argv:
+    from node.engine.echo import EchoBackend
+    submit = EchoBackend.submit
+    def killed(self, request):
+        if "poison" in str(request.command.generate):
+            os.kill(os.getpid(), signal.SIGKILL)
+        submit(self, request)
+    EchoBackend.submit = killed
+"""
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
@@ -92,3 +109,28 @@ async def test_a_hung_engine_holds_up_one_task_not_the_job(lan_of: LanFactory) -
     victim.send_children(ENGINE, signal.SIGCONT)
     await up(everyone)
     await agreed(everyone, [job])
+
+
+@pytest.mark.timeout(240)
+async def test_a_task_that_kills_every_engine_fails_its_job_and_no_other(lan_of: LanFactory, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(POISONED)
+    path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    hosts = ("h1", "h2", "h3")
+    lan = lan_of(3, "--slots", "2", pace=10.0, environments=dict.fromkeys(hosts, path))  # 6 s a task
+    everyone = list(lan.daemons.values())
+    leader = await up(everyone)
+    plain = await submit(leader, pieces=5)
+
+    async def all_slots_but_one_are_taken() -> bool:
+        tasks = (await snapshot(leader, plain)).tasks
+        return sum(task.state == "running" for task in tasks) == 5
+
+    await until(all_slots_but_one_are_taken, 60.0, "five tasks run on six slots")
+    poison = await submit(leader, 1, "poison")
+    failed = await ended(leader, poison, 150.0)
+    assert failed.state == local_pb2.JOB_STATE_FAILED
+    assert {reason.code for reason in failed.reasons} <= {ENGINE_GONE, ENGINE_GONE_SHARED}
+    assert failed.reasons
+    await completed(leader, plain, 150.0)
+    await up(everyone)
+    await agreed(everyone, [plain])

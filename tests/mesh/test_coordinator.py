@@ -181,32 +181,6 @@ def test_retention_of_an_old_job_leaves_a_result_that_waits_to_be_announced() ->
     assert [effect.sha256 for effect in dropped if isinstance(effect, effects.DropBlobs)] == [(other,)]
 
 
-@pytest.mark.parametrize("lost", ["a result", "the plan"])
-def test_what_is_lost_for_good_is_done_again(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A result may be announced with one copy after its deadline, and that disk may die."""
-    monkeypatch.setattr("mesh.coordinator.LOST_AFTER_S", 40.0)
-    world = World()
-    leader = world.ready()
-    job_id = leader.submit(tasks=3, chain=True)
-    world.until(lambda: len(leader.job(job_id).results()) == 1)
-    first = leader.job(job_id).plan
-    assert first is not None
-    [finished] = leader.job(job_id).results().values()
-    gone = finished.result.sha256 if lost == "a result" else first.plan.sha256
-    for desk in world.desks:
-        desk.blobs.pop(gone, None)
-        desk.fails = lambda task: task.index > 0 and lost == "a result" and leader.job(job_id).plan == first
-        desk.failure_code = INPUTS_MISSING
-    leader.replica.work.coordinator._plans.clear()
-    world.run(30.0)
-    assert leader.job(job_id).plan == first
-    assert not leader.job(job_id).closed
-    world.until(lambda: world.completed_everywhere(job_id), 60.0)
-    now = leader.job(job_id).plan
-    assert now is not None
-    assert now.revision == first.revision + 1
-
-
 def test_jobs_that_can_not_go_on_take_nobodys_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mesh.coordinator.JOBS_MAX", 2)
     world = World()

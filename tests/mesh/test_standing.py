@@ -3,7 +3,7 @@
 import pytest
 
 from mesh.ledger import Job
-from mesh.standing import FAILURES_TOTAL_MAX, failed_for_good, standing_of
+from mesh.standing import ENGINE_GONE, ENGINE_GONE_SHARED, FAILURES_TOTAL_MAX, failed_for_good, standing_of
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.mesh.building import B, C, D, E
 from tests.mesh.lone import Lone, ref
@@ -15,13 +15,15 @@ def plan(*depends_on: tuple[int, ...]) -> work_pb2.Plan:
     return work_pb2.Plan(tasks=[work_pb2.Task(index=i, depends_on=needs) for i, needs in enumerate(depends_on)])
 
 
-def finished(index: int, on: str = B, replica: int = 0, *, success: bool = True) -> facts_pb2.TaskFinished:
+def finished(
+    index: int, on: str = B, replica: int = 0, *, success: bool = True, code: str = ""
+) -> facts_pb2.TaskFinished:
     done = facts_pb2.TaskFinished(job_id=JOB, plan_sha256=PLAN.sha256, task_index=index, replica=replica)
     done.agent.CopyFrom(common_pb2.AgentRef(node_id=on, agent="default"))
     if success:
         done.result.CopyFrom(ref(f"result {index} {replica}"))
     else:
-        done.failure.code = f"failed on {on[:4]}"
+        done.failure.code = code or f"failed on {on[:4]}"
     return done
 
 
@@ -74,3 +76,28 @@ def test_when_failures_are_enough(failed_on: list[str], final: bool) -> None:
     node.profile(C, slots=1)
     node.profile(D)
     assert failed_for_good(node.replica, [finished(0, on=on, success=False) for on in failed_on]) is final
+
+
+def test_an_engine_that_died_under_several_is_no_failure_of_one_task_until_it_is_too_much() -> None:
+    node = Lone(peers=3)
+    node.profile(B, slots=1)
+    shared = [finished(0, on=on, success=False, code=ENGINE_GONE_SHARED) for on in (B, C, D, E, B, C)]
+    assert not failed_for_good(node.replica, shared[:-1])
+    assert not failed_for_good(node.replica, [*shared[:3], finished(0, success=False)])
+    assert failed_for_good(node.replica, shared)
+    assert len(shared) == FAILURES_TOTAL_MAX
+
+
+def test_whose_engine_died_runs_alone_and_anywhere_that_it_did_not_die_alone() -> None:
+    facts = [
+        finished(0, on=B, success=False, code=ENGINE_GONE_SHARED),
+        finished(0, on=C, success=False, code=ENGINE_GONE),
+        finished(1, on=B, success=False),
+        finished(2, on=B, success=False, code=ENGINE_GONE_SHARED),
+        finished(3, on=B, success=False, code=ENGINE_GONE),
+    ]
+    standing = standing_of(job(*facts), plan((), (), (), (), ()), PLAN.sha256)
+    assert [one.alone for one in standing.ready] == [True, False, True, True, False]
+    own = [{(C, "default")}, {(B, "default")}, set(), {(B, "default")}, set()]
+    assert [one.failed_on for one in standing.ready] == own
+    assert [one.failure.code for one in standing.failed[0]] == [ENGINE_GONE, ENGINE_GONE_SHARED], "its own come first"

@@ -4,7 +4,8 @@ Idea: each `Desk` is a shell around one replica: its disk syncs after a moment, 
 and tells progress four times a second, its planner makes a plan of as many tasks as the question asks for (with the
 context "chain" each task needs the one before). Messages are serialised, as on a wire, and take a millisecond.
 
-Faults: crash and start again, freeze a machine or its engine, cut links with or without the ends hearing of it.
+Faults: crash and start again, freeze a machine or its engine, tasks that kill their engine, cut links with or without
+the ends hearing of it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from mesh.identity import NodeId, NodeKey
 from mesh.journal import Position
 from mesh.ledger import COMPLETED, Job
 from mesh.replica import Replica
+from mesh.standing import ENGINE_GONE, ENGINE_GONE_SHARED
 from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from tests.mesh.building import BY_ID
 
 WALL_MS = 1_790_000_000_000
-DELAY_S, SYNC_S, FETCH_S, THINK_S, TICK_S, PROGRESS_S = 0.001, 0.004, 0.02, 0.01, 0.05, 0.25
+DELAY_S, SYNC_S, FETCH_S, THINK_S, TICK_S, PROGRESS_S, BOOT_S = 0.001, 0.004, 0.02, 0.01, 0.05, 0.25, 1.0
 
 
 def named(content: bytes) -> common_pb2.BlobRef:
@@ -124,6 +126,7 @@ class Engine:
     """What runs on a node: each task moves a step every quarter of a second while the engine is not frozen."""
 
     running: dict[TaskKey, float] = field(default_factory=dict)  # work left, s
+    assigns: dict[TaskKey, work_pb2.Assign] = field(default_factory=dict)  # the last one of each
     frozen: bool = False
 
 
@@ -147,6 +150,9 @@ class Desk:
         self.fails: Callable[[work_pb2.Task], bool] = lambda task: False
         self.failure_code = "engine-crashed"
         self.hangs: Callable[[work_pb2.Task], bool] = lambda task: False
+        self.kills: Callable[[work_pb2.Task], bool] = lambda task: False
+        self.chats = False  # somebody talks to its engine all the time
+        self.deaths: list[list[TaskKey]] = []  # of its engine: what was in it
         self.no_plan: list[bool] = []  # of the next plans: whether that is final
         self.plans_backwards = False
         self.answers: dict[int, effects.AnswerSubmit] = {}
@@ -205,6 +211,17 @@ class Desk:
         if known:
             self.do(events.EngineChanged(ready=True, stalled=True))
 
+    def kill_engine(self) -> None:
+        """With all that is in it; it starts again after a moment."""
+        died, self.engine = self.engine, Engine()
+        self.deaths.append(list(died.running))
+        self.do(events.EngineChanged(ready=False))
+        for key in died.running:
+            finished = _ended(died.assigns[key])
+            finished.failure.code = ENGINE_GONE if len(died.running) == 1 and not self.chats else ENGINE_GONE_SHARED
+            self.do(events.TaskEnded(key, finished))
+        self._later(BOOT_S, lambda: self.do(events.EngineChanged(ready=True)))
+
     def wall_ms(self) -> int:
         return WALL_MS + int(self.world.now * 1000)
 
@@ -228,11 +245,13 @@ class Desk:
 
     # A client
 
-    def submit(self, tasks: int = 1, *, chain: bool = False, document: bytes = b"", deadline_s: float = 5.0) -> bytes:
+    def submit(
+        self, tasks: int = 1, *, chain: bool = False, document: bytes = b"", deadline_s: float = 5.0, words: str = ""
+    ) -> bytes:
         """Hand in a job of so many tasks. Returns its id; the answer comes into `answers`, by its number."""
-        request = work_pb2.JobRequest(ask=work_pb2.AskRequest(question=f"of {self.me}", panel=tasks))
+        request = work_pb2.JobRequest(ask=work_pb2.AskRequest(question=f"of {self.me}{words}", panel=tasks))
         request.ask.context = "chain" if chain else ""
-        job_id = hashlib.sha256(f"{self.me}{self.world.now}{tasks}{chain}".encode()).digest()
+        job_id = hashlib.sha256(f"{self.me}{self.world.now}{tasks}{chain}{words}".encode()).digest()
         refs = []
         if document:
             refs = [named(document)]
@@ -388,6 +407,7 @@ class Desk:
         assert len(self.engine.running) < self.world.slots
         self.started.append((self.world.now, assign))
         self.engine.running[key] = self.world.task_s
+        self.engine.assigns[key] = assign
         self.engine.frozen = self.engine.frozen or self.hangs(assign.task)
         self._later(PROGRESS_S, lambda: self._step(key, assign))
 
@@ -398,19 +418,15 @@ class Desk:
             self._later(PROGRESS_S, lambda: self._step(key, assign))
             return
         self.engine.running[key] -= PROGRESS_S
+        if self.kills(assign.task) and self.engine.running[key] <= self.world.task_s / 2:
+            self.kill_engine()
+            return
         if self.engine.running[key] > 1e-9:
             self.do(events.TaskProgressed(key, work_pb2.TaskProgress(output_tokens=1)))
             self._later(PROGRESS_S, lambda: self._step(key, assign))
             return
         del self.engine.running[key]
-        finished = facts_pb2.TaskFinished(
-            job_id=assign.job_id,
-            plan_sha256=assign.plan_sha256,
-            task_index=assign.task.index,
-            replica=assign.task.replica,
-            task_key=task_key(assign.task, [ref.sha256 for ref in assign.inputs]),
-            agent=assign.agent,
-        )
+        finished = _ended(assign)
         if self.fails(assign.task):
             finished.failure.code = self.failure_code
         else:
@@ -449,6 +465,17 @@ class Desk:
                 return
         content = b"job" + b"".join(finished.result.sha256 for finished in asked.results)
         self.do(events.Assembled(asked.job_id, asked.plan_sha256, self.store(content, None)))
+
+
+def _ended(assign: work_pb2.Assign) -> facts_pb2.TaskFinished:
+    return facts_pb2.TaskFinished(
+        job_id=assign.job_id,
+        plan_sha256=assign.plan_sha256,
+        task_index=assign.task.index,
+        replica=assign.task.replica,
+        task_key=task_key(assign.task, [ref.sha256 for ref in assign.inputs]),
+        agent=assign.agent,
+    )
 
 
 def solved(asked: effects.Allocate) -> events.Allocated:

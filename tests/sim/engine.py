@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mesh import events
 from mesh.dispatch import TaskKey
+from mesh.standing import ENGINE_GONE, ENGINE_GONE_SHARED
 from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.sim.stuck import stands_still
@@ -101,8 +102,9 @@ class Engine:
         self.ready = False
         self.moves = True
         self.host.deliver(events.EngineChanged(ready=False), self.life)
+        code = ENGINE_GONE if len(self.tasks) == 1 else ENGINE_GONE_SHARED
         for key, task in list(self.tasks.items()):
-            self._end(key, task, "engine-crashed")
+            self._end(key, task, code)
         self.boot()
 
     # Inside

@@ -316,7 +316,7 @@ class Faults:
         return self.rng.choice(running) if running else None
 
     def _may_lose(self, host: Host) -> bool:
-        """Only one store is ever lost at a time, and rarely: what has no copy left is nobody's fault."""
+        """Not of one that stays dead. Several may be lost at a time: what has no copy left then is nobody's fault."""
         return host.index not in self.dead
 
     def _later(self, longest_s: float, mend: Callable[[], None]) -> None:

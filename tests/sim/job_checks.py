@@ -8,8 +8,8 @@
 - One life of a node says one outcome of an attempt and one end of a job; what a node reads as a job's end only ever
   changes to what outranks it.
 - In the end every job that any node knows of has ended everywhere, with the same end; a job that was acknowledged is
-  known unless every store that held it is gone; it failed only if its tasks really did; its answer can be read, and
-  has its copies.
+  known unless every store that held it is gone; it failed only if its tasks really did, by themselves, and it says how;
+  what kills every engine never completes; its answer can be read, and has its copies.
 
 An accident that takes a whole store takes copies that were truly there: `generation` of the disk tells.
 """
@@ -28,7 +28,7 @@ from mesh.gossip import COPIES
 from mesh.identity import NodeId
 from mesh.intake import REPLICATE_S
 from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, TERMINAL_KINDS, Job, Ledger, TaskRef
-from mesh.standing import FAILURES_TOTAL_MAX
+from mesh.standing import ENGINE_GONE_SHARED, FAILURES_TOTAL_MAX
 from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.sim.denied import known_denials, limit_of
@@ -54,6 +54,7 @@ class JobChecks:
         self.checks = checks
         self.hosts: Sequence[Host] = ()
         self.fallible: dict[bytes, Counter[tuple[int, int]]] = {}  # job → task → failures that really happened
+        self._own: dict[bytes, Counter[tuple[int, int]]] = {}  # those of them that no other task may be to blame for
         self._asked: dict[tuple[int, int, int], float] = {}  # (host, life, ticket) → when it must be answered
         self._started_under: dict[tuple[int, int], tuple[int, str]] = {}  # (host, life) → highest token
         self._refuses: dict[tuple[int, int], tuple[tuple[int, str], float]] = {}  # (host, life) → which leader, since
@@ -218,9 +219,12 @@ class JobChecks:
         )
 
     def _failed(self, finished: facts_pb2.TaskFinished) -> None:
+        task = (finished.task_index, finished.replica)
         counter = self.fallible.setdefault(finished.job_id, Counter())
-        counter[finished.task_index, finished.replica] += 1
-        worst = counter[finished.task_index, finished.replica]
+        counter[task] += 1
+        if finished.failure.code != ENGINE_GONE_SHARED:
+            self._own.setdefault(finished.job_id, Counter())[task] += 1
+        worst = counter[task]
         assert worst <= FAILURES_EVER, f"a task of job {finished.job_id.hex()[:12]} failed {worst} times, and goes on"
 
     def applied(self, host: Host, facts: Sequence[Fact]) -> None:
@@ -299,11 +303,14 @@ class JobChecks:
             worst = max(self.fallible.get(job.job_id, Counter()).values(), default=0)
             if "nonsense" not in order.words and worst < 1:
                 return [f"{name} failed though no task of it did"]
-            if not order.words and worst < COPIES and len(live) >= COPIES:
-                return [f"{name} failed after {worst} failures of a task"]
+            own = max(self._own.get(job.job_id, Counter()).values(), default=0)
+            if not order.words and own < COPIES and len(live) >= COPIES:
+                return [f"{name} failed after {own} failures of a task that were its own"]
+            if not all(failed.reasons for _, failed in job.failed.values()):
+                return [f"{name} failed without a reason"]
         if job.state != COMPLETED:
             return []
-        if order.words in ("bad", "nonsense"):
+        if order.words in ("bad", "nonsense", "poison"):
             return [f"{name} is completed, which can not be"]
         return self._of_answer(name, job, ledger, live)
 

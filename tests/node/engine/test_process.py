@@ -76,6 +76,25 @@ async def test_killed_child_fails_its_requests_and_is_replaced() -> None:
         assert any("SIGKILL" in line for line in watched.lines)
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "among others"])
+async def test_a_request_hears_whether_it_was_alone_in_the_engine_that_died(alone: bool) -> None:
+    async with running(slots=2, echo_tokens_per_s=5.0) as watched:
+        engine = watched.engine
+        assert engine.pid is not None
+        asking = [asyncio.ensure_future(answer(engine, ask(f"{LONG} {number}"))) for number in range(2)]
+        while (await engine.stats()).slots_busy < 2:
+            pass
+        if alone:
+            asking.pop().cancel()
+            while (await engine.stats()).slots_busy > 1:
+                pass
+        os.kill(engine.pid, signal.SIGKILL)
+        for one in asking:
+            with pytest.raises(KithError) as caught:
+                await one
+            assert caught.value.code == ("engine-gone" if alone else "engine-gone-shared")
+
+
 async def test_frozen_child_is_killed_and_replaced() -> None:
     async with running(frozen_seconds=1.0, echo_tokens_per_s=5.0) as watched:
         first = watched.engine.pid
@@ -119,7 +138,7 @@ async def test_child_whose_worker_hangs_is_killed_and_replaced(tmp_path: Path, m
             for task in (stuck, asking):
                 with pytest.raises(KithError) as caught:
                     await task
-                assert caught.value.code == "engine-gone"
+                assert caught.value.code == "engine-gone-shared"
         await watched.until(lambda: watched.states[-1] == "ready" and "restarting" in watched.states)
         assert not psutil.pid_exists(first)
         assert any("no progress" in line for line in watched.lines)
