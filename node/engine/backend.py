@@ -14,6 +14,7 @@ from typing import Protocol
 
 from mesh.wire import common_pb2, engine_pb2
 from node.engine import frames
+from node.engine.api import Asked
 from node.errors import ExitCode, KithError
 
 #: Most requests alive at once. Threat: a client that opens streams without end fills the child's memory.
@@ -54,6 +55,17 @@ class Request:
         self.over = False
         self._outbox = outbox
         self._ended = ended
+
+    @property
+    def asked(self) -> Asked:
+        """What says on whose behalf it is and how urgent. Commands that wait in no queue say nothing of it."""
+        match self.command.WhichOneof("command"):
+            case "score":
+                return self.command.score
+            case "embed":
+                return self.command.embed
+            case _:
+                return self.command.generate
 
     def put(self, event: engine_pb2.EngineEvent, last: bool = False) -> None:
         """Queue one event; the caller flushes. `last` ends the request."""

@@ -164,11 +164,10 @@ class EchoBackend:
         limit = command.max_tokens or len(tokens)
         reason = "stop" if len(tokens) <= limit else "length"
         item = _Running(request, count, tokens[:limit], reason, 0.0, 0.0)
-        begin_by = item.queued + command.useful_seconds if command.useful_seconds > 0 else math.inf
         with self._changed:
             if len(self._waiting) >= QUEUE_MAX:
                 raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
-            self._waiting.add(Entry(item, command.priority, command.owner, max(1, count), begin_by))
+            self._waiting.add(Entry.of(item, command, max(1, count), item.queued))
             self._changed.notify()
 
     def _rest(self, command: engine_pb2.GenerateRequest) -> list[str]:

@@ -110,35 +110,43 @@ class EmbedWork:
         self._texts = texts
         self._embedder = embedder
         self._vectors: list[engine_pb2.EmbedReply.Vector] = []
-        self._queued_at = time.monotonic()
-        self._began_at = 0.0
+        self.queued_at = time.monotonic()
+        self.began_at = 0.0
 
     @property
     def tokens(self) -> int:
         return sum(map(len, self._texts))
 
-    def step(self) -> int:
-        """Embed one batch of texts; returns its tokens."""
-        self._began_at = self._began_at or time.monotonic()
+    @property
+    def next_tokens(self) -> int:
+        """Of the batch that `step` embeds; above 0 until `done`."""
+        return sum(map(len, self._next_texts()))
+
+    def _next_texts(self) -> Sequence[list[int]]:
         begin = end = len(self._vectors)
         size = 0
         while end < len(self._texts) and end - begin < TEXTS_AT_ONCE:
             size += len(self._texts[end])
             if end > begin and size > min(BATCH_TOKENS, self._embedder.text_tokens_max):
-                size -= len(self._texts[end])
                 break
             end += 1
+        return self._texts[begin:end]
+
+    def step(self) -> int:
+        """Embed one batch of texts; returns its tokens."""
+        self.began_at = self.began_at or time.monotonic()
+        texts, size = self._next_texts(), self.next_tokens
         try:
-            vectors = self._embedder.embed(self._texts[begin:end])
+            vectors = self._embedder.embed(texts)
         except KithError as error:
             self.fail(error)
             return size
         self._vectors += [engine_pb2.EmbedReply.Vector(values=vector) for vector in vectors]
-        if end == len(self._texts):
+        if len(self._vectors) == len(self._texts):
             usage = common_pb2.Usage(
                 prompt_tokens=self.tokens,
-                prefill_seconds=time.monotonic() - self._began_at,
-                queue_seconds=self._began_at - self._queued_at,
+                prefill_seconds=time.monotonic() - self.began_at,
+                queue_seconds=self.began_at - self.queued_at,
             )
             reply = engine_pb2.EmbedReply(vectors=self._vectors, usage=usage)
             self.request.put(engine_pb2.EngineEvent(embedded=reply), last=True)
@@ -152,3 +160,6 @@ class EmbedWork:
         """End without an answer."""
         self.request.put(engine_pb2.EngineEvent(problem=error.to_wire()), last=True)
         self.done = True
+
+    def close(self) -> None:
+        """It holds nothing."""

@@ -19,7 +19,6 @@ round differently, so a near-tie between two tokens may fall either way.
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -102,7 +101,7 @@ class LlamaLoop:
         self._flush = flush
         self._changed = threading.Condition()
         self._waiting: Waiting[Work] = Waiting()  # guarded by _changed
-        self._embeds: deque[EmbedWork] = deque()  # guarded by _changed; taken in turn, a batch a step
+        self._embeds: Waiting[EmbedWork] = Waiting()  # guarded by _changed; a batch a step, then it waits again
         self._calls: list[Callable[[KvCache], None]] = []  # guarded by _changed
         self._slots = slots
         self._seats: list[_Seat] = []  # in order of admission
@@ -115,18 +114,20 @@ class LlamaLoop:
         """Raises `KithError` (`busy`)."""
         with self._changed:
             self._check_room()
-            command = work.request.command.generate  # of other kinds of work all its fields are 0
-            useful = command.useful_seconds
-            begin_by = work.queued_at + useful if useful > 0 else math.inf
-            self._waiting.add(Entry(work, command.priority, command.owner, len(work.target), begin_by))
+            self._waiting.add(Entry.of(work, work.request.asked, work.cost, work.queued_at))
             self._changed.notify()
 
     def add_embed(self, work: EmbedWork) -> None:
         """Raises `KithError` (`busy`)."""
         with self._changed:
             self._check_room()
-            self._embeds.append(work)
+            self._queue_embed(work)
             self._changed.notify()
+
+    def _queue_embed(self, work: EmbedWork) -> None:
+        """For its next batch, which its owner pays. What was begun does not come too late any more."""
+        came_at = math.inf if work.began_at else work.queued_at
+        self._embeds.add(Entry.of(work, work.request.asked, work.next_tokens, came_at))
 
     def _check_room(self) -> None:
         if len(self._waiting) + len(self._embeds) >= QUEUE_MAX:
@@ -180,9 +181,13 @@ class LlamaLoop:
         self._stats.busy_seconds += time.monotonic() - begun
 
     def _drop_cancelled(self) -> None:
+        cancelled: list[Work | EmbedWork] = []
+        late: list[Work | EmbedWork] = []
+        now = time.monotonic()
         with self._changed:
-            cancelled = self._waiting.drop(lambda work: work.request.cancelled)
-            late = self._waiting.too_late(time.monotonic())
+            for queue in (self._waiting, self._embeds):
+                cancelled += queue.drop(lambda work: work.request.cancelled)
+                late += queue.too_late(now)
         for work in cancelled:
             _guarded(work, work.cancel)
             _guarded(work, work.close)
@@ -269,20 +274,17 @@ class LlamaLoop:
             self._cache.close(seat.slot)
 
     def _embed(self) -> None:
-        """One batch of the first request for embeddings; the next request is next."""
+        """One batch of the request for embeddings that is next."""
         with self._changed:
-            work = self._embeds.popleft() if self._embeds else None
+            work = self._embeds.take()
             self._in_hand = 0 if work is None else 1
         if work is None:
             return
-        if work.request.cancelled:
-            _guarded(work, work.cancel)
-        else:
-            self._stats.prompt_tokens_processed += _guarded(work, work.step) or 0
+        self._stats.prompt_tokens_processed += _guarded(work, work.step) or 0
         with self._changed:
             self._in_hand = 0
             if not work.done:
-                self._embeds.append(work)
+                self._queue_embed(work)
 
     def _fill_batch(self) -> None:
         """Decide each seat's rows, then lay them down in the order of sequence ids.

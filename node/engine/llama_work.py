@@ -40,6 +40,11 @@ class Work(ABC):
         self.first_token_at = 0.0
         self.completion_tokens = 0
 
+    @property
+    def cost(self) -> int:
+        """For the fair queue: tokens that are to be read."""
+        return len(self.target)
+
     def began(self, cached_tokens: int) -> None:
         """The work has a slot, which already holds that much of the target."""
         self.began_at = time.monotonic()

@@ -30,6 +30,10 @@ class ScoreWork(Work):
         self._sum = 0.0  # of the current one
         self._judged = 0  # its tokens that are in the sum
 
+    @property
+    def cost(self) -> int:
+        return len(self._prompt) + sum(map(len, self._continuations))
+
     def take(self, logits: "NDArray[np.float32]", context: llama.Context, batch_row: int) -> None:
         del context, batch_row
         if self._after_prompt is None:

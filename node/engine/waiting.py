@@ -10,9 +10,12 @@ daemon says they are.
 Source: Goyal, Vin, Cheng: Start-time Fair Queueing (SIGCOMM 1996).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from node.engine.api import Asked
 
 #: Owners whose clock is remembered while nothing of theirs waits. Threat: a new name with every request.
 OWNERS_MAX = 1024
@@ -28,6 +31,12 @@ class Entry(Generic[T]):
         cost: what it will take, in tokens; above 0.
         begin_by: seconds of the caller's clock after which it is of no use any more; infinity: never.
     """
+
+    @classmethod
+    def of(cls, item: T, asked: Asked, cost: float, came_at: float) -> "Entry[T]":
+        """Args: `came_at`: seconds of the caller's clock."""
+        begin_by = came_at + asked.useful_seconds if asked.useful_seconds > 0 else math.inf
+        return cls(item, asked.priority, asked.owner, cost, begin_by)
 
     item: T
     priority: int
