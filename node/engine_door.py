@@ -81,7 +81,7 @@ class EngineDoor:
         """Its turn, which it waits for in its caller's name, also in the engine's own queue: what a caller says of
         itself would buy it another share."""
         request.owner = f"{who}"[:NAME_CHARACTERS_MAX]
-        return self.turns.of(who, request.useful_seconds)
+        return self.turns.of(who, request.useful_seconds, request.priority, max(1, request.ByteSize()))
 
     def _is_mine(self, agent: str) -> bool:
         return self._pick is None or self._pick(agent) is self._engine

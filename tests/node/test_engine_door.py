@@ -72,6 +72,23 @@ async def test_the_engine_hears_on_whose_behalf_and_how_urgent_a_question_is() -
         assert [request.owner for request in asked] == ["somebody else"] * 2, "as they were"
 
 
+async def test_a_question_of_a_dialogue_has_its_turn_before_jobs_that_came_first() -> None:
+    async with running(**SLOW) as watched:
+        door = EngineDoor(watched.engine)
+        order: list[str] = []
+
+        async def score(name: str, priority: int) -> None:
+            await door.score(name, engine_pb2.ScoreRequest(prompt="a", continuations=["b"], priority=priority))
+            order.append(name)
+
+        async with taken(door):
+            asked = [asyncio.create_task(score(name, priority)) for name, priority in (("job", 0), ("panel", 1))]
+            await asyncio.sleep(0)
+            assert door.turns.waiting == 2
+        await asyncio.gather(*asked)
+        assert order == ["panel", "job"]
+
+
 async def test_the_wait_for_a_turn_is_told_as_waiting_and_taken_from_the_usefulness() -> None:
     async with running(**SLOW) as watched:
         door = EngineDoor(watched.engine)
