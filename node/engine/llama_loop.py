@@ -5,7 +5,8 @@ and what is left of the batch for prompts, in order of admission. Decode, let ea
 events of the step in one write. Rows are sorted by sequence id, which the split KV cache needs to keep a batch whole.
 
 A request whose prompt begins like one that is being read waits for it, up to where the two differ, and then copies: of
-many requests with the same beginning that come at once, one reads it.
+many requests with the same beginning that come at once, one reads it. What one request reads after its own prompt in
+several ways (the options of a scoring) shares a step too, in spare sequences, where the cache is one pool of cells.
 
 An error in what belongs to one request (its sampler, grammar, sums) ends that request; one of the context or of what is
 known about it ends the process.
@@ -19,9 +20,9 @@ round differently, so a near-tie between two tokens may fall either way.
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from mesh.wire import engine_pb2
 from node.engine import llama
@@ -34,6 +35,10 @@ from node.engine.llama_work import Work
 from node.engine.radix import common_prefix
 from node.engine.waiting import Entry, Waiting
 from node.errors import KithError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Rows of a batch. Large enough for quick prefill, small enough that running generations do not stutter.
 BATCH_TOKENS = 128
@@ -68,6 +73,16 @@ class _Seat:
     def missing(self) -> int:
         """Tokens of the target that its slot does not hold; 0 without a slot."""
         return 0 if self.slot is None else len(self.work.target) - len(self.slot.held)
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What the current batch reads after a seat's prompt, in a spare sequence."""
+
+    seat: _Seat
+    number: int  # the work's
+    sequence: int
+    tokens: Sequence[int]
 
 
 def _guarded(work: Work | EmbedWork, what: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -105,6 +120,7 @@ class LlamaLoop:
         self._calls: list[Callable[[KvCache], None]] = []  # guarded by _changed
         self._slots = slots
         self._seats: list[_Seat] = []  # in order of admission
+        self._endings: list[_Ending] = []  # of the current batch, in the order of their sequences
         self._in_hand = 0  # calls and embeddings that this step is at
         self._admissions = 0
         self._stats = engine_pb2.EngineStats()
@@ -296,6 +312,8 @@ class LlamaLoop:
         for seat in sorted(self._seats, key=lambda seat: (seat.missing > 1, seat.order)):
             seat.count = min(seat.missing, room) if seat.work.adapter == adapter else 0
             room -= seat.count
+        self._endings = self._chosen_endings(room)
+        room -= sum(len(ending.tokens) for ending in self._endings)
         self._adapters.filled(self._context.batch_tokens - room)
         self._context.clear_batch()
         for slot, seat in self._seated():
@@ -304,6 +322,28 @@ class LlamaLoop:
             seat.outputs = max(0, seat.count - outputs_from)
             rows = seat.work.target[begin : begin + seat.count]
             self._context.add(slot.id, begin, rows, outputs_from)
+        for ending in self._endings:
+            seat = ending.seat
+            assert seat.slot is not None
+            self._context.share(seat.slot.id, ending.sequence, seat.work.prompt_tokens)
+            self._context.add(ending.sequence, seat.work.prompt_tokens, ending.tokens, 0)
+
+    def _chosen_endings(self, room: int) -> list[_Ending]:
+        """Endings for what is left of the batch, the pool's cells and the spare sequences."""
+        planned = sum(len(slot.held) for slot in self._cache.slots) + sum(seat.count for seat in self._seats)
+        room = min(room, self._context.context_tokens * self._slots - planned)
+        spare = iter(self._context.spare)
+        chosen: list[_Ending] = []
+        for slot, seat in self._seated():
+            if len(slot.held) < seat.work.prompt_tokens:
+                continue
+            for number, tokens in seat.work.endings():
+                if len(tokens) <= room:
+                    if (sequence := next(spare, None)) is None:
+                        return chosen
+                    chosen.append(_Ending(seat, number, sequence, tokens))
+                    room -= len(tokens)
+        return chosen
 
     def _seated(self) -> list[tuple[Slot, _Seat]]:
         """Seats with rows in the batch, in the batch's order."""
@@ -314,6 +354,8 @@ class LlamaLoop:
         self._cache.forget_copy()
         begun = time.monotonic()
         code = self._context.decode()
+        for ending in self._endings:
+            self._context.cut(ending.sequence, 0)
         if code == _NO_ROOM:
             self._make_room()
             return
@@ -323,6 +365,7 @@ class LlamaLoop:
         logits = self._context.logits()
         row = output = 0
         seated = self._seated()
+        self._take_endings(logits[sum(seat.outputs for _, seat in seated) :])
         for slot, seat in seated:
             work, begin = seat.work, len(slot.held)
             slot.held.extend(work.target[begin : begin + seat.count])
@@ -330,7 +373,7 @@ class LlamaLoop:
                 self._stats.tokens_generated += seat.outputs  # more rows: what could not be put back
             else:
                 self._stats.prompt_tokens_processed += seat.count
-                if seat.count > 1 and len(seated) == 1:
+                if seat.count > 1 and len(seated) == 1 and not self._endings:
                     self._cache.measured_reading(seat.count, seconds)
             _guarded(work, work.fed, seat.count, seconds)
             row += seat.count
@@ -343,6 +386,16 @@ class LlamaLoop:
                 work.rewind = None
             if work.done:
                 self._leave(seat)
+
+    def _take_endings(self, logits: "NDArray[np.float32]") -> None:
+        """Args: `logits`: those after the rows of the seats' own sequences."""
+        output = 0
+        for ending in self._endings:
+            work, count = ending.seat.work, len(ending.tokens)
+            if not work.done:
+                _guarded(work, work.take_ending, ending.number, logits[output : output + count])
+            self._stats.prompt_tokens_processed += count
+            output += count
 
     def _make_room(self) -> None:
         """The batch found no cells, and nothing was decoded: give up cached prefixes, else the newest work."""
