@@ -1,5 +1,5 @@
 """Which of the waiting requests is next: the highest priority, then the owner who had the least, then who came first.
-The one rule of all queues before an engine: of the node's door (turns.py) and of the engine's own.
+The one rule of all queues: at the node's door (turns.py), in an engine, before a server (hosted/places.py).
 
 Idea: start-time fair queueing. Each owner has a clock of its own that moves by the cost of what was begun for it; the
 owner whose clock is furthest behind is next. Whoever comes back after a while starts at the present and not in the

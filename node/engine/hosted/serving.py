@@ -163,7 +163,8 @@ class Serving:
                     self._counting -= 1
                 request.answer(engine_pb2.EngineEvent(counts=engine_pb2.CountTokensReply(counts=counts)))
                 return
-            async with self._places.one(asked.priority, asked.useful_seconds):
+            cost = max(1, asked.ByteSize())
+            async with self._places.one(asked.priority, asked.useful_seconds, asked.owner, cost):
                 self._stats.slots_busy += 1
                 begun = time.monotonic()
                 try:
