@@ -50,7 +50,7 @@ def _load_binding() -> Any:
 #: llama_token_data: a token as samplers see it.
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
-#: Sequences beside those of the slots, where there is one pool of cells: so many endings of a beginning that a slot
+#: Sequences beside those of the slots, where there is one pool of cells: so many ways to go on from what a slot
 #: holds are read in one step, and forgotten after it. Each costs rows in the library's buffers.
 SPARE_MAX = 15
 
@@ -283,7 +283,7 @@ class Context:
             raise KithError("engine-failed", self._no_room, "Use a smaller --ctx or fewer --slots.")
         self._memory = lib.llama_get_memory(self.pointer)
         self.unified = unified
-        #: Sequences that no slot has, for endings of what a slot holds; all are empty between two steps.
+        #: Sequences that no slot has, for ways to go on from what a slot holds; all are empty between two steps.
         self.spare = range(self.slots, self.slots + spare)
 
     def change(self, unified: bool) -> None:

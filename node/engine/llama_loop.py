@@ -76,7 +76,7 @@ class _Seat:
 
 
 @dataclass(frozen=True)
-class _Ending:
+class _Branch:
     """What the current batch reads after a seat's prompt, in a spare sequence."""
 
     seat: _Seat
@@ -120,7 +120,7 @@ class LlamaLoop:
         self._calls: list[Callable[[KvCache], None]] = []  # guarded by _changed
         self._slots = slots
         self._seats: list[_Seat] = []  # in order of admission
-        self._endings: list[_Ending] = []  # of the current batch, in the order of their sequences
+        self._branches: list[_Branch] = []  # of the current batch, in the order of their sequences
         self._in_hand = 0  # calls and embeddings that this step is at
         self._admissions = 0
         self._stats = engine_pb2.EngineStats()
@@ -312,8 +312,8 @@ class LlamaLoop:
         for seat in sorted(self._seats, key=lambda seat: (seat.missing > 1, seat.order)):
             seat.count = min(seat.missing, room) if seat.work.adapter == adapter else 0
             room -= seat.count
-        self._endings = self._chosen_endings(room)
-        room -= sum(len(ending.tokens) for ending in self._endings)
+        self._branches = self._chosen_branches(room)
+        room -= sum(len(branch.tokens) for branch in self._branches)
         self._adapters.filled(self._context.batch_tokens - room)
         self._context.clear_batch()
         for slot, seat in self._seated():
@@ -322,26 +322,26 @@ class LlamaLoop:
             seat.outputs = max(0, seat.count - outputs_from)
             rows = seat.work.target[begin : begin + seat.count]
             self._context.add(slot.id, begin, rows, outputs_from)
-        for ending in self._endings:
-            seat = ending.seat
+        for branch in self._branches:
+            seat = branch.seat
             assert seat.slot is not None
-            self._context.share(seat.slot.id, ending.sequence, seat.work.prompt_tokens)
-            self._context.add(ending.sequence, seat.work.prompt_tokens, ending.tokens, 0)
+            self._context.share(seat.slot.id, branch.sequence, seat.work.prompt_tokens)
+            self._context.add(branch.sequence, seat.work.prompt_tokens, branch.tokens, 0)
 
-    def _chosen_endings(self, room: int) -> list[_Ending]:
-        """Endings for what is left of the batch, the pool's cells and the spare sequences."""
+    def _chosen_branches(self, room: int) -> list[_Branch]:
+        """Branches for what is left of the batch, the pool's cells and the spare sequences."""
         planned = sum(len(slot.held) for slot in self._cache.slots) + sum(seat.count for seat in self._seats)
         room = min(room, self._context.context_tokens * self._slots - planned)
         spare = iter(self._context.spare)
-        chosen: list[_Ending] = []
+        chosen: list[_Branch] = []
         for slot, seat in self._seated():
             if len(slot.held) < seat.work.prompt_tokens:
                 continue
-            for number, tokens in seat.work.endings():
+            for number, tokens in seat.work.branches():
                 if len(tokens) <= room:
                     if (sequence := next(spare, None)) is None:
                         return chosen
-                    chosen.append(_Ending(seat, number, sequence, tokens))
+                    chosen.append(_Branch(seat, number, sequence, tokens))
                     room -= len(tokens)
         return chosen
 
@@ -354,8 +354,8 @@ class LlamaLoop:
         self._cache.forget_copy()
         begun = time.monotonic()
         code = self._context.decode()
-        for ending in self._endings:
-            self._context.cut(ending.sequence, 0)
+        for branch in self._branches:
+            self._context.cut(branch.sequence, 0)
         if code == _NO_ROOM:
             self._make_room()
             return
@@ -365,7 +365,7 @@ class LlamaLoop:
         logits = self._context.logits()
         row = output = 0
         seated = self._seated()
-        self._take_endings(logits[sum(seat.outputs for _, seat in seated) :])
+        self._take_branches(logits[sum(seat.outputs for _, seat in seated) :])
         for slot, seat in seated:
             work, begin = seat.work, len(slot.held)
             slot.held.extend(work.target[begin : begin + seat.count])
@@ -373,7 +373,7 @@ class LlamaLoop:
                 self._stats.tokens_generated += seat.outputs  # more rows: what could not be put back
             else:
                 self._stats.prompt_tokens_processed += seat.count
-                if seat.count > 1 and len(seated) == 1 and not self._endings:
+                if seat.count > 1 and len(seated) == 1 and not self._branches:
                     self._cache.measured_reading(seat.count, seconds)
             _guarded(work, work.fed, seat.count, seconds)
             row += seat.count
@@ -387,13 +387,13 @@ class LlamaLoop:
             if work.done:
                 self._leave(seat)
 
-    def _take_endings(self, logits: "NDArray[np.float32]") -> None:
+    def _take_branches(self, logits: "NDArray[np.float32]") -> None:
         """Args: `logits`: those after the rows of the seats' own sequences."""
         output = 0
-        for ending in self._endings:
-            work, count = ending.seat.work, len(ending.tokens)
+        for branch in self._branches:
+            work, count = branch.seat.work, len(branch.tokens)
             if not work.done:
-                _guarded(work, work.take_ending, ending.number, logits[output : output + count])
+                _guarded(work, work.take_branch, branch.number, logits[output : output + count])
             self._stats.prompt_tokens_processed += count
             output += count
 

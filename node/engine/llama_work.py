@@ -61,15 +61,15 @@ class Work(ABC):
 
         The array is the library's memory, gone with the next decode."""
 
-    def endings(self) -> Iterable[tuple[int, Sequence[int]]]:
+    def branches(self) -> Iterable[tuple[int, Sequence[int]]]:
         """What could be read beside the target in sequences of their own, in this step: tokens after the prompt, all
-        of which give logits, with numbers for `take_ending`. Only what fits in the step is read; between two steps it
+        of which give logits, with numbers for `take_branch`. Only what fits in the step is read; between two steps it
         is as if nothing of it ever was in the cache."""
         return ()
 
-    def take_ending(self, number: int, logits: "NDArray[np.float32]") -> None:
-        """Logits of one of the `endings`; comes before `take` of the same step."""
-        raise AssertionError("it has no endings")
+    def take_branch(self, number: int, logits: "NDArray[np.float32]") -> None:
+        """Logits of one of the `branches`; comes before `take` of the same step."""
+        raise AssertionError("it has no branches")
 
     def cancel(self) -> None:
         """End early; the last event says so."""

@@ -1,6 +1,6 @@
 """A scoring: the log-probability of given continuations of a prompt, the prompt being read once.
 
-A step reads one continuation in the request's own sequence, and in spare ones as many others as fit (`endings`). Where
+A step reads one continuation in the request's own sequence, and in spare ones as many others as fit (`branches`). Where
 the cache has no spare sequences, they are read one after another.
 """
 
@@ -58,17 +58,17 @@ class ScoreWork(Work):
             self._sums[self._current] = self._sum
             self._next()
 
-    def endings(self) -> Iterable[tuple[int, Sequence[int]]]:
+    def branches(self) -> Iterable[tuple[int, Sequence[int]]]:
         if self._first:
             for number, tokens in enumerate(self._continuations):
                 if number not in self._sums and number != self._current:
                     yield number, tokens[:-1]
 
-    def take_ending(self, number: int, logits: "NDArray[np.float32]") -> None:
+    def take_branch(self, number: int, logits: "NDArray[np.float32]") -> None:
         self._sums[number] = self._first[number] + _judged(logits, self._continuations[number][1:])
 
     def _next(self) -> None:
-        """Start the longest continuation that is left: one that fills a batch can be no ending."""
+        """Start the longest continuation that is left: one that fills a batch can be no branch."""
         counts = [len(tokens) for tokens in self._continuations]
         left = [number for number in range(len(counts)) if number not in self._sums]
         if left:

@@ -87,7 +87,8 @@ class Waiting(Generic[T]):
 
     def raise_to(self, priority: int, which: Callable[[T], bool]) -> None:
         """Give those that had less of it this priority: whoever starts there starts at the present."""
-        raised, kept = [], []
+        raised: list[Entry[T]] = []
+        kept: list[Entry[T]] = []
         for entry in self._entries:
             (raised if entry.priority < priority and which(entry.item) else kept).append(entry)
         self._entries = kept

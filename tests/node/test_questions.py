@@ -252,7 +252,8 @@ async def test_a_question_that_is_too_late_at_one_node_goes_on_with_what_is_left
 
         async def noted(request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
             given.append(request.useful_seconds)
-            return await score(request)
+            reply: engine_pb2.ScoreReply = await score(request)
+            return reply
 
         pair.world.engine.score = noted
         asked = engine_pb2.ScoreRequest(prompt="a", continuations=["b"], useful_seconds=0.05)

@@ -454,12 +454,13 @@ def test_what_is_not_begun_in_time_is_too_late_and_what_was_goes_on(model: llama
     engine.loop.add_embed(begun)
     engine.loop.step()
     begun.queued_at -= 10.0
-    late = [scoring(20, [2], useful_seconds=5.0), embedding(embedder, 1, useful_seconds=5.0)]
-    for work in late:
-        work.queued_at -= 10.0
-        engine.loop.add_embed(work) if isinstance(work, EmbedWork) else engine.loop.add(work)
+    score, embed = scoring(20, [2], useful_seconds=5.0), embedding(embedder, 1, useful_seconds=5.0)
+    score.queued_at -= 10.0
+    embed.queued_at -= 10.0
+    engine.loop.add(score)
+    engine.loop.add_embed(embed)
     engine.loop.step()
-    assert [work.done for work in late] == [True, True]
+    assert (score.done, embed.done) == (True, True)
     assert engine.loop.stats().slots_busy == 0
     assert ended(engine.loop, {"begun": begun}) == ["begun"]
     engine.context.close()
