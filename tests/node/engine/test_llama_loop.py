@@ -1,6 +1,6 @@
 """The batching loop on the real model, stepped by hand: what is shared, and that sharing does not change the logits."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from node.engine.backend import Outbox, Request
 from node.engine.embedding import Embedder, EmbedWork
 from node.engine.llama_loop import LlamaLoop
 from node.engine.llama_work import Work
-from node.engine.score_work import ScoreWork
 from node.errors import KithError
 
 if TYPE_CHECKING:
@@ -335,154 +334,6 @@ def test_an_error_in_one_request_ends_that_one_alone(
 def request_of(events: list[bytes] | None = None, **command: Any) -> Request:
     sent = Outbox((events if events is not None else []).append)
     return Request(engine_pb2.EngineCommand(**command), sent, lambda _: None)
-
-
-def scoring(prompt: int, continuations: Sequence[int], **asked: Any) -> ScoreWork:
-    """A prompt and continuations of so many tokens each."""
-    request = request_of(score=engine_pb2.ScoreRequest(**asked))
-    return ScoreWork(request, PREFIX[:prompt], [PREFIX[-length:] for length in continuations])
-
-
-def embedding(embedder: Embedder, batches: int, **asked: Any) -> EmbedWork:
-    request = request_of(embed=engine_pb2.EmbedRequest(**asked))
-    return EmbedWork(request, [PREFIX[:100]] * batches, embedder)
-
-
-def ended(loop: LlamaLoop, works: Mapping[str, Work | EmbedWork]) -> list[str]:
-    """The works in the order in which they end."""
-    order: list[str] = []
-    while len(order) < len(works):
-        loop.step()
-        order += [name for name, work in works.items() if work.done and name not in order]
-    return order
-
-
-def test_a_scoring_waits_by_its_priority_its_owner_and_all_of_its_tokens(model: llama.Model) -> None:
-    engine = Engine(model, slots=1)
-    works = {
-        "long": scoring(20, [60, 60], owner="many"),
-        "short": scoring(20, [2], owner="many"),
-        "one": scoring(20, [2], owner="few"),
-        "two": scoring(20, [2], owner="few"),
-        "dialogue": scoring(20, [2], owner="many", priority=1),
-    }
-    for work in works.values():
-        engine.loop.add(work)
-    assert ended(engine.loop, works) == ["dialogue", "long", "one", "two", "short"]
-    engine.context.close()
-
-
-def scored(engine: Engine, prompt: list[int], continuations: list[list[int]], *beside: Work) -> tuple[list[float], int]:
-    """Log-probabilities, and the steps after the one that ends the prompt."""
-    events: list[bytes] = []
-    work = ScoreWork(request_of(events, score=engine_pb2.ScoreRequest()), prompt, continuations)
-    for one in (*beside, work):
-        engine.loop.add(one)
-    steps = 0
-    while not work.done:
-        engine.loop.step()
-        steps += bool(work.first_token_at)
-    work.request.flush()
-    return list(engine_pb2.EngineEvent.FromString(events[0][4:]).score.log_probabilities), steps - 1
-
-
-def apart_a_token(left: list[float], right: list[float], lengths: list[int]) -> float:
-    """Nats, in the mean."""
-    return float(np.mean(np.abs(np.subtract(left, right)) / np.asarray(lengths)))
-
-
-@pytest.mark.parametrize(("slots", "unified"), [(1, False), (1, True), (4, True), (4, False)])
-def test_continuations_share_steps_where_cells_are_one_pool(model: llama.Model, slots: int, unified: bool) -> None:
-    draw = np.random.default_rng(3)
-    lengths = [1, 2, 130, 1, *(int(draw.integers(2, 9)) for _ in range(36))]
-    continuations = [[int(token) for token in draw.integers(100, 40_000, length)] for length in lengths]
-    engine = Engine(model, slots, unified)
-    writing = [Probe(PREFIX[:50], 60)] if slots > 1 else []
-    found, steps = scored(engine, PREFIX[:100], continuations, *writing)
-    alone = [scored(engine, PREFIX[:100], [continuation])[0][0] for continuation in continuations]
-    other = [scored(engine, PREFIX[8:108], [continuation])[0][0] for continuation in continuations]
-    assert apart_a_token(found, alone, lengths) < ROUNDING / 2 < ROUNDING * 2 < apart_a_token(found, other, lengths)
-    pooled = slots == 1 or unified
-    assert steps <= 8 if pooled else steps == 39
-    assert len(engine.context.spare) == (llama.SPARE_MAX if pooled else 0)
-    engine.context.close()
-
-
-def test_continuations_take_no_cells_that_a_slot_may_need(model: llama.Model) -> None:
-    engine = Engine(model, 1)
-    prompt = [(7907 * i) % 40_000 + 100 for i in range(CONTEXT_TOKENS - 12)]
-    found, steps = scored(engine, prompt, [[*range(200 + i, 210 + i)] for i in range(6)])
-    assert steps == 6, "there is room for one at a time"
-    assert all(-1000 < value < 0 for value in found)
-    engine.context.close()
-
-
-@pytest.mark.parametrize("cancel", [False, True])
-def test_a_scoring_leaves_nothing_of_its_continuations_behind(model: llama.Model, alone: Alone, cancel: bool) -> None:
-    engine = Engine(model, 2, unified=True)
-    continuations = [[*range(first, first + 20)] for first in range(300, 340)]
-    work = ScoreWork(request_of(score=engine_pb2.ScoreRequest()), PREFIX, continuations)
-    writing = Probe(prompt(2), 20)
-    for one in (writing, work):
-        engine.loop.add(one)
-    while not work.first_token_at:
-        engine.loop.step()
-    engine.loop.step()
-    work.request.cancelled = cancel
-    while not (work.done and writing.done):
-        engine.loop.step()
-    after = Probe(prompt(1))
-    engine.run(after)
-    assert after.cached_tokens == len(PREFIX)
-    assert same(after, alone)
-    assert same(writing, alone)
-    engine.context.close()
-
-
-def test_embeddings_are_fair_between_owners_and_wait_by_priority(model: llama.Model) -> None:
-    engine = Engine(model, slots=1)
-    embedder = Embedder(model, CONTEXT_TOKENS, 1)
-    works = {f"many {number}": embedding(embedder, 3, owner="many") for number in range(3)}
-    works |= {"few": embedding(embedder, 1, owner="few"), "dialogue": embedding(embedder, 2, owner="many", priority=1)}
-    for work in works.values():
-        engine.loop.add_embed(work)
-    for _ in range(4):
-        engine.loop.step()
-    assert [name for name, work in works.items() if work.done] == ["few", "dialogue"]
-    assert ended(engine.loop, works)[2:] == ["many 0", "many 1", "many 2"]
-    engine.context.close()
-
-
-def test_what_is_not_begun_in_time_is_too_late_and_what_was_goes_on(model: llama.Model) -> None:
-    engine = Engine(model, slots=1)
-    embedder = Embedder(model, CONTEXT_TOKENS, 1)
-    begun = embedding(embedder, 3, useful_seconds=5.0)
-    engine.loop.add_embed(begun)
-    engine.loop.step()
-    begun.queued_at -= 10.0
-    score, embed = scoring(20, [2], useful_seconds=5.0), embedding(embedder, 1, useful_seconds=5.0)
-    score.queued_at -= 10.0
-    embed.queued_at -= 10.0
-    engine.loop.add(score)
-    engine.loop.add_embed(embed)
-    engine.loop.step()
-    assert (score.done, embed.done) == (True, True)
-    assert engine.loop.stats().slots_busy == 0
-    assert ended(engine.loop, {"begun": begun}) == ["begun"]
-    engine.context.close()
-
-
-def test_an_embedding_that_is_cancelled_while_it_waits_ends_at_once(model: llama.Model) -> None:
-    engine = Engine(model, slots=1)
-    embedder = Embedder(model, CONTEXT_TOKENS, 1)
-    first, second = embedding(embedder, 3, priority=1), embedding(embedder, 1)
-    for work in (first, second):
-        engine.loop.add_embed(work)
-    second.request.cancelled = True
-    engine.loop.step()
-    assert (first.done, second.done) == (False, True)
-    assert engine.loop.stats().queue_length == 1
-    engine.context.close()
 
 
 def test_embeddings_and_calls_under_way_count_as_work(model: llama.Model) -> None:
