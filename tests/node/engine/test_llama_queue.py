@@ -1,4 +1,4 @@
-"""Scores and embeddings in the engine's queue: priority, owners, deadlines; the loop stepped by hand on the real model."""
+"""Scores and embeddings in the engine's queue: priority, owners, deadlines; with the real model, stepped by hand."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
