@@ -12,10 +12,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 
 from mesh.wire import engine_pb2
-from node.engine.api import Engine
-from node.limits import NAME_CHARACTERS_MAX, bounded, check_prompt, check_texts
+from node.engine.api import Asked, Engine
+from node.limits import NAME_CHARACTERS_MAX, bounded, check_prompt, check_texts, urgent
 from node.turns import Turns
-from node.waited import answered, generated
+from node.waited import Wait, answered, generated
 
 
 class EngineDoor:
@@ -47,19 +47,19 @@ class EngineDoor:
     ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
         """As `Engine.generate`, when it is `who`'s turn."""
         request = bounded(request, self._context_tokens())
-        request.owner = f"{who}"[:NAME_CHARACTERS_MAX]  # what a caller says of itself would buy it another share
-        turn = self.turns.of(who, request.useful_seconds)
-        async with contextlib.aclosing(generated(turn, self._engine, request)) as events:
+        async with contextlib.aclosing(generated(self._turn(who, request), self._engine, request)) as events:
             async for event in events:
                 yield event
 
     async def score(self, who: Hashable, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
         check_prompt(request, self._context_tokens())
-        return await answered(self.turns.of(who), lambda: self._engine.score(request))
+        request = urgent(request)
+        return await answered(self._turn(who, request), request, self._engine.score)
 
     async def embed(self, who: Hashable, request: engine_pb2.EmbedRequest) -> engine_pb2.EmbedReply:
         check_texts(request.texts)
-        return await answered(self.turns.of(who), lambda: self._engine.embed(request))
+        request = urgent(request)
+        return await answered(self._turn(who, request), request, self._engine.embed)
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Without a turn: it takes no slot. Its size is that of one message."""
@@ -76,6 +76,12 @@ class EngineDoor:
 
     async def import_kv(self, request: engine_pb2.ImportKvRequest) -> None:
         await self._engine.import_kv(request)
+
+    def _turn(self, who: Hashable, request: Asked) -> Wait:
+        """Its turn, which it waits for in its caller's name, also in the engine's own queue: what a caller says of
+        itself would buy it another share."""
+        request.owner = f"{who}"[:NAME_CHARACTERS_MAX]
+        return self.turns.of(who, request.useful_seconds, request.priority, max(1, request.ByteSize()))
 
     def _is_mine(self, agent: str) -> bool:
         return self._pick is None or self._pick(agent) is self._engine

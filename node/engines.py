@@ -114,10 +114,10 @@ class Further:
                 yield event
 
     async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
-        return await answered(self._engines.using(self), lambda: self._process.score(request))
+        return await answered(self._engines.using(self, request.useful_seconds), request, self._process.score)
 
     async def embed(self, request: engine_pb2.EmbedRequest) -> engine_pb2.EmbedReply:
-        return await answered(self._engines.using(self), lambda: self._process.embed(request))
+        return await answered(self._engines.using(self, request.useful_seconds), request, self._process.embed)
 
     async def export_kv(self, request: engine_pb2.ExportKvRequest) -> engine_pb2.ExportKvReply:
         async with self._engines.using(self):

@@ -11,6 +11,7 @@ in node/discovery.py, strangers at the join door in node/joining/pace.py. The bu
 from collections.abc import Sequence
 
 from mesh.wire import engine_pb2
+from node.engine.api import AskedT
 from node.errors import ExitCode, KithError
 
 # Calls of peers
@@ -110,11 +111,17 @@ def bounded(request: engine_pb2.GenerateRequest, context_tokens: int) -> engine_
     """The request as the engine may get it, a copy. Raises `KithError` (`prompt-too-long`, `bad-request`)."""
     check_prompt(request, context_tokens)
     _check_wishes(request, context_tokens)
-    capped = engine_pb2.GenerateRequest()
-    capped.CopyFrom(request)
+    capped = urgent(request)
     capped.max_tokens = min(request.max_tokens or OUTPUT_TOKENS_MAX, OUTPUT_TOKENS_MAX)
-    capped.priority = max(0, min(request.priority, PRIORITY_MAX))
     capped.top_logprobs = min(request.top_logprobs, TOP_LOGPROBS_MAX) if request.logprobs else 0
+    return capped
+
+
+def urgent(request: AskedT) -> AskedT:
+    """The request as urgent as it may be, a copy: its priority and its usefulness are within bounds."""
+    capped = type(request)()
+    capped.CopyFrom(request)
+    capped.priority = max(0, min(request.priority, PRIORITY_MAX))
     capped.useful_seconds = request.useful_seconds if 0 < request.useful_seconds < ANSWER_WITHIN_S else 0.0
     return capped
 

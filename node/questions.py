@@ -17,6 +17,7 @@ from mesh.identity import NodeId
 from mesh.replica import Replica
 from mesh.wire import common_pb2, engine_pb2, facts_pb2, mesh_pb2, mesh_pb2_grpc
 from node.answering import is_final
+from node.engine.api import AskedT
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
 from node.limits import ANSWER_WITHIN_S
@@ -24,6 +25,7 @@ from node.links import Links
 from node.logs import log
 from node.route import Route, agents_named, estimated_tokens, weights_of, went_away
 from node.rpc import calling
+from node.waited import after
 from solver.costs import AgentLoad, TaskNeed, cost_terms
 
 Reply = TypeVar("Reply")
@@ -65,34 +67,47 @@ class Questions:
     ) -> tuple[engine_pb2.EmbedReply, Route]:
         """The vectors, and who gave them."""
 
-        def there(stub: "mesh_pb2_grpc.MeshAsyncStub", agent: str, within_s: float) -> Awaitable[engine_pb2.EmbedReply]:
-            return stub.Embed(mesh_pb2.EmbedCall(request=request, agent=agent, hop_count=1), timeout=within_s)
+        def here(engine: EngineDoor, rest: engine_pb2.EmbedRequest) -> Awaitable[engine_pb2.EmbedReply]:
+            return engine.embed(who, rest)
 
-        return await self._asked(route, _embedding(request.texts), lambda engine: engine.embed(who, request), there)
+        def there(
+            stub: "mesh_pb2_grpc.MeshAsyncStub", rest: engine_pb2.EmbedRequest, agent: str, within_s: float
+        ) -> Awaitable[engine_pb2.EmbedReply]:
+            return stub.Embed(mesh_pb2.EmbedCall(request=rest, agent=agent, hop_count=1), timeout=within_s)
+
+        return await self._asked(route, _embedding(request.texts), request, here, there)
 
     async def score(
         self, route: Route, request: engine_pb2.ScoreRequest, who: Hashable = "local"
     ) -> tuple[engine_pb2.ScoreReply, Route]:
         """The scores, and who gave them."""
 
-        def there(stub: "mesh_pb2_grpc.MeshAsyncStub", agent: str, within_s: float) -> Awaitable[engine_pb2.ScoreReply]:
-            return stub.Score(mesh_pb2.ScoreCall(request=request, agent=agent, hop_count=1), timeout=within_s)
+        def here(engine: EngineDoor, rest: engine_pb2.ScoreRequest) -> Awaitable[engine_pb2.ScoreReply]:
+            return engine.score(who, rest)
 
-        return await self._asked(route, _scoring(request), lambda engine: engine.score(who, request), there)
+        def there(
+            stub: "mesh_pb2_grpc.MeshAsyncStub", rest: engine_pb2.ScoreRequest, agent: str, within_s: float
+        ) -> Awaitable[engine_pb2.ScoreReply]:
+            return stub.Score(mesh_pb2.ScoreCall(request=rest, agent=agent, hop_count=1), timeout=within_s)
+
+        return await self._asked(route, _scoring(request), request, here, there)
 
     async def _asked(
         self,
         route: Route,
         need: TaskNeed,
-        here: Callable[[EngineDoor], Awaitable[Reply]],
-        there: Callable[["mesh_pb2_grpc.MeshAsyncStub", str, float], Awaitable[Reply]],
+        request: AskedT,
+        here: Callable[[EngineDoor, AskedT], Awaitable[Reply]],
+        there: Callable[["mesh_pb2_grpc.MeshAsyncStub", AskedT, str, float], Awaitable[Reply]],
     ) -> tuple[Reply, Route]:
         now = asyncio.get_running_loop().time
-        deadline = now() + ANSWER_WITHIN_S
+        began = now()
+        deadline = began + ANSWER_WITHIN_S
         asked, failed, problems, moves = route, set[str](), list[common_pb2.Problem](), 0
         while True:
             try:
-                return await self._once(asked, here, there, deadline - now()), asked
+                rest = after(now() - began, request)
+                return await self._once(asked, rest, here, there, deadline - now()), asked
             except KithError as error:
                 if is_final(error):
                     raise
@@ -110,14 +125,15 @@ class Questions:
     async def _once(
         self,
         route: Route,
-        here: Callable[[EngineDoor], Awaitable[Reply]],
-        there: Callable[["mesh_pb2_grpc.MeshAsyncStub", str, float], Awaitable[Reply]],
+        request: AskedT,
+        here: Callable[[EngineDoor, AskedT], Awaitable[Reply]],
+        there: Callable[["mesh_pb2_grpc.MeshAsyncStub", AskedT, str, float], Awaitable[Reply]],
         within_s: float,
     ) -> Reply:
         if route.agent.node_id == self._replica.me:
             try:
                 async with asyncio.timeout(within_s):
-                    return await here(self._engine.of(route.agent.agent))
+                    return await here(self._engine.of(route.agent.agent), request)
             except TimeoutError:
                 message = "the answer took too long"
                 raise KithError("timed-out", message, "Ask for less.", ExitCode.UNAVAILABLE) from None
@@ -125,7 +141,7 @@ class Questions:
         if stub is None:
             raise went_away(route)
         with calling(lambda: went_away(route)):
-            return await there(stub, route.agent.agent, within_s)
+            return await there(stub, request, route.agent.agent, within_s)
 
     def _next(self, route: Route, need: TaskNeed, failed: Collection[str]) -> Route | None:
         """Another agent with the weights of `route`, among those that were asked for."""

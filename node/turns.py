@@ -1,32 +1,37 @@
 """Whose turn it is at the engine: a fair queue in front of it, with one part for each caller.
 
-Idea: an engine serves requests in the order in which they come, so whoever sends many is served first for long. Here a
-request waits with those of its own caller; when a place becomes free, the caller with the fewest requests in the engine
-is next, and of those the one that was served longest ago. A place is kept for everybody who asked lately and has none:
-who has one gets another only beyond those. So the next short request of somebody else finds a place free; a caller
-alone gets all places.
+Idea: the engine's own rule (engine/waiting.py) decides already here, because it gets no more requests than it has
+slots: the highest priority is next, of those the caller with the fewest requests in the engine, of those the one that
+had the least. A place is kept for everybody who asked lately and has none: who has one gets another only beyond those,
+however high its priority. So the next short request of somebody else finds a place free; a caller alone gets all
+places. And whoever waited for AGED_S goes as if of the highest priority.
 
-Threat: one member, or one HTTP client, that sends ten thousand requests. Its own wait; another's waits for one place at
-most, and the queue has an end: what does not fit is told when to come again.
+Threat: one member, or one HTTP client, that sends ten thousand requests, all of them urgent. Its own wait; another's
+waits for one place at most, and for AGED_S where it is less urgent and there is a single place. The queue has an end:
+what does not fit is told when to come again.
 
 Not guaranteed: anything about requests that are in the engine already: they are not interrupted. With a single place,
 another's request waits until the one that runs is done.
 
-Source: start-time fair queueing, Goyal, Vin and Cheng (1996), in its simplest form.
+Source: start-time fair queueing, Goyal, Vin and Cheng (1996); ageing of priorities is of old operating systems.
 """
 
 import asyncio
 import contextlib
-from collections import OrderedDict, deque
+import math
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from node.engine.waiting import Entry, Waiting
 from node.errors import ExitCode, KithError
-from node.limits import WAITING_MAX, WAITING_OF_ONE_MAX
+from node.limits import PRIORITY_MAX, WAITING_MAX, WAITING_OF_ONE_MAX
 from node.waited import too_late
 
 #: A caller that asked within this time is somebody for whom a place is kept free.
 LATELY_S = 10.0
+#: A request that waited so long is as urgent as any. Threat: urgent ones without end, and a job that never begins.
+AGED_S = 10.0
 #: Seconds that a request is thought to take, before any was seen.
 GUESS_S = 1.0
 #: Weight of the newest duration in the mean.
@@ -35,10 +40,16 @@ NEWEST = 0.2
 
 @dataclass
 class _Caller:
-    waiting: deque["asyncio.Future[None]"] = field(default_factory=deque)
+    waiting: int = 0
     running: int = 0
-    served: int = 0  # the number of its last turn: the least was served longest ago
     asked_at: float = float("-inf")
+
+
+@dataclass(eq=False)
+class _Turn:
+    who: Hashable
+    came_at: float
+    given: "asyncio.Future[None]"
 
 
 class Turns:
@@ -48,25 +59,30 @@ class Turns:
         self._places = places
         self._clock = clock
         self._callers: OrderedDict[Hashable, _Caller] = OrderedDict()
-        self._turn = 0
         self._running = 0
-        self._waiting = 0
+        self._waiting: Waiting[_Turn] = Waiting()
         self._mean_s = GUESS_S
 
     @property
     def waiting(self) -> int:
-        return self._waiting
+        return len(self._waiting)
 
     @property
     def running(self) -> int:
         return self._running
 
     @contextlib.asynccontextmanager
-    async def of(self, who: Hashable, within_s: float = 0.0) -> AsyncIterator[float]:
+    async def of(
+        self, who: Hashable, within_s: float = 0.0, priority: int = 0, cost: float = 1.0
+    ) -> AsyncIterator[float]:
         """Wait for a turn and hold it; yields how long that took, seconds. Raises `KithError`: `busy` where too many
-        wait already, `too-late` where no turn came within `within_s` (0: wait for ever)."""
+        wait already, `too-late` where no turn came within `within_s` (0: wait for ever).
+
+        Args:
+            cost: what callers are compared by, in any unit that is the same for all; above 0.
+        """
         asked = self._clock()
-        await self._get(who, within_s)
+        await self._get(who, within_s, priority, cost)
         began = self._clock()
         try:
             yield began - asked
@@ -74,25 +90,24 @@ class Turns:
             self._mean_s += NEWEST * (self._clock() - began - self._mean_s)
             self._give_back(who)
 
-    async def _get(self, who: Hashable, within_s: float) -> None:
+    async def _get(self, who: Hashable, within_s: float, priority: int, cost: float) -> None:
         self._forget_idle()
         caller = self._callers.setdefault(who, _Caller())
         caller.asked_at = self._clock()
-        if len(caller.waiting) >= WAITING_OF_ONE_MAX or self._waiting >= WAITING_MAX:
-            raise self._busy(len(caller.waiting))
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        caller.waiting.append(turn)
-        self._waiting += 1
+        if caller.waiting >= WAITING_OF_ONE_MAX or len(self._waiting) >= WAITING_MAX:
+            raise self._busy(caller.waiting)
+        turn = _Turn(who, caller.asked_at, asyncio.get_running_loop().create_future())
+        self._waiting.add(Entry(turn, priority, who, cost, math.inf))
+        caller.waiting += 1
         self._next()
         try:
             async with asyncio.timeout(within_s or None):
-                await turn
+                await turn.given
         except (asyncio.CancelledError, TimeoutError) as error:
-            if turn.done() and not turn.cancelled():  # it came in the same moment
+            if turn.given.done() and not turn.given.cancelled():  # it came in the same moment
                 self._give_back(who)
-            elif turn in caller.waiting:
-                caller.waiting.remove(turn)
-                self._waiting -= 1
+            else:
+                self._drop_cancelled()
             if isinstance(error, TimeoutError):
                 raise too_late(within_s, "no turn came") from None
             raise
@@ -104,30 +119,31 @@ class Turns:
 
     def _next(self) -> None:
         """Give away the places that are free."""
+        self._drop_cancelled()  # who left in this very moment, and has not run since
+        aged = self._clock() - AGED_S
+        self._waiting.raise_to(PRIORITY_MAX, lambda turn: turn.came_at <= aged)
         places = max(1, self._places())
-        while self._running < places and self._waiting:
-            free = places - self._running
-            able = [one for one in self._callers.values() if one.waiting and not self._kept_free(one, free)]
-            if not able:
-                return
-            caller = min(able, key=lambda one: (one.running, one.served))
-            turn = caller.waiting.popleft()
-            self._waiting -= 1
-            if turn.cancelled():  # it left in this very moment, and has not run since
-                continue
-            self._turn += 1
-            caller.served = self._turn
+        while self._running < places and (turn := self._take(places - self._running)) is not None:
+            caller = self._callers[turn.who]
+            caller.waiting -= 1
             caller.running += 1
             self._running += 1
-            turn.set_result(None)
+            turn.given.set_result(None)
 
-    def _kept_free(self, caller: _Caller, free: int) -> bool:
-        """Whether what is free is kept for others than `caller`, who has a place already."""
-        if caller.running == 0:
-            return False
+    def _drop_cancelled(self) -> None:
+        for turn in self._waiting.drop(lambda turn: turn.given.cancelled()):
+            self._callers[turn.who].waiting -= 1
+
+    def _take(self, free: int) -> _Turn | None:
+        """Who gets one of the places that are free; None: nobody, or what is free is kept for others."""
         since = self._clock() - LATELY_S
-        absent = sum(other.running == 0 and other.asked_at > since for other in self._callers.values())
-        return free <= absent
+        kept = sum(caller.running == 0 and caller.asked_at > since for caller in self._callers.values())
+
+        def holds(who: Hashable) -> int | None:
+            running = self._callers[who].running
+            return running if running == 0 or free > kept else None
+
+        return self._waiting.take(holds)
 
     def _forget_idle(self) -> None:
         """Callers that have nothing here and did not ask lately; each call looks at the oldest only."""
@@ -142,7 +158,7 @@ class Turns:
             del self._callers[who]
 
     def _busy(self, own: int) -> KithError:
-        ahead = max(own, self._waiting)
+        ahead = max(own, len(self._waiting))
         after_s = min(60.0, max(0.5, self._mean_s * ahead / max(1, self._places())))
         return KithError(
             "busy",

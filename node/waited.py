@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
 from mesh.wire import engine_pb2
+from node.engine.api import AskedT
 from node.errors import ExitCode, KithError
 
 #: What is left of a request's usefulness when the wait ended at the last moment, seconds: 0 would mean "for ever".
@@ -28,24 +29,29 @@ async def generated(
     wait: Wait, engine: Generates, request: engine_pb2.GenerateRequest
 ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
     """As `Engine.generate`, after `wait`."""
-    async with wait as waited_s:
-        if request.useful_seconds:
-            rest = engine_pb2.GenerateRequest()
-            rest.CopyFrom(request)
-            rest.useful_seconds = max(USEFUL_MIN_S, request.useful_seconds - waited_s)
-            request = rest
-        async with contextlib.aclosing(engine.generate(request)) as events:
-            async for event in events:
-                if event.WhichOneof("event") == "finished":
-                    event.finished.usage.queue_seconds += waited_s
-                yield event
+    async with wait as waited_s, contextlib.aclosing(engine.generate(after(waited_s, request))) as events:
+        async for event in events:
+            if event.WhichOneof("event") == "finished":
+                event.finished.usage.queue_seconds += waited_s
+            yield event
 
 
-async def answered(wait: Wait, call: Callable[[], Awaitable[Reply]]) -> Reply:
+async def answered(wait: Wait, request: AskedT, answer: Callable[[AskedT], Awaitable[Reply]]) -> Reply:
+    """As `answer` of the request, after `wait`."""
     async with wait as waited_s:
-        reply = await call()
+        reply = await answer(after(waited_s, request))
     reply.usage.queue_seconds += waited_s
     return reply
+
+
+def after(waited_s: float, request: AskedT) -> AskedT:
+    """The request when so much of its time has gone."""
+    if not request.useful_seconds:
+        return request
+    rest = type(request)()
+    rest.CopyFrom(request)
+    rest.useful_seconds = max(USEFUL_MIN_S, request.useful_seconds - waited_s)
+    return rest
 
 
 def too_late(useful_s: float, what: str) -> KithError:

@@ -379,7 +379,12 @@ class EmbedRequest(_message.Message):
 
     TEXTS_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    USEFUL_SECONDS_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
+    """this and the next two: as in GenerateRequest"""
+    priority: _builtins.int
+    useful_seconds: _builtins.float
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -387,10 +392,12 @@ class EmbedRequest(_message.Message):
         *,
         texts: _abc.Iterable[_builtins.str] | None = ...,
         owner: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        useful_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "priority", b"priority", "texts", b"texts", "useful_seconds", b"useful_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -532,7 +539,14 @@ class ScoreRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     CONTINUATIONS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    USEFUL_SECONDS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
+    owner: _builtins.str
+    """this and the next two: as in GenerateRequest"""
+    priority: _builtins.int
+    useful_seconds: _builtins.float
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]: ...
     @_builtins.property
@@ -543,10 +557,13 @@ class ScoreRequest(_message.Message):
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
         prompt: _builtins.str = ...,
         continuations: _abc.Iterable[_builtins.str] | None = ...,
+        owner: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        useful_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["continuations", b"continuations", "messages", b"messages", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continuations", b"continuations", "messages", b"messages", "owner", b"owner", "priority", b"priority", "prompt", b"prompt", "useful_seconds", b"useful_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,9 +5,13 @@ inside that child (`llama`, `openai`, `echo`) implement `Backend` in `backend.py
 """
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mesh.wire import engine_pb2
+
+#: What waits in a queue before it is answered: it says on whose behalf, how urgent it is and how long it is of use.
+Asked = engine_pb2.GenerateRequest | engine_pb2.ScoreRequest | engine_pb2.EmbedRequest
+AskedT = TypeVar("AskedT", engine_pb2.GenerateRequest, engine_pb2.ScoreRequest, engine_pb2.EmbedRequest)
 
 
 class Engine(Protocol):

@@ -14,6 +14,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from mesh.wire import common_pb2, engine_pb2
 from node.engine import frames
+from node.engine.api import Asked
 from node.errors import ExitCode, KithError
 
 #: Most requests alive at once. Threat: a client that opens streams without end fills the child's memory.
@@ -57,6 +58,17 @@ class Request:
         self.over = False
         self._outbox = outbox
         self._ended = ended
+
+    @property
+    def asked(self) -> Asked:
+        """What says on whose behalf it is and how urgent. Commands that wait in no queue say nothing of it."""
+        match self.command.WhichOneof("command"):
+            case "score":
+                return self.command.score
+            case "embed":
+                return self.command.embed
+            case _:
+                return self.command.generate
 
     def put(self, event: engine_pb2.EngineEvent, last: bool = False) -> None:
         """Queue one event; the caller flushes. `last` ends the request."""
@@ -114,6 +126,11 @@ class Backend(Protocol):
 def cancelled() -> KithError:
     """How a request ends that was cancelled and has no other way to say so."""
     return KithError("cancelled", "the request was cancelled")
+
+
+def too_late() -> KithError:
+    """How a request ends that was not begun while it was of use."""
+    return KithError("too-late", "the request waited longer than it was useful", "Ask with more time.")
 
 
 def broke(error: BaseException) -> KithError:

@@ -15,7 +15,7 @@ import zlib
 from dataclasses import dataclass, field
 
 from mesh.wire import common_pb2, engine_pb2
-from node.engine.backend import Request, unsupported
+from node.engine.backend import Request, too_late, unsupported
 from node.engine.waiting import Entry, Waiting
 from node.errors import ExitCode, KithError
 
@@ -164,11 +164,10 @@ class EchoBackend:
         limit = command.max_tokens or len(tokens)
         reason = "stop" if len(tokens) <= limit else "length"
         item = _Running(request, count, tokens[:limit], reason, 0.0, 0.0)
-        begin_by = item.queued + command.useful_seconds if command.useful_seconds > 0 else math.inf
         with self._changed:
             if len(self._waiting) >= QUEUE_MAX:
                 raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
-            self._waiting.add(Entry(item, command.priority, command.owner, max(1, count), begin_by))
+            self._waiting.add(Entry.of(item, command, max(1, count), item.queued))
             self._changed.notify()
 
     def _rest(self, command: engine_pb2.GenerateRequest) -> list[str]:
@@ -226,8 +225,7 @@ class EchoBackend:
 
     def _admit(self) -> None:
         for late in self._waiting.too_late(time.monotonic()):
-            error = KithError("too-late", "the request waited longer than it was useful", "Ask with more time.")
-            late.request.fail(error)
+            late.request.fail(too_late())
         while len(self._running) < self._slots and (item := self._waiting.take()) is not None:
             item.began = time.monotonic()
             item.due = item.began + item.prompt_tokens / (PREFILL_FACTOR * self._pace)

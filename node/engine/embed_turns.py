@@ -1,13 +1,16 @@
-"""Requests for embeddings, taken in turn: a batch of texts of the first one, then of the next.
+"""Requests for embeddings, taken in turn by the rule of all queues (waiting.py), a batch of texts a turn.
 
-So one with many texts does not keep out one with few. An error in one request ends that request alone.
+So one with many texts does not keep out one with few: an owner pays each batch. An error in one request ends that
+request alone.
 """
 
+import math
 import threading
-from collections import deque
+import time
 
-from node.engine.backend import guarded
+from node.engine.backend import guarded, too_late
 from node.engine.embedding import VectorWork
+from node.engine.waiting import Entry, Waiting
 
 
 class EmbedTurns:
@@ -15,7 +18,7 @@ class EmbedTurns:
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
-        self._waiting: deque[VectorWork] = deque()  # guarded by _changed
+        self._waiting: Waiting[VectorWork] = Waiting()  # guarded by _changed
         self._in_hand = 0  # that `step` is at
 
     def __len__(self) -> int:
@@ -23,22 +26,26 @@ class EmbedTurns:
         return len(self._waiting) + self._in_hand
 
     def add(self, work: VectorWork) -> None:
-        self._waiting.append(work)
+        """For its next batch. What was begun does not come too late any more."""
+        came_at = math.inf if work.began_at else work.queued_at
+        self._waiting.add(Entry.of(work, work.request.asked, work.next_tokens, came_at))
 
     def step(self) -> int:
-        """One batch of the first request; its tokens."""
+        """End what is of no use any more, then one batch of the next request; its tokens."""
         with self._changed:
-            if not self._waiting:
-                return 0
-            work = self._waiting.popleft()
-            self._in_hand = 1
-        tokens = 0
-        if work.request.cancelled:
-            guarded(work, work.cancel)
-        else:
-            tokens = guarded(work, work.step) or 0
+            cancelled = self._waiting.drop(lambda work: work.request.cancelled)
+            late = self._waiting.too_late(time.monotonic())
+            work = self._waiting.take()
+            self._in_hand = 0 if work is None else 1
+        for one in cancelled:
+            guarded(one, one.cancel)
+        for one in late:
+            one.fail(too_late())
+        if work is None:
+            return 0
+        tokens = guarded(work, work.step) or 0
         with self._changed:
             self._in_hand = 0
             if not work.done:
-                self._waiting.append(work)
+                self.add(work)
         return tokens

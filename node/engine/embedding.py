@@ -102,6 +102,13 @@ class VectorWork(ABC):
     def __init__(self, request: Request) -> None:
         self.request = request
         self.done = False
+        self.queued_at = time.monotonic()
+        self.began_at = 0.0
+
+    @property
+    @abstractmethod
+    def next_tokens(self) -> int:
+        """Of the batch that `step` computes; above 0 until `done`."""
 
     @abstractmethod
     def step(self) -> int:
@@ -134,35 +141,40 @@ class EmbedWork(VectorWork):
         self._texts = texts
         self._embedder = embedder
         self._vectors: list[engine_pb2.EmbedReply.Vector] = []
-        self._queued_at = time.monotonic()
-        self._began_at = 0.0
 
     @property
     def tokens(self) -> int:
         return sum(map(len, self._texts))
 
-    def step(self) -> int:
-        """Embed one batch of texts; returns its tokens."""
-        self._began_at = self._began_at or time.monotonic()
+    @property
+    def next_tokens(self) -> int:
+        return sum(map(len, self._next_texts()))
+
+    def _next_texts(self) -> Sequence[list[int]]:
         begin = end = len(self._vectors)
         size = 0
         while end < len(self._texts) and end - begin < TEXTS_AT_ONCE:
             size += len(self._texts[end])
             if end > begin and size > min(BATCH_TOKENS, self._embedder.text_tokens_max):
-                size -= len(self._texts[end])
                 break
             end += 1
+        return self._texts[begin:end]
+
+    def step(self) -> int:
+        """Embed one batch of texts; returns its tokens."""
+        self.began_at = self.began_at or time.monotonic()
+        texts, size = self._next_texts(), self.next_tokens
         try:
-            vectors = self._embedder.embed(self._texts[begin:end])
+            vectors = self._embedder.embed(texts)
         except KithError as error:
             self.fail(error)
             return size
         self._vectors += [engine_pb2.EmbedReply.Vector(values=vector) for vector in vectors]
-        if end == len(self._texts):
+        if len(self._vectors) == len(self._texts):
             usage = common_pb2.Usage(
                 prompt_tokens=self.tokens,
-                prefill_seconds=time.monotonic() - self._began_at,
-                queue_seconds=self._began_at - self._queued_at,
+                prefill_seconds=time.monotonic() - self.began_at,
+                queue_seconds=self.began_at - self.queued_at,
             )
             reply = engine_pb2.EmbedReply(vectors=self._vectors, usage=usage)
             self.end(engine_pb2.EngineEvent(embedded=reply))
@@ -184,15 +196,18 @@ class EmbedCalibration(VectorWork):
         length = min(BATCH_TOKENS, embedder.text_tokens_max)
         self._text = [(7919 * i) % model.vocabulary_size for i in range(length)]
         self._rates: list[float] = []
-        self._began_at = 0.0
+
+    @property
+    def next_tokens(self) -> int:
+        return len(self._text)
 
     def step(self) -> int:
         begun = time.monotonic()
-        self._began_at = self._began_at or begun
+        self.began_at = self.began_at or begun
         self._embedder.embed([self._text])
         now = time.monotonic()
         self._rates.append(len(self._text) / max(now - begun, 1e-9))
-        if len(self._rates) >= self.BATCHES or now - self._began_at > self.SECONDS:
+        if len(self._rates) >= self.BATCHES or now - self.began_at > self.SECONDS:
             rates = engine_pb2.Calibrated(prefill_tokens_per_s=median(self._rates))
             self.end(engine_pb2.EngineEvent(calibrated=rates))
         return len(self._text)

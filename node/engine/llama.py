@@ -50,6 +50,10 @@ def _load_binding() -> Any:
 #: llama_token_data: a token as samplers see it.
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
+#: Sequences beside those of the slots, where there is one pool of cells: so many ways to go on from what a slot
+#: holds are read in one step, and forgotten after it. Each costs rows in the library's buffers.
+SPARE_MAX = 15
+
 lib: Any = None
 _log_callback: Any = None  # must live as long as the library
 
@@ -212,7 +216,8 @@ class Context:
     """The KV cache of `slots` sequences, and the batch that is decoded into it.
 
     Split: each sequence has cells of its own, and attention reads only those. Unified: one pool of cells, which
-    sequences with a common beginning share; every row's attention then runs over all cells in use, masked.
+    sequences with a common beginning share; every row's attention then runs over all cells in use, masked. A single
+    slot is a pool either way.
     """
 
     def __init__(
@@ -232,7 +237,6 @@ class Context:
         """
         params = lib.llama_context_default_params()
         params.n_ctx = context_tokens * slots
-        params.n_seq_max = slots
         params.n_batch = params.n_ubatch = batch_tokens
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = unified
@@ -246,14 +250,14 @@ class Context:
         self.slots = slots
         self.unified = unified
         self._changed = False
-        self._open(unified)
-        self.context_tokens: int = min(lib.llama_n_ctx_seq(self.pointer), context_tokens)
-        self.batch_tokens = batch_tokens
         self._window: int = lib.llama_model_n_swa(model.pointer)
         recurrent = lib.llama_model_is_recurrent(model.pointer) or lib.llama_model_is_hybrid(model.pointer)
         #: Whether a beginning of what a sequence holds can be used without the rest. Recurrent models keep the last
         #: state only; of a sliding window the library may reuse the cells that fell out of it.
         self.divisible = not recurrent and self._window <= 0
+        self._open(unified)
+        self.context_tokens: int = min(lib.llama_n_ctx_seq(self.pointer), context_tokens)
+        self.batch_tokens = batch_tokens
         self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
         self._tokens = np.ctypeslib.as_array(self._batch.token, (batch_tokens,))
         self._positions = np.ctypeslib.as_array(self._batch.pos, (batch_tokens,))
@@ -270,12 +274,17 @@ class Context:
         self._filled = 0
 
     def _open(self, unified: bool) -> None:
-        self._params.kv_unified = unified
+        pooled = self.divisible and (unified or self.slots == 1)
+        spare = min(SPARE_MAX, lib.llama_max_parallel_sequences() - self.slots) if pooled else 0
+        self._params.kv_unified = unified or pooled
+        self._params.n_seq_max = self.slots + spare
         self.pointer = lib.llama_init_from_model(self._model.pointer, self._params)
         if not self.pointer:
             raise KithError("engine-failed", self._no_room, "Use a smaller --ctx or fewer --slots.")
         self._memory = lib.llama_get_memory(self.pointer)
         self.unified = unified
+        #: Sequences that no slot has, for ways to go on from what a slot holds; all are empty between two steps.
+        self.spare = range(self.slots, self.slots + spare)
 
     def change(self, unified: bool) -> None:
         """Go on with a cache of this kind, whose sequences are all empty; the old one's memory is given back before.
@@ -351,8 +360,8 @@ class Context:
         return bool(done)
 
     def share(self, source: int, sequence: int, length: int) -> None:
-        """The empty `sequence` gets the first `length` cells of `source` as well. Unified only; copies nothing."""
-        assert self.unified
+        """The empty `sequence` gets the first `length` cells of `source` as well. In one pool only; copies nothing."""
+        assert self.streams == 1
         lib.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
 
     def state(self, sequence: int) -> bytearray:

@@ -5,7 +5,8 @@ and what is left of the batch for prompts, in order of admission. Decode, let ea
 events of the step in one write. Rows are sorted by sequence id, which the split KV cache needs to keep a batch whole.
 
 A request whose prompt begins like one that is being read waits for it, up to where the two differ, and then copies: of
-many requests with the same beginning that come at once, one reads it.
+many requests with the same beginning that come at once, one reads it. What one request reads after its own prompt in
+several ways (the options of a scoring) shares a step too, in spare sequences, where the cache is one pool of cells.
 
 An error in what belongs to one request (its sampler, grammar, sums) ends that request; one of the context or of what is
 known about it ends the process.
@@ -16,16 +17,16 @@ Not guaranteed: bit-identical logits for the same request in different company; 
 round differently, so a near-tie between two tokens may fall either way.
 """
 
-import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mesh.wire import engine_pb2
 from node.engine import llama
 from node.engine.adapters import Adapters
-from node.engine.backend import guarded
+from node.engine.backend import guarded, too_late
 from node.engine.embed_turns import EmbedTurns
 from node.engine.embedding import VectorWork
 from node.engine.kv_cache import COPY_TOKENS_MIN, KvCache, Slot
@@ -35,6 +36,10 @@ from node.engine.llama_work import Work
 from node.engine.radix import common_prefix
 from node.engine.waiting import Entry, Waiting
 from node.errors import KithError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Rows of a batch. Large enough for quick prefill, small enough that running generations do not stutter.
 BATCH_TOKENS = 128
@@ -64,6 +69,16 @@ class _Seat:
         return 0 if self.slot is None else len(self.work.target) - len(self.slot.held)
 
 
+@dataclass(frozen=True)
+class _Branch:
+    """What the current batch reads after a seat's prompt, in a spare sequence."""
+
+    seat: _Seat
+    number: int  # the work's
+    sequence: int
+    tokens: Sequence[int]
+
+
 class LlamaLoop:
     """`add`, `wake` and `stats` are called from other threads; `run` is the owner of the context."""
 
@@ -88,6 +103,7 @@ class LlamaLoop:
         self._calls: list[Callable[[KvCache], None]] = []  # guarded by _changed
         self._slots = slots
         self._seats: list[_Seat] = []  # in order of admission
+        self._branches: list[_Branch] = []  # of the current batch, in the order of their sequences
         self._in_hand = 0  # calls that this step is at
         self._admissions = 0
         self._stats = engine_pb2.EngineStats()
@@ -97,10 +113,7 @@ class LlamaLoop:
         """Raises `KithError` (`busy`)."""
         with self._changed:
             self._check_room()
-            command = work.request.command.generate  # of other kinds of work all its fields are 0
-            useful = command.useful_seconds
-            begin_by = work.queued_at + useful if useful > 0 else math.inf
-            self._waiting.add(Entry(work, command.priority, command.owner, len(work.target), begin_by))
+            self._waiting.add(Entry.of(work, work.request.asked, work.cost, work.queued_at))
             self._changed.notify()
 
     def add_embed(self, work: VectorWork) -> None:
@@ -169,7 +182,7 @@ class LlamaLoop:
             guarded(work, work.cancel)
             guarded(work, work.close)
         for work in late:
-            work.fail(KithError("too-late", "the request waited longer than it was useful", "Ask with more time."))
+            work.fail(too_late())
             guarded(work, work.close)
         for seat in [seat for seat in self._seats if seat.work.request.cancelled]:
             guarded(seat.work, seat.work.cancel)
@@ -260,6 +273,8 @@ class LlamaLoop:
         for seat in sorted(self._seats, key=lambda seat: (seat.missing > 1, seat.order)):
             seat.count = min(seat.missing, room) if seat.work.adapter == adapter else 0
             room -= seat.count
+        self._branches = self._chosen_branches(room)
+        room -= sum(len(branch.tokens) for branch in self._branches)
         self._adapters.filled(self._context.batch_tokens - room)
         self._context.clear_batch()
         for slot, seat in self._seated():
@@ -268,6 +283,28 @@ class LlamaLoop:
             seat.outputs = max(0, seat.count - outputs_from)
             rows = seat.work.target[begin : begin + seat.count]
             self._context.add(slot.id, begin, rows, outputs_from)
+        for branch in self._branches:
+            seat = branch.seat
+            assert seat.slot is not None
+            self._context.share(seat.slot.id, branch.sequence, seat.work.prompt_tokens)
+            self._context.add(branch.sequence, seat.work.prompt_tokens, branch.tokens, 0)
+
+    def _chosen_branches(self, room: int) -> list[_Branch]:
+        """Branches for what is left of the batch, the pool's cells and the spare sequences."""
+        planned = sum(len(slot.held) for slot in self._cache.slots) + sum(seat.count for seat in self._seats)
+        room = min(room, self._context.context_tokens * self._slots - planned)
+        spare = iter(self._context.spare)
+        chosen: list[_Branch] = []
+        for slot, seat in self._seated():
+            if len(slot.held) < seat.work.prompt_tokens:
+                continue
+            for number, tokens in seat.work.branches():
+                if len(tokens) <= room:
+                    if (sequence := next(spare, None)) is None:
+                        return chosen
+                    chosen.append(_Branch(seat, number, sequence, tokens))
+                    room -= len(tokens)
+        return chosen
 
     def _seated(self) -> list[tuple[Slot, _Seat]]:
         """Seats with rows in the batch, in the batch's order."""
@@ -278,6 +315,8 @@ class LlamaLoop:
         self._cache.forget_copy()
         begun = time.monotonic()
         code = self._context.decode()
+        for branch in self._branches:
+            self._context.cut(branch.sequence, 0)
         if code == _NO_ROOM:
             self._make_room()
             return
@@ -287,6 +326,7 @@ class LlamaLoop:
         logits = self._context.logits()
         row = output = 0
         seated = self._seated()
+        self._take_branches(logits[sum(seat.outputs for _, seat in seated) :])
         for slot, seat in seated:
             work, begin = seat.work, len(slot.held)
             slot.held.extend(work.target[begin : begin + seat.count])
@@ -294,7 +334,7 @@ class LlamaLoop:
                 self._stats.tokens_generated += seat.outputs  # more rows: what could not be put back
             else:
                 self._stats.prompt_tokens_processed += seat.count
-                if seat.count > 1 and len(seated) == 1:
+                if seat.count > 1 and len(seated) == 1 and not self._branches:
                     self._cache.measured_reading(seat.count, seconds)
             guarded(work, work.fed, seat.count, seconds)
             row += seat.count
@@ -307,6 +347,16 @@ class LlamaLoop:
                 work.rewind = None
             if work.done:
                 self._leave(seat)
+
+    def _take_branches(self, logits: "NDArray[np.float32]") -> None:
+        """Args: `logits`: those after the rows of the seats' own sequences."""
+        output = 0
+        for branch in self._branches:
+            work, count = branch.seat.work, len(branch.tokens)
+            if not work.done:
+                guarded(work, work.take_branch, branch.number, logits[output : output + count])
+            self._stats.prompt_tokens_processed += count
+            output += count
 
     def _make_room(self) -> None:
         """The batch found no cells, and nothing was decoded: give up cached prefixes, else the newest work."""

@@ -7,6 +7,7 @@ or is `done`. So a decode step is a feed of one token, and prefix reuse is the s
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +41,11 @@ class Work(ABC):
         self.first_token_at = 0.0
         self.completion_tokens = 0
 
+    @property
+    def cost(self) -> int:
+        """For the fair queue: tokens that are to be read."""
+        return len(self.target)
+
     def began(self, cached_tokens: int) -> None:
         """The work has a slot, which already holds that much of the target."""
         self.began_at = time.monotonic()
@@ -54,6 +60,16 @@ class Work(ABC):
         """Logits of consecutive tokens of the target, the last of which was row `batch_row` of the batch.
 
         The array is the library's memory, gone with the next decode."""
+
+    def branches(self) -> Iterable[tuple[int, Sequence[int]]]:
+        """What could be read beside the target in sequences of their own, in this step: tokens after the prompt, all
+        of which give logits, with numbers for `take_branch`. Only what fits in the step is read; between two steps it
+        is as if nothing of it ever was in the cache."""
+        return ()
+
+    def take_branch(self, number: int, logits: "NDArray[np.float32]") -> None:
+        """Logits of one of the `branches`; comes before `take` of the same step."""
+        raise AssertionError("it has no branches")
 
     def cancel(self) -> None:
         """End early; the last event says so."""

@@ -1,18 +1,22 @@
 """Which of the waiting requests is next: the highest priority, then the owner who had the least, then who came first.
+The one rule of all queues: at the node's door (turns.py), in an engine, before a server (hosted/places.py).
 
 Idea: start-time fair queueing. Each owner has a clock of its own that moves by the cost of what was begun for it; the
 owner whose clock is furthest behind is next. Whoever comes back after a while starts at the present and not in the
 past, so nobody saves up. A request that was dropped or came too late costs its owner nothing.
 
-Not guaranteed: a fair share among running requests; there every row of a batch counts the same. Owners are what the
-daemon says they are.
+Not guaranteed: a fair share among running requests, but as far as who takes the next one says what each owner holds; in
+the engine every row of a batch counts the same. Owners are what the daemon says they are.
 
 Source: Goyal, Vin, Cheng: Start-time Fair Queueing (SIGCOMM 1996).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
+
+from node.engine.api import Asked
 
 #: Owners whose clock is remembered while nothing of theirs waits. Threat: a new name with every request.
 OWNERS_MAX = 1024
@@ -29,9 +33,15 @@ class Entry(Generic[T]):
         begin_by: seconds of the caller's clock after which it is of no use any more; infinity: never.
     """
 
+    @classmethod
+    def of(cls, item: T, asked: Asked, cost: float, came_at: float) -> "Entry[T]":
+        """Args: `came_at`: seconds of the caller's clock."""
+        begin_by = came_at + asked.useful_seconds if asked.useful_seconds > 0 else math.inf
+        return cls(item, asked.priority, asked.owner, cost, begin_by)
+
     item: T
     priority: int
-    owner: str
+    owner: Hashable
     cost: float
     begin_by: float
 
@@ -41,7 +51,7 @@ class Waiting(Generic[T]):
 
     def __init__(self) -> None:
         self._entries: list[Entry[T]] = []  # in order of arrival
-        self._clocks: dict[tuple[int, str], float] = {}  # by priority and owner
+        self._clocks: dict[tuple[int, Hashable], float] = {}  # by priority and owner
         self._present: dict[int, float] = {}  # by priority: where those start who had nothing waiting
 
     def __len__(self) -> int:
@@ -54,20 +64,36 @@ class Waiting(Generic[T]):
             self._clocks[key] = max(self._clocks.get(key, 0.0), self._present.get(entry.priority, 0.0))
         self._entries.append(entry)
 
-    def take(self) -> T | None:
-        """The next one, which is begun now; None where nothing waits."""
-        if not self._entries:
+    def take(self, holds: Callable[[Hashable], int | None] = lambda _owner: 0) -> T | None:
+        """The next one, which is begun now; None where nothing may be.
+
+        Args:
+            holds: what runs of an owner: of those with the same priority, whoever holds less is before who had less.
+                None: nothing of that owner may begin now.
+        """
+        held = {owner: holds(owner) for owner in {entry.owner for entry in self._entries}}
+        able = [(-entry.priority, count, entry) for entry in self._entries if (count := held[entry.owner]) is not None]
+        if not able:
             return None
-        priority = max(entry.priority for entry in self._entries)
         # Among equals `min` keeps the order of arrival.
-        ready = [entry for entry in self._entries if entry.priority == priority]
-        chosen = min(ready, key=lambda entry: self._clocks[priority, entry.owner])
-        key = (priority, chosen.owner)
-        self._present[priority] = max(self._present.get(priority, 0.0), self._clocks[key])
-        self._clocks[key] += chosen.cost
+        chosen = min(able, key=lambda one: (*one[:2], self._clocks[one[2].priority, one[2].owner]))[2]
+        priority = chosen.priority
+        least = min(self._clocks[priority, entry.owner] for entry in self._entries if entry.priority == priority)
+        self._present[priority] = max(self._present.get(priority, 0.0), least)
+        self._clocks[priority, chosen.owner] += chosen.cost
         self._entries.remove(chosen)
         self._forget()
         return chosen.item
+
+    def raise_to(self, priority: int, which: Callable[[T], bool]) -> None:
+        """Give those that had less of it this priority: whoever starts there starts at the present."""
+        raised: list[Entry[T]] = []
+        kept: list[Entry[T]] = []
+        for entry in self._entries:
+            (raised if entry.priority < priority and which(entry.item) else kept).append(entry)
+        self._entries = kept
+        for entry in raised:
+            self.add(replace(entry, priority=priority))
 
     def drop(self, unwanted: Callable[[T], bool]) -> list[T]:
         """Take out those that nobody wants any more."""

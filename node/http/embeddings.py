@@ -22,6 +22,7 @@ from mesh.replica import Replica
 from mesh.wire import common_pb2, engine_pb2
 from node.errors import KithError
 from node.http.answering import add_usage
+from node.http.chat import PRIORITY
 from node.http.fields import Refused, integer, text, texts
 from node.http.naming import ANY_MODEL, PANEL, Named, check_abilities, live_agents, resolve
 from node.route import Route
@@ -60,7 +61,8 @@ async def embeddings(router: Router, replica: Replica, body: dict[str, Any], who
     vectors: list[engine_pb2.EmbedReply.Vector] = []
     usage = common_pb2.Usage()
     for start in range(0, len(inputs), BATCH):
-        request = engine_pb2.EmbedRequest(texts=inputs[start : start + BATCH], owner=owner_of(who))
+        part = inputs[start : start + BATCH]
+        request = engine_pb2.EmbedRequest(texts=part, owner=owner_of(who), priority=PRIORITY)
         reply, route = await router.questions.embed(route, request, who)
         if len(reply.vectors) != len(request.texts):
             raise KithError("engine-failed", "the engine gave another number of vectors than of texts", "Tell us.")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mesh.wire import common_pb2, engine_pb2, work_pb2
+from node.engine.api import AskedT
 from node.errors import KithError
 from node.http.answering import Answering, Ask, Choice, Piece, Pieces, add_usage, merged, pieces_of
 from node.http.fields import Refused
@@ -43,6 +44,7 @@ class Seat:
     route: Route
     live: Live
     who: Hashable
+    priority: int  # of the question: that of all that it takes
     usage: common_pb2.Usage = field(default_factory=common_pb2.Usage)
     answer: str = ""
     problem: str = ""
@@ -59,16 +61,24 @@ class Seat:
         )
 
     def generate(self, request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
-        return self.router.generate(self.route, request, self.who)
+        return self.router.generate(self.route, self._as_urgent(request), self.who)
 
     async def score(self, request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
         """By the seat's agent; where that one is gone, by any with the same weights: it would have said the same."""
-        reply, route = await self.router.questions.score(replace(self.route, node_asked=""), request, self.who)
+        route, asked = replace(self.route, node_asked=""), self._as_urgent(request)
+        reply, route = await self.router.questions.score(route, asked, self.who)
         self.scored_by = route.node_name
         return reply
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         raise AssertionError("a panel counts nothing")
+
+    def _as_urgent(self, request: AskedT) -> AskedT:
+        """As the question is: who runs it as a task says nothing of that."""
+        own = type(request)()
+        own.CopyFrom(request)
+        own.priority = self.priority
+        return own
 
 
 def convened(router: Router, named: Named, ask: Ask, who: Hashable) -> Answering:
@@ -117,7 +127,7 @@ def seated(router: Router, named: Named, request: engine_pb2.GenerateRequest, wh
         except KithError as error:
             why = error
             continue
-        able.append(Seat(router, route, live, who))
+        able.append(Seat(router, route, live, who, request.priority))
     if not able:
         raise why or KithError("no-agent", "no engine is ready yet", "Wait a moment; `kith status` tells more.")
     able.sort(key=lambda seat: seat.route.cost_s)
@@ -126,7 +136,7 @@ def seated(router: Router, named: Named, request: engine_pb2.GenerateRequest, wh
     distinct = len(seats)
     while len(seats) < SEATS_MIN:
         again = seats[len(seats) % distinct]
-        seats.append(Seat(router, again.route, again.live, who))
+        seats.append(Seat(router, again.route, again.live, who, request.priority))
     return seats
 
 

@@ -9,6 +9,7 @@ import pytest
 from mesh.wire import engine_pb2
 from node.engine_door import EngineDoor
 from node.errors import KithError
+from node.limits import PRIORITY_MAX
 from tests.node.engine.engines import PATIENCE, ask, running
 
 SLOW: dict[str, Any] = {"slots": 1, "echo_tokens_per_s": 50.0}
@@ -31,13 +32,61 @@ async def taken(door: EngineDoor) -> Any:
 async def test_what_is_useful_for_a_moment_only_does_not_wait_for_its_turn() -> None:
     async with running(**SLOW) as watched:
         door = EngineDoor(watched.engine)
+        request = ask("Hello there.")
+        request.useful_seconds = 0.05
+        score = engine_pb2.ScoreRequest(prompt="a", continuations=["b"], useful_seconds=0.05)
+        embed = engine_pb2.EmbedRequest(texts=["a"], useful_seconds=0.05)
         async with taken(door), asyncio.timeout(PATIENCE):
-            request = ask("Hello there.")
-            request.useful_seconds = 0.05
-            with pytest.raises(KithError) as caught:
-                await told(door, "b", request)
-        assert caught.value.code == "too-late"
+            for asked in (told(door, "b", request), door.score("b", score), door.embed("b", embed)):
+                with pytest.raises(KithError) as caught:
+                    await asked
+                assert caught.value.code == "too-late"
         assert (await told(door, "b", request)).reason == "stop"
+
+
+async def test_the_engine_hears_on_whose_behalf_and_how_urgent_a_question_is() -> None:
+    async with running() as watched:
+        door = EngineDoor(watched.engine)
+        given: list[engine_pb2.ScoreRequest | engine_pb2.EmbedRequest] = []
+        score, embed = watched.engine.score, watched.engine.embed
+
+        async def noted_score(request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
+            given.append(request)
+            return await score(request)
+
+        async def noted_embed(request: engine_pb2.EmbedRequest) -> engine_pb2.EmbedReply:
+            given.append(request)
+            return await embed(request)
+
+        watched.engine.score = noted_score  # type: ignore[method-assign]
+        watched.engine.embed = noted_embed  # type: ignore[method-assign]
+        who: dict[str, Any] = {"owner": "somebody else", "priority": 9, "useful_seconds": 500.0}
+        asked: list[Any] = [
+            engine_pb2.ScoreRequest(prompt="a", continuations=["b"], **who),
+            engine_pb2.EmbedRequest(texts=["a"], **who),
+        ]
+        await door.score("b", asked[0])
+        await door.embed("b", asked[1])
+        assert [(request.owner, request.priority) for request in given] == [("b", PRIORITY_MAX)] * 2
+        assert all(0 < request.useful_seconds <= 500.0 for request in given)
+        assert [request.owner for request in asked] == ["somebody else"] * 2, "as they were"
+
+
+async def test_a_question_of_a_dialogue_has_its_turn_before_jobs_that_came_first() -> None:
+    async with running(**SLOW) as watched:
+        door = EngineDoor(watched.engine)
+        order: list[str] = []
+
+        async def score(name: str, priority: int) -> None:
+            await door.score(name, engine_pb2.ScoreRequest(prompt="a", continuations=["b"], priority=priority))
+            order.append(name)
+
+        async with taken(door):
+            asked = [asyncio.create_task(score(name, priority)) for name, priority in (("job", 0), ("panel", 1))]
+            await asyncio.sleep(0)
+            assert door.turns.waiting == 2
+        await asyncio.gather(*asked)
+        assert order == ["panel", "job"]
 
 
 async def test_the_wait_for_a_turn_is_told_as_waiting_and_taken_from_the_usefulness() -> None:

@@ -209,9 +209,14 @@ async def test_the_loading_of_its_model_is_told_as_waiting_and_taken_from_the_us
 
 async def test_what_is_of_no_use_when_its_model_is_loaded_ends_and_the_load_goes_on(node: Node) -> None:
     one = node.add("A", 30)
-    with pytest.raises(KithError, match="not loaded by then") as caught:
-        await finished(one, engine_pb2.GenerateRequest(prompt="one two", useful_seconds=0.001))
-    assert caught.value.code == "too-late"
+    for asked in (
+        finished(one, engine_pb2.GenerateRequest(prompt="one two", useful_seconds=0.001)),
+        one.score(engine_pb2.ScoreRequest(prompt="a", continuations=["b"], useful_seconds=0.001)),
+        one.embed(engine_pb2.EmbedRequest(texts=["a"], useful_seconds=0.001)),
+    ):
+        with pytest.raises(KithError, match="not loaded by then") as caught:
+            await asked
+        assert caught.value.code == "too-late"
     assert one.users == 0
     await one.start()
     assert one._process.state == "ready"

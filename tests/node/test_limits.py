@@ -1,5 +1,7 @@
 """Requests come out bounded or not at all."""
 
+from typing import Any
+
 import pytest
 
 from mesh.wire import engine_pb2
@@ -14,6 +16,7 @@ from node.limits import (
     bounded,
     check_texts,
     too_many,
+    urgent,
 )
 
 
@@ -71,6 +74,16 @@ def test_wishes_are_clamped() -> None:
     assert bounded(engine_pb2.GenerateRequest(prompt="x", useful_seconds=2.5), 4096).useful_seconds == 2.5
     for odd in (float("nan"), float("inf"), 1e9):
         assert bounded(engine_pb2.GenerateRequest(prompt="x", useful_seconds=odd), 4096).useful_seconds == 0.0
+
+
+@pytest.mark.parametrize("kind", [engine_pb2.ScoreRequest, engine_pb2.EmbedRequest])
+def test_a_question_is_as_urgent_as_it_may_be_and_stays_as_it_was(kind: Any) -> None:
+    request = kind(priority=2_000_000_000, useful_seconds=-1.0)
+    assert (urgent(request).priority, urgent(request).useful_seconds) == (PRIORITY_MAX, 0.0)
+    assert request.priority == 2_000_000_000
+    assert urgent(kind(priority=-5)).priority == 0
+    assert urgent(kind(useful_seconds=2.5)).useful_seconds == 2.5
+    assert urgent(kind(useful_seconds=float("nan"))).useful_seconds == 0.0
 
 
 @pytest.mark.parametrize(

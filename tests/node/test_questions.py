@@ -41,6 +41,7 @@ class World:
         )
         profiles = SimpleNamespace(of=self.profiles.get)
         self.replica = cast(Any, SimpleNamespace(me=me, membership=membership, profiles=profiles))
+        self.engine = engine
         self.further: dict[str, Any] = {}
         door = EngineDoor(engine, lambda agent: self.further.get(agent, engine))
         links = links or SimpleNamespace(stub=lambda _: None)
@@ -241,6 +242,23 @@ async def test_a_question_goes_on_where_the_agent_is_full(tmp_path: Path) -> Non
         for task in before:
             task.cancel()
         await asyncio.gather(*before, return_exceptions=True)
+
+
+async def test_a_question_that_is_too_late_at_one_node_goes_on_with_what_is_left_of_its_time(tmp_path: Path) -> None:
+    async with linked(tmp_path) as pair, taken(pair.door), asyncio.timeout(PATIENCE):
+        route = pair.known(b"1", b"1")
+        given: list[float] = []
+        score = pair.world.engine.score
+
+        async def noted(request: engine_pb2.ScoreRequest) -> engine_pb2.ScoreReply:
+            given.append(request.useful_seconds)
+            reply: engine_pb2.ScoreReply = await score(request)
+            return reply
+
+        pair.world.engine.score = noted
+        asked = engine_pb2.ScoreRequest(prompt="a", continuations=["b"], useful_seconds=0.05)
+        assert (await pair.world.questions.score(route, asked))[1].agent.node_id == pair.a.me
+        assert 0 < given[0] < 0.05
 
 
 @pytest.mark.parametrize(("here", "there"), [(b"1", b"2"), (b"", b"1"), (b"1", b""), (b"", b"")])

@@ -6,7 +6,7 @@ import pytest
 
 from node.errors import KithError
 from node.limits import WAITING_MAX, WAITING_OF_ONE_MAX
-from node.turns import LATELY_S, Turns
+from node.turns import AGED_S, LATELY_S, Turns
 
 
 class Scene:
@@ -19,11 +19,11 @@ class Scene:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self._ends: dict[str, asyncio.Event] = {}
 
-    async def ask(self, who: str, name: str) -> None:
+    async def ask(self, who: str, name: str, priority: int = 0, cost: float = 1.0) -> None:
         self._ends[name] = asyncio.Event()
 
         async def request() -> None:
-            async with self.turns.of(who):
+            async with self.turns.of(who, priority=priority, cost=cost):
                 self.begun.append(name)
                 await self._ends[name].wait()
 
@@ -82,6 +82,48 @@ async def test_a_place_is_kept_for_others_that_asked_lately() -> None:
     await scene.end("f1")
     await scene.ask("flood", "f4")
     assert scene.begun[-2:] == ["f3", "f4"], "the other does not ask any more"
+    await scene.close()
+
+
+async def test_the_most_urgent_is_next_and_of_equals_the_caller_who_had_the_least() -> None:
+    scene = Scene()
+    await scene.ask("a", "running")
+    await scene.ask("a", "job")
+    await scene.ask("a", "long", 1, cost=10.0)
+    await scene.ask("a", "short", 1)
+    await scene.ask("b", "b0", 1)
+    await scene.ask("b", "b1", 1)
+    for name in ("running", "long", "b0", "b1", "short"):
+        await scene.end(name)
+    assert scene.begun == ["running", "long", "b0", "b1", "short", "job"]
+    await scene.close()
+
+
+async def test_urgent_requests_without_end_leave_others_the_place_that_is_kept_for_them() -> None:
+    scene = Scene(places=2)
+    for number in range(6):
+        await scene.ask("flood", f"f{number}", 1)
+    await scene.ask("other", "o0")
+    await scene.ask("other", "o1")
+    await scene.end("f0")
+    assert scene.begun == ["f0", "f1", "o0"]
+    await scene.end("o0")
+    assert scene.begun[3:] == ["o1"], "it has none while the flood has one"
+    await scene.close()
+
+
+async def test_what_is_not_urgent_is_after_a_while_where_there_is_a_single_place() -> None:
+    scene = Scene()
+    for number in range(6):
+        await scene.ask("flood", f"f{number}", 1)
+    await scene.ask("other", "o")
+    await scene.end("f0")
+    await scene.end("f1")
+    assert scene.begun == ["f0", "f1", "f2"], "more urgent"
+    scene.now += AGED_S
+    await scene.ask("flood", "f6", 1)
+    await scene.end("f2")
+    assert scene.begun[3:] == ["o"]
     await scene.close()
 
 

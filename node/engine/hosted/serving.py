@@ -158,7 +158,7 @@ class Serving:
 
     async def _serve(self, request: Request) -> None:
         kind = request.command.WhichOneof("command")
-        generate = request.command.generate
+        asked = request.asked
         arrived = time.monotonic()
         try:
             if kind == "count_tokens":  # takes no place: it is no work
@@ -169,7 +169,8 @@ class Serving:
                     self._counting -= 1
                 request.answer(engine_pb2.EngineEvent(counts=engine_pb2.CountTokensReply(counts=counts)))
                 return
-            async with self._places.one(generate.priority, generate.useful_seconds):
+            cost = max(1, asked.ByteSize())
+            async with self._places.one(asked.priority, asked.useful_seconds, asked.owner, cost):
                 self._stats.slots_busy += 1
                 begun = time.monotonic()
                 try:

@@ -16,6 +16,10 @@ class Batches(VectorWork):
         super().__init__(Request(command, Outbox(lambda _: None), lambda _: None))
         self.name, self.left, self.log = name, batches, log
 
+    @property
+    def next_tokens(self) -> int:
+        return 10
+
     def step(self) -> int:
         self.log.append(self.name)
         self.left -= 1

@@ -14,7 +14,7 @@ from mesh.wire import engine_pb2
 from node.config import NodeConfig
 from node.engine.process import EngineProcess
 from node.errors import KithError
-from tests.node.engine.engines import Watched, answer, ask, idle, running
+from tests.node.engine.engines import PATIENCE, Watched, answer, ask, idle, running
 from tests.node.engine.gguf_files import sample
 
 pytestmark = [pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
@@ -130,6 +130,38 @@ async def test_cancelled_generation_frees_its_slot(watched: Watched) -> None:
     stats = await idle(watched.engine)
     assert stats.tokens_generated - before.tokens_generated < 300
     assert (await answer(watched.engine, ask("Say hello.", 4)))[0]
+
+
+@pytest.mark.parametrize("kind", ["score", "embed"])
+async def test_a_question_that_is_cancelled_half_way_frees_its_slot_and_the_next_answer_is_right(
+    watched: Watched, kind: str
+) -> None:
+    engine = watched.engine
+    texts = [f" {number}" + " one two three four" * 12 for number in range(250)]
+    options = [" Paris", " a banana in the sun"]
+    before = await engine.score(engine_pb2.ScoreRequest(prompt=CAPITAL, continuations=options))
+    (vector,) = (await engine.embed(engine_pb2.EmbedRequest(texts=[CAPITAL]))).vectors
+    whole = sum(await engine.count_tokens(texts))
+    begun = (await idle(engine)).prompt_tokens_processed
+    asked = (
+        engine.score(engine_pb2.ScoreRequest(prompt="Count:", continuations=texts))
+        if kind == "score"
+        else engine.embed(engine_pb2.EmbedRequest(texts=texts))
+    )
+    asking = asyncio.ensure_future(asked)
+    async with asyncio.timeout(PATIENCE):
+        while (await engine.stats()).prompt_tokens_processed < begun + 300:
+            assert not asking.done()
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    stats = await idle(engine)
+    assert asking.cancelled()
+    assert 300 <= stats.prompt_tokens_processed - begun < whole / 2
+    again = await engine.score(engine_pb2.ScoreRequest(prompt=CAPITAL, continuations=options))
+    assert list(again.log_probabilities) == pytest.approx(list(before.log_probabilities), abs=0.3)
+    (same,) = (await engine.embed(engine_pb2.EmbedRequest(texts=[CAPITAL]))).vectors
+    assert list(same.values) == pytest.approx(list(vector.values), abs=0.01)
+    assert (await answer(engine, goes_on(CAPITAL, 4)))[0].startswith(" Paris")
 
 
 async def test_prompt_that_was_read_before_is_not_read_again(watched: Watched) -> None:

@@ -1,7 +1,7 @@
 """The batching loop on the real model, stepped by hand: what is shared, and that sharing does not change the logits."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -330,6 +330,11 @@ def test_an_error_in_one_request_ends_that_one_alone(
         assert broken.problem.code == "engine-failed"
         assert "IndexError" in broken.problem.message
         assert "log" in broken.problem.remedy
+
+
+def request_of(events: list[bytes] | None = None, **command: Any) -> Request:
+    sent = Outbox((events if events is not None else []).append)
+    return Request(engine_pb2.EngineCommand(**command), sent, lambda _: None)
 
 
 def test_embeddings_and_calls_under_way_count_as_work(model: llama.Model) -> None:

@@ -77,6 +77,30 @@ def test_too_late_is_taken_out_and_never_begun() -> None:
     assert drained(waiting) == ["later", "whenever"]
 
 
+def test_who_holds_less_is_before_who_had_less_and_who_may_not_begin_is_not_taken() -> None:
+    waiting: Waiting[str] = Waiting()
+    for item, owner in (("a0", "a"), ("a1", "a"), ("b0", "b"), ("c0", "c")):
+        waiting.add(entry(item, owner))
+    assert waiting.take() == "a0"
+    holds = {"a": 0, "b": 1, "c": None}
+    assert [waiting.take(lambda owner: holds[str(owner)]) for _ in range(3)] == ["a1", "b0", None]
+    waiting.validate()
+    assert drained(waiting) == ["c0"]
+
+
+def test_what_is_raised_shares_with_those_that_were_urgent_before() -> None:
+    waiting: Waiting[str] = Waiting()
+    for i in range(4):
+        waiting.add(entry(f"urgent{i}", "a", priority=1))
+    for i in range(3):
+        waiting.add(entry(f"old{i}", "b"))
+    waiting.add(entry("new", "c"))
+    assert waiting.take() == "urgent0"
+    waiting.raise_to(1, lambda item: item != "new")
+    waiting.validate()
+    assert drained(waiting) == ["old0", "urgent1", "old1", "urgent2", "old2", "urgent3", "new"]
+
+
 def test_names_without_end_do_not_fill_the_memory() -> None:
     waiting: Waiting[str] = Waiting()
     for i in range(OWNERS_MAX + 200):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Hashable
 from typing import Any
 
 import httpx2
@@ -11,7 +12,9 @@ import pytest
 
 from mesh.wire import engine_pb2
 from node.http import embeddings
+from node.http.chat import PRIORITY
 from node.limits import MESSAGE_BYTES_MAX
+from node.route import Route
 from tests.node.http.scripted import Scripted, agent
 
 VECTORS = {"a": [1.0, 0.0], "b": [0.6, -0.8]}
@@ -43,6 +46,21 @@ async def test_many_texts_go_in_batches(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(answer.data) == 5
     assert answer.data[2].embedding == [1.0, 0.0]
     assert answer.usage.prompt_tokens == 5
+
+
+async def test_what_a_client_waits_for_is_as_urgent_as_its_dialogues() -> None:
+    given: list[engine_pb2.EmbedRequest] = []
+
+    class Noting(Scripted):
+        async def embed(
+            self, route: Route, request: engine_pb2.EmbedRequest, who: Hashable = "local"
+        ) -> tuple[engine_pb2.EmbedReply, Route]:
+            given.append(request)
+            return await super().embed(route, request, who)
+
+    async with Noting([agent("a", embedding_size=2)]).client() as client:
+        await client.embeddings.create(model="kith", input=["a"], encoding_format="float")
+    assert [(request.priority, request.owner) for request in given] == [(PRIORITY, "key:somebody")]
 
 
 def test_the_vectors_of_one_call_fit_into_a_message_between_nodes() -> None:

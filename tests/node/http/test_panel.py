@@ -11,6 +11,7 @@ import pytest
 
 from mesh.wire import engine_pb2
 from node.errors import KithError
+from node.http.chat import PRIORITY
 from node.http.naming import live_agents, resolve
 from node.http.panel import SEATS_MAX, SEATS_MIN, closed_by, seated
 from node.route import Route
@@ -114,6 +115,24 @@ async def test_a_closed_question_is_scored_and_counted(how: str) -> None:
     assert panel["votes_for"] == 2
     assert panel["ballots"][1]["answer"] == "Bergen"
     assert panel["ballots"][0]["probabilities"]["Oslo"] > 0.9
+
+
+@pytest.mark.parametrize("fields", [{}, {"extra_body": {"options": ["Bergen", "Oslo"]}}])
+@pytest.mark.parametrize("abilities", [ALL, tuple(ability for ability in ALL if ability != "score")])
+async def test_all_that_a_panel_asks_is_as_urgent_as_its_question(
+    fields: dict[str, Any], abilities: tuple[str, ...]
+) -> None:
+    urgent: list[int] = []
+
+    def scores(request: engine_pb2.ScoreRequest, route: Route) -> list[float]:
+        urgent.append(request.priority)
+        return [-1.0] * len(request.continuations)
+
+    mesh = Scripted([agent(node, node, abilities) for node in "abc"], each(a="Bergen", b="Narvik", c="Oslo"), scores)
+    await panel_of(mesh, **fields)
+    urgent += [request.priority for request in mesh.asked]
+    assert urgent
+    assert set(urgent) == {PRIORITY}
 
 
 class Moving(Scripted):

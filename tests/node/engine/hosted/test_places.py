@@ -17,13 +17,13 @@ class Queue:
         self.go: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def ask(self, name: str, priority: int = 0) -> None:
+    async def ask(self, name: str, priority: int = 0, owner: str = "", cost: float = 1.0) -> None:
         self.go[name] = asyncio.Event()
-        self.tasks[name] = asyncio.ensure_future(self._hold(name, priority))
+        self.tasks[name] = asyncio.ensure_future(self._hold(name, priority, owner, cost))
         await settle()
 
-    async def _hold(self, name: str, priority: int) -> None:
-        async with self.places.one(priority):
+    async def _hold(self, name: str, priority: int, owner: str, cost: float) -> None:
+        async with self.places.one(priority, owner=owner, cost=cost):
             self.began.append(name)
             await self.go[name].wait()
 
@@ -46,6 +46,15 @@ async def test_priority_then_arrival() -> None:
         assert queue.began[-1] == name
         await queue.end(name)
     assert queue.began == ["a", "c", "b", "d"]
+
+
+async def test_of_equals_the_owner_who_had_the_least() -> None:
+    queue = Queue(Places(1))
+    for name, owner, cost in (("a", "x", 10.0), ("b", "x", 1.0), ("c", "y", 1.0), ("d", "y", 1.0)):
+        await queue.ask(name, owner=owner, cost=cost)
+    for name in ("a", "c", "d", "b"):
+        assert queue.began[-1] == name
+        await queue.end(name)
 
 
 async def test_who_leaves_takes_no_place() -> None:
