@@ -1,7 +1,7 @@
 """Who is denied in a simulated mesh, and how far their streams count: read from what was said, not from the product.
 
-A denial counts once a node of the mesh holds it. A node that is denied itself tells nobody any more: what it alone holds
-cuts nobody off, and is no failure of those who never heard it (seed 3730).
+A denial counts once a node of the mesh holds it. A node that is denied itself tells nobody any more: what it alone
+holds cuts nobody off, and is no failure of those who never heard it (seed 3730).
 """
 
 from __future__ import annotations

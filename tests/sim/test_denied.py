@@ -8,7 +8,7 @@ from tests.sim.host import Host
 from tests.sim.quiet import quiet_problems
 from tests.sim.world import World
 
-#: Until all have met; until a cut is felt; until what was said has reached all who are linked; until all is quiet again.
+#: Until all have met; a cut is felt; what was said has reached all who are linked; all is quiet again.
 MET_S, FELT_S, HEARD_S, QUIET_S = 8.0, 6.0, 2.0, 60.0
 
 
