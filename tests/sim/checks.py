@@ -59,7 +59,7 @@ class Checks:
         self.forgot: set[NodeId] = set()  # who lost its votes with its store
         self.terms: dict[NodeId, int] = {}  # of the life that runs
         self.leader_changes = 0
-        self.last_change_at = 0.0
+        self.changed_at: dict[NodeId, float] = {}  # when each node's leader changed last
         self.jobs = JobChecks(self)
         self.forged: set[StreamId] = set()  # in which an accident wrote two histories
         self.revoked: set[NodeId] = set()  # somebody began to cut it off
@@ -136,10 +136,8 @@ class Checks:
                 assert not obeyed, f"{host.name} heeds the token of one that is denied"
 
     def leader_changed(self, host: Host, token: common_pb2.FencingToken | None) -> None:
-        if host.id in self.revoked:
-            return  # it is on its own
         self.leader_changes += 1
-        self.last_change_at = self.clock.now
+        self.changed_at[host.id] = self.clock.now
         self.say(host, f"leader: {token.leader_id[:8]} in term {token.term}" if token else "leader: none")
 
     def applied(self, host: Host, facts: Sequence[Fact]) -> None:

@@ -1,4 +1,8 @@
-"""Who is denied in a simulated mesh, and how far their streams count: read from what was said, not from the product."""
+"""Who is denied in a simulated mesh, and how far their streams count: read from what was said, not from the product.
+
+A denial counts once a node of the mesh holds it. A node that is denied itself tells nobody any more: what it alone
+holds cuts nobody off, and is no failure of those who never heard it (seed 3730).
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,29 @@ if TYPE_CHECKING:
 
 
 def known_denials(checks: Checks, hosts: Iterable[Host]) -> list[facts_pb2.Deny]:
-    """Those that any of these nodes knows: one may have died before it told anybody."""
+    """Those that any of these nodes holds: one may have died before it told anybody."""
     names = {name_of(deny) for host in hosts if host.replica for deny in host.replica.denials.messages()}
     return [deny for deny in checks.denials if name_of(deny) in names]
+
+
+def members_of(checks: Checks, hosts: Iterable[Host]) -> list[Host]:
+    """Those of these nodes that belong to the mesh, all of which run.
+
+    In is whom nobody denies but those who are out; out is who withdrew, and whom somebody denies who is in. Found from
+    those whom nobody denies at all. Who is neither (two that deny each other, before nobody else) is left out: others
+    who see it then see a ghost.
+    """
+    running = [host for host in hosts if host.replica is not None]
+    denies = {host.id: {NodeId(deny.node_id) for deny in known_denials(checks, [host])} for host in running}
+    out = {host.id for host in running if host.replica is not None and host.replica.denied}
+    within: set[NodeId] = set()
+    while True:
+        in_doubt = {denied for issuer, nodes in denies.items() if issuer not in out for denied in nodes}
+        more = denies.keys() - within - out - in_doubt
+        if not more:
+            return [host for host in running if host.id in within]
+        within |= more
+        out |= {denied for issuer in more for denied in denies[issuer]}
 
 
 def limit_of(stream_id: StreamId, denials: Iterable[facts_pb2.Deny]) -> int | None:
@@ -63,6 +87,6 @@ def denied_problems(checks: Checks, live: Sequence[Host], hosts: Sequence[Host])
                     f"{host.name} holds {position.sequence} facts of a denied node's stream, {limit} of them count"
                 )
     for host in hosts:
-        if host.id in denied and host.replica is not None and host.replica.denied and host.labour.engine.tasks:
+        if host.replica is not None and host.replica.denied and host.labour.engine.tasks:
             problems.append(f"{host.name} still works though it knows that it is denied")
     return problems

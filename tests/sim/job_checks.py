@@ -321,7 +321,7 @@ class JobChecks:
         for ref in ledger.blobs_wanted(job):
             holding = [
                 host for host in self.hosts
-                if ref.sha256 in host.disk.content.blobs and host.id not in self.checks.revoked
+                if ref.sha256 in host.disk.content.blobs and (host in live or host.id not in self.checks.revoked)
             ]  # fmt: skip
             if ref.sha256 in self.gone_for_good and not any(host in live for host in holding):
                 continue

@@ -24,8 +24,9 @@ def quiet_problems(checks: Checks, live: Sequence[Host], hosts: Sequence[Host], 
     gone = [host for host in hosts if host.replica is None and host.ended_at < checks.clock.now - GHOSTS_GONE_S]
     problems = [problem for host in live for problem in _of_one(host, live, gone)]
     problems += _of_leaders(live)
-    if checks.last_change_at > quiet_since:
-        problems.append(f"the leader changed at {checks.last_change_at:.1f}, after {quiet_since:.1f}")
+    changed_at = max(checks.changed_at.get(host.id, 0.0) for host in live)
+    if changed_at > quiet_since:
+        problems.append(f"the leader changed at {changed_at:.1f}, after {quiet_since:.1f}")
     return problems + _of_facts(live) + denied_problems(checks, live, hosts)
 
 

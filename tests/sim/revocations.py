@@ -86,6 +86,10 @@ class Revocations:
                 last = facts_pb2.KnowledgeAdded(title=f"last words {number}")
                 victim.handle(events.FactAuthored("knowledge_added", last, victim.wall_clock_ms()))
         self.checks.fault(issuer, f"is asked to revoke {word}{victim.name}")
+        self.revoke(issuer, victim)
+
+    def revoke(self, issuer: Host, victim: Host) -> None:
+        """The issuer cuts the victim off, by what it accepted of it until now; nothing where it can not."""
         self._deny(issuer, self._denials(issuer, victim))
 
     def _denials(self, issuer: Host, victim: Host) -> list[facts_pb2.Deny]:

@@ -10,7 +10,7 @@ from mesh import events
 from tests.sim.checks import LARGE, Checks
 from tests.sim.clients import Clients
 from tests.sim.clock import Clock
-from tests.sim.denied import known_denials
+from tests.sim.denied import members_of
 from tests.sim.faults import TROUBLE_UNTIL_S, Faults
 from tests.sim.formed import form, introduce
 from tests.sim.host import Host
@@ -85,9 +85,7 @@ class World:
     @property
     def live(self) -> list[Host]:
         """Nodes of the mesh that run: none that was cut off."""
-        running = [host for host in self.hosts if host.replica is not None]
-        denied = {deny.node_id for deny in known_denials(self.checks, running)}
-        return [host for host in running if host.id not in denied]
+        return members_of(self.checks, self.hosts)
 
     def run(self) -> list[str]:
         """Live through it all. Returns what is wrong in the end; raises where an invariant broke on the way."""
