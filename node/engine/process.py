@@ -1,9 +1,9 @@
 """An engine in a child process, as the daemon uses it: spawned, watched, started again, ended.
 
 Requests are told apart by id on one socket pair. A child that dies or hangs takes its requests with it (`engine-gone`;
-`engine-gone-shared` where there were several). It is started again after a growing pause, unless it does so too often
-or its model is bad: then the state is "failed" and says why. The child is spawned, never forked: gRPC does not survive
-a fork.
+`engine-gone-shared` where there were several). It is started again after a growing pause, so often in some time. Where
+it does not come up many times in a row, or its model is bad, the state is "failed" and says why. The child is spawned,
+never forked: gRPC does not survive a fork.
 
 Memory is bounded without ever stopping the stream: deltas that nobody has read yet are joined to one, so a request
 holds at most its text. Not guaranteed: the text of prompts stays out of the log only as far as llama.cpp's warnings
@@ -38,7 +38,8 @@ STEP_TOKENS_DEFAULT = 128
 #: and at most this share of what is free when it starts.
 SPILL_BYTES_MAX, SPILL_SHARE = 256 << 20, 1 / 16
 
-#: More restarts than this within the window, and the engine is given up.
+#: No more restarts than this within the window: what comes up and dies again waits. What does not come up so many times
+#: in a row is given up.
 RESTARTS_MAX = 6
 RESTARTS_WINDOW_S = 120.0
 
@@ -282,15 +283,18 @@ class EngineProcess:
             self._figures = engine_pb2.EngineStats()
             error = await link.end()
             self._log(error.message)
+            failures = 0
             while self._link is None:
-                if not self._may_restart():
-                    self._enter("failed", f"{error.message} It failed {RESTARTS_MAX} times in a row.")
+                if failures >= RESTARTS_MAX:
+                    self._enter("failed", f"{error.message.rstrip('.')}; it failed {RESTARTS_MAX} times in a row.")
                     return
                 self._enter("restarting", error.message)
-                await asyncio.sleep(min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** (len(self._restarts) - 1)))
+                await asyncio.sleep(self._pause())
+                self._restarts.append(asyncio.get_running_loop().time())
                 try:
                     await self._bring_up()
                 except KithError as failure:
+                    failures += 1
                     error = failure
                     self._log(failure.message)
                     if failure.code == "bad-model":
@@ -315,14 +319,14 @@ class EngineProcess:
             if self._on_state is not None:
                 self._on_state()
 
-    def _may_restart(self) -> bool:
+    def _pause(self) -> float:
+        """Seconds until the next restart."""
         now = asyncio.get_running_loop().time()
         while self._restarts and now - self._restarts[0] > RESTARTS_WINDOW_S:
             self._restarts.popleft()
         if len(self._restarts) >= RESTARTS_MAX:
-            return False
-        self._restarts.append(now)
-        return True
+            return self._restarts[0] + RESTARTS_WINDOW_S - now
+        return min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** len(self._restarts))
 
 
 def _adapter(text: str) -> engine_pb2.Adapter:

@@ -162,19 +162,33 @@ async def test_stopped_child_is_called_stalled_within_seconds_and_moves_again() 
         assert watched.states == ["ready"] * 3
 
 
-async def test_engine_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_engine_that_keeps_dying_is_started_again_but_not_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks that kill it are no reason to do without it for ever."""
     monkeypatch.setattr(process_module, "RESTARTS_MAX", 2)
+    monkeypatch.setattr(process_module, "RESTARTS_WINDOW_S", 1.0)
     monkeypatch.setattr(process_module, "BACKOFF_FIRST", 0.01)
     async with running() as watched:
-        for _ in range(3):
-            ready = watched.states.count("ready")
+        began = time.monotonic()
+        for death in range(1, 6):
             assert watched.engine.pid is not None
             os.kill(watched.engine.pid, signal.SIGKILL)
+            ready = watched.states.count("ready")
             await watched.until(
                 lambda ready=ready: watched.engine.state == "failed" or watched.states.count("ready") > ready  # type: ignore[misc]
             )
-        assert watched.engine.state == "failed"
-        assert "SIGKILL" in watched.engine.problem
+            assert watched.engine.state == "ready", f"after {death} deaths"
+        assert time.monotonic() - began > 2.0, "two restarts a second"
+
+
+async def test_engine_that_does_not_come_up_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "RESTARTS_MAX", 2)
+    monkeypatch.setattr(process_module, "BACKOFF_FIRST", 0.01)
+    async with running() as watched:
+        monkeypatch.setattr(process_module, "LOAD_SECONDS_MAX", 0.0)
+        assert watched.engine.pid is not None
+        os.kill(watched.engine.pid, signal.SIGKILL)
+        await watched.until(lambda: watched.engine.state == "failed")
+        assert "did not become ready in time; it failed 2 times in a row." in watched.engine.problem
         with pytest.raises(KithError, match="failed") as caught:
             await watched.engine.count_tokens(["x"])
         assert caught.value.code == "engine-not-ready"
