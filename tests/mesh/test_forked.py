@@ -12,7 +12,9 @@ from mesh.facts import Fact, StreamId, make
 from mesh.journal import Fork, fork_of
 from mesh.wire import facts_pb2
 from tests.mesh.building import BY_ID, KEYS, Author
+from tests.mesh.test_ledger import JOBS
 from tests.mesh.test_library import Shelf
+from tests.mesh.test_retention import finished_job
 
 KEY = KEYS[7]
 
@@ -176,3 +178,29 @@ def test_no_order_of_facts_proofs_and_retention_changes_what_is_read(
             else:
                 shelf.restart()
         assert reads(shelf) == should_read(facts, shelf.library.journal.forks.values())
+
+
+def test_a_job_whose_end_turns_out_to_be_void_reads_the_same_again_when_it_is_closed_anew() -> None:
+    """Its details were dropped on the word of another author: until then it is open for who holds them, and unknown
+    to who does not (docs/guarantees.md)."""
+    leader, other_leader, worker = Author(KEY), Author(KEYS[0]), Author(KEYS[1])
+    contents = [(fact.kind, getattr(fact.body, fact.kind)) for fact in finished_job(Author(), JOBS[0], 0)]
+    details = [worker.say(*content) for content in contents[:-1]]
+    last = worker.say("job_assigned", facts_pb2.JobAssigned(job_id=JOBS[1]))
+    end = leader.say(*contents[-1])
+    tidy, other = Shelf(BY_ID[0]), Shelf(BY_ID[1])
+    for shelf in (tidy, other):
+        shelf.take([*details, last, end])
+    tidy.forget()
+    assert len(tidy.stored) == len(other.stored) - len(details)
+    fork = fork_of(end, make(KEY, 1, 1, b"", 1, "job_cancelled", facts_pb2.JobCancelled(job_id=JOBS[0])))
+    assert fork is not None
+    for shelf in (tidy, other):
+        shelf.do(shelf.library.fork_proven(fork))
+    assert [JOBS[0] in shelf.library.ledger.jobs for shelf in (tidy, other)] == [False, True]
+    assert not other.library.ledger.jobs[JOBS[0]].closed
+    again = other_leader.say(*contents[-1])
+    for shelf in (tidy, other):
+        shelf.take([again])
+        assert shelf.library.ledger.jobs[JOBS[0]].closed
+    assert tidy.library.ledger.fingerprint() == other.library.ledger.fingerprint()
