@@ -229,11 +229,17 @@ class Library:
             effects.append(Log("error", text))
         return effects
 
-    def fork_saved(self, stream_id: StreamId, facts: Sequence[Fact], live_peers: Sequence[NodeId]) -> list[Effect]:
-        """Read everything anew, without what is void, and spread the proof."""
+    def fork_saved(
+        self,
+        stream_id: StreamId,
+        facts: Sequence[Fact],
+        live_peers: Sequence[NodeId],
+        linked_peers: Sequence[NodeId],
+    ) -> list[Effect]:
+        """Read everything anew, without what is void, and spread the proof. `linked_peers`: as for `persisted`."""
         self._fold_anew(facts, {stream_id: self.journal.forks[stream_id].sequence - 1})
         effects: list[Effect] = [FactsApplied(())]
-        for peer in live_peers:
+        for peer in linked_peers:
             effects += self.gossip.proofs_to(peer, [stream_id])
         if stream_id.stream == facts_pb2.FACT_STREAM_TRUST:
             effects += self._said_again(facts, live_peers)

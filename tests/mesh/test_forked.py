@@ -8,12 +8,15 @@ from google.protobuf.message import Message
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mesh import events
 from mesh.facts import Fact, StreamId, make
+from mesh.gossip import PROOF_EVERY_S
 from mesh.journal import Fork, fork_of
 from mesh.wire import facts_pb2
-from tests.mesh.building import BY_ID, KEYS, Author
+from tests.mesh.building import BY_ID, KEYS, Author, B, rng
+from tests.mesh.lone import WALL_MS, Lone, to
 from tests.mesh.test_ledger import JOBS
-from tests.mesh.test_library import Shelf
+from tests.mesh.test_library import Shelf, meet, settle
 from tests.mesh.test_retention import finished_job
 
 KEY = KEYS[7]
@@ -204,3 +207,34 @@ def test_a_job_whose_end_turns_out_to_be_void_reads_the_same_again_when_it_is_cl
         shelf.take([again])
         assert shelf.library.ledger.jobs[JOBS[0]].closed
     assert tidy.library.ledger.fingerprint() == other.library.ledger.fingerprint()
+
+
+def test_who_missed_a_proof_hears_it_again_though_the_streams_are_the_same() -> None:
+    """A full queue or a broken link took the message."""
+    facts = Author(KEY).notes(3)
+    knows, missed = Shelf(BY_ID[0]), Shelf(BY_ID[1])
+    knows.take(facts)
+    missed.take(facts[:2])
+    knows.do(knows.library.fork_proven(fork_of_place(facts[2])))
+    meet([knows, missed])
+    settle([knows, missed], rng())
+    assert knows.library.journal.durable == missed.library.journal.durable
+    assert reads(knows) != reads(missed)
+    for number in range(3):
+        knows.do(knows.library.gossip.tick(number * PROOF_EVERY_S, sorted(knows.others)))
+    settle([knows, missed], rng())
+    assert reads(knows) == reads(missed) == should_read(facts, knows.library.journal.forks.values())
+
+
+def test_a_proof_goes_to_who_is_suspect_too() -> None:
+    """It does not hear of it when it is trusted again: its link does not open anew."""
+    node = Lone(peers=1)
+    facts = Author(KEY).notes(1)
+    while node.replica.membership.live_peers():
+        node.now += 0.1
+        assert node.now < 60.0
+        node.do(events.Ticked(WALL_MS))
+    assert node.replica.membership.linked_peers() == [B]
+    fork = fork_of_place(facts[0])
+    node.do(events.ForkProven(B, fork.one, fork.other))
+    assert to(node.do(events.ForkSaved(fork.stream_id, ())), "fork_proof") == [B]

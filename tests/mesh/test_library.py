@@ -66,7 +66,8 @@ class Shelf:
                             del self.stored[place]
                     self._cut_retired(fork)
                     facts = tuple(self.stored.values())
-                    self.do(library.fork_saved(fork.stream_id, facts, sorted(self.others)))
+                    others = sorted(self.others)
+                    self.do(library.fork_saved(fork.stream_id, facts, others, others))
                 case CutStreams(ends):
                     for stream_id, end in ends:
                         for place in [place for place in self.stored if place.stream_id == stream_id]:
