@@ -50,6 +50,9 @@ PUSH_RANGES_MAX = 2_000
 #: A push of so many bytes was probably cut by its limit: ask for the rest at once.
 FULL_PUSH_BYTES = 512 * 1024
 SUSPECTS_MAX = 64
+#: One known proof of a fork is told again, to one peer: against a message that was lost. Nothing else may show it, for
+#: streams of the same facts are read differently without the proof.
+PROOF_EVERY_S = 30.0
 _HASHES = struct.Struct(f">{BUCKETS}Q")
 assert _HASHES.size == BUCKETS * HASH_BYTES
 
@@ -78,13 +81,24 @@ class Gossip:
     _cleared: dict[tuple[NodeId, StreamId, Position], None] = field(default_factory=dict)
     _said: dict[tuple[NodeId, StreamId], Position] = field(default_factory=dict)  # why a stream is suspected
     _turn: int = 0
+    _next_proof_at: float = 0.0
+    _proof_turn: int = 0
 
     def tick(self, now: float, live_peers: Sequence[NodeId]) -> list[Effect]:
         if now < self.next_round_at or not live_peers:
             return []
         self.next_round_at = now + INTERVAL_S
         chosen = self.rng.sample(live_peers, min(FANOUT, len(live_peers)))
-        return [self.compare_with(peer) for peer in chosen]
+        return [*(self.compare_with(peer) for peer in chosen), *self._proof_again(now, chosen[0])]
+
+    def _proof_again(self, now: float, peer: NodeId) -> list[Effect]:
+        """The next proof, in turn."""
+        if now < self._next_proof_at or not self.journal.forks:
+            return []
+        self._next_proof_at = now + PROOF_EVERY_S
+        self._proof_turn += 1
+        streams = sorted(self.journal.forks)
+        return self.proofs_to(peer, [streams[self._proof_turn % len(streams)]])
 
     def peer_linked(self, peer: NodeId) -> list[Effect]:
         """A peer came (back): compare with it at once."""

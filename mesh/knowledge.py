@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mesh.facts import Fact, Place
+from mesh.facts import Fact, Place, StreamId
 from mesh.identity import NodeId
 from mesh.wire import facts_pb2
 
@@ -38,7 +38,7 @@ class Knowledge:
     retracted: dict[bytes, set[NodeId]] = field(default_factory=dict)
     _words: dict[bytes, Counter[str]] = field(default_factory=dict)  # derived: an item's words
     added_at: dict[bytes, Place] = field(default_factory=dict)
-    _ended_ms: dict[tuple[bytes, NodeId], int] = field(default_factory=dict)  # when who first took an item back
+    _ended_ms: dict[tuple[bytes, StreamId], int] = field(default_factory=dict)  # when it was first taken back there
     _named_by: dict[bytes, set[bytes]] = field(default_factory=dict)  # blob → items
 
     def apply(self, fact: Fact) -> bool:
@@ -67,11 +67,12 @@ class Knowledge:
         self._named_by.clear()
 
     def taken_back(self) -> list[tuple[bytes, int]]:
-        """Items that do not hold any more, with the time (ms since 1970) of the first word that said so."""
+        """Items that a word of their own stream took back, with the time (ms since 1970) of the first such word. A word
+        of another stream may turn out to be void while the item is not (library.py)."""
         return [
             (item_id, ended_ms)
-            for (item_id, by), ended_ms in sorted(self._ended_ms.items())
-            if item_id in self.added and self.added[item_id].author == by
+            for (item_id, stream_id), ended_ms in sorted(self._ended_ms.items())
+            if item_id in self.added and self.added_at[item_id].stream_id == stream_id
         ]
 
     def forget(self, item_id: bytes) -> set[bytes]:
@@ -91,7 +92,7 @@ class Knowledge:
         return sha256 in self._named_by
 
     def _ended(self, item_id: bytes, fact: Fact) -> None:
-        key, time_ms = (item_id, fact.author), fact.hybrid_clock >> 16
+        key, time_ms = (item_id, fact.stream_id), fact.hybrid_clock >> 16
         self._ended_ms[key] = min(time_ms, self._ended_ms.get(key, time_ms))
 
     def current(self) -> list[Item]:

@@ -14,7 +14,7 @@ Does not: know members or time; replica.py passes in who is live and what time i
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from google.protobuf.message import Message
 
@@ -36,6 +36,8 @@ from mesh.wire import facts_pb2, mesh_pb2
 CLOCK_AHEAD_MAX_MS = 86_400_000
 #: Peers that a node passes a denial on to as soon as it has it: with the author's push to all, 1,000 nodes are reached.
 FORWARD_PEERS = 8
+#: Kinds of facts that retention drops on another word of the same stream.
+MAY_BE_REPLACED = frozenset({"knowledge_added", "node_profile", "skill_observation"})
 
 
 class Library:
@@ -185,7 +187,8 @@ class Library:
                 self.own_hybrid_clock = clock
         elif clock > self.seen_hybrid_clock:
             self.seen_hybrid_clock = clock
-        _ = self.ledger.apply(fact) or self.knowledge.apply(fact) or self.profiles.apply(fact)
+        if is_read(fact, self.journal.forks):
+            _ = self.ledger.apply(fact) or self.knowledge.apply(fact) or self.profiles.apply(fact)
 
     # Two histories of one stream
 
@@ -211,12 +214,14 @@ class Library:
         if not self.journal.void(fork):
             return []
         self.gossip.fork_proven(fork.stream_id)
+        effects: list[Effect] = []
         if (fork.stream_id.author, fork.stream_id.incarnation) == (self.me, self.writing_as):
             # Two machines run with one memory: they part here, for each had written something else.
             seed = self.writing_as.to_bytes(8, "big") + own_end
             self.writing_as = int.from_bytes(hashlib.sha256(seed).digest()[:8], "big")
+            effects += self._profile_said_again(fork.stream_id)
         self._cuts_being_saved += 1
-        effects: list[Effect] = [SaveFork(fork)]
+        effects.append(SaveFork(fork))
         if not known:
             text = (
                 f"{fork.stream_id.author} wrote two histories (a copied machine?): neither counts from where they part"
@@ -224,15 +229,26 @@ class Library:
             effects.append(Log("error", text))
         return effects
 
-    def fork_saved(self, stream_id: StreamId, facts: Sequence[Fact], live_peers: Sequence[NodeId]) -> list[Effect]:
-        """Read everything anew, without what is void, and spread the proof."""
+    def fork_saved(
+        self,
+        stream_id: StreamId,
+        facts: Sequence[Fact],
+        live_peers: Sequence[NodeId],
+        linked_peers: Sequence[NodeId],
+    ) -> list[Effect]:
+        """Read everything anew, without what is void, and spread the proof. `linked_peers`: as for `persisted`."""
         self._fold_anew(facts, {stream_id: self.journal.forks[stream_id].sequence - 1})
         effects: list[Effect] = [FactsApplied(())]
-        for peer in live_peers:
+        for peer in linked_peers:
             effects += self.gossip.proofs_to(peer, [stream_id])
         if stream_id.stream == facts_pb2.FACT_STREAM_TRUST:
             effects += self._said_again(facts, live_peers)
         return effects
+
+    def _profile_said_again(self, forked: StreamId) -> list[Effect]:
+        """This node's profile, which it said in the stream that does not count any more."""
+        own = self.profiles.of(self.me)
+        return [Author("node_profile", own)] if own and forked.stream == facts_pb2.FACT_STREAM_PROFILE else []
 
     def _fold_anew(self, facts: Sequence[Fact], ends: Mapping[StreamId, int]) -> None:
         """Make the folds of all that is stored. `ends`: streams that were cut, with their last places: a proof or a
@@ -282,6 +298,12 @@ class Library:
         return [
             Author("deny", deny) for deny in lost if self.me in holders(name_of(deny), [self.me, *live_peers], COPIES)
         ]
+
+
+def is_read(fact: Fact, forks: Container[StreamId]) -> bool:
+    """Whether the folds read a fact that is held. In a forked stream nothing counts that a later word of the stream may
+    take back or replace: what nodes dropped on such words (retention.py) others may still hold when they are void."""
+    return fact.kind not in MAY_BE_REPLACED or fact.stream_id not in forks
 
 
 def _push(facts: Iterable[Fact], peers: Iterable[NodeId]) -> list[Effect]:

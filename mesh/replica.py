@@ -140,7 +140,8 @@ class Replica:
             case events.StoredCompared(peer, offered, stored):
                 return self.library.compared(peer, offered, stored)
             case events.ForkSaved(stream_id, facts):
-                return self.library.fork_saved(stream_id, facts, self.membership.live_peers())
+                live, linked = self.membership.live_peers(), self.membership.linked_peers()
+                return self.library.fork_saved(stream_id, facts, live, linked)
             case events.StreamsCut(streams, facts):
                 return self.library.streams_cut(streams, facts)
             case events.DiskMeasured(used_bytes, budget_bytes):

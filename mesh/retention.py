@@ -1,15 +1,19 @@
 """What may be forgotten: facts whose loss changes no reading, and then the blobs that nothing names any more.
 
 Idea: every rule drops only what its fold does not read. The details of a closed job (its ends say all it reads as), a
-profile or skill that a later one replaced, knowledge that its author took back. Each rule waits its time by the facts'
-own clocks, and by the wall clock only as far as the mesh's facts confirm it: a node whose clock is years ahead forgets
-nothing early. Under disk pressure, and beyond what memory is given to them, details go at once, those of the job that
-closed longest ago first.
+profile or skill that a later one of its stream replaced, knowledge that a later word of its stream took back: where
+a fork makes that word void, nothing that it could have dropped is read (library.py).
+
+Each rule waits its time by the facts' own clocks, and by the wall clock only as far as the mesh's facts confirm it: a
+node whose clock is years ahead forgets nothing early. Under disk pressure, and beyond what memory is given to them,
+details go at once, those of the job that closed longest ago first.
 
 Never: anything of an open job; the last fact of a stream (the next one names it); a fact of unknown kind. Nodes need
 not forget at the same time: a retired range stands in the stream for what is gone (journal.py).
 
-Does not: write to the disk (effects do). A job that an old release closed without a record keeps its details.
+Does not: write to the disk (effects do). A job that an old release closed without a record keeps its details. An end of
+a job may become void when the details are gone, and a word when the issuer of a denial had not heard it:
+docs/guarantees.md says what is read then.
 """
 
 from collections.abc import Iterable

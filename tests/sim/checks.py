@@ -97,7 +97,7 @@ class Checks:
             assert content.term >= told, f"{host.name} forgot its vote in term {told}"
         replica.validate()
         if self.clock.now or self.nodes < LARGE:
-            said = folded(content.facts.values())
+            said = folded(content.facts.values(), content.forks)
             assert read_of(replica) == said, f"{host.name} reads its store otherwise than it was written"
 
     def ended(self, host: Host) -> None:

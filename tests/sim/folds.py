@@ -1,22 +1,25 @@
-"""What a set of facts says, computed afresh: what every node that holds them must read."""
+"""What a set of facts and proofs of forks says, computed afresh: what every node that holds them must read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
-from mesh.facts import Fact
+from mesh.facts import Fact, StreamId
 from mesh.knowledge import Knowledge
 from mesh.ledger import Job, Ledger
+from mesh.library import is_read
 from mesh.profiles import Profiles
 
 if TYPE_CHECKING:
     from mesh.replica import Replica
 
 
-def folded(facts: Iterable[Fact]) -> tuple[object, ...]:
+def folded(facts: Iterable[Fact], forks: Container[StreamId]) -> tuple[object, ...]:
     ledger, knowledge, profiles = Ledger(), Knowledge(), Profiles()
     for fact in facts:
+        if not is_read(fact, forks):
+            continue
         assert ledger.apply(fact) + knowledge.apply(fact) + profiles.apply(fact) <= 1
     return _read(ledger, knowledge, profiles)
 

@@ -82,6 +82,7 @@ def _of_facts(live: Sequence[Host]) -> list[str]:
             problems.append(f"facts differ between {live[0].name} and {host.name}: {counts}")
         elif here != read:
             problems.append(f"{host.name} reads another thing than {live[0].name}, of the same facts")
-        if place < FOLDED_MAX and here != folded(reversed(list(host.disk.content.facts.values()))):
+        stored = host.disk.content
+        if place < FOLDED_MAX and here != folded(reversed(list(stored.facts.values())), stored.forks):
             problems.append(f"{host.name} reads another thing than its facts say")
     return problems
