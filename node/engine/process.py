@@ -326,7 +326,7 @@ class EngineProcess:
             self._restarts.popleft()
         if len(self._restarts) >= RESTARTS_MAX:
             return self._restarts[0] + RESTARTS_WINDOW_S - now
-        return min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** len(self._restarts))
+        return min(BACKOFF_LAST, BACKOFF_FIRST * 2.0 ** len(self._restarts))
 
 
 def _adapter(text: str) -> engine_pb2.Adapter:
