@@ -23,15 +23,13 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass
 
-from node.engine.waiting import Entry, Waiting
+from node.engine.waiting import AGED_S, Entry, Waiting
 from node.errors import ExitCode, KithError
 from node.limits import PRIORITY_MAX, WAITING_MAX, WAITING_OF_ONE_MAX
 from node.waited import too_late
 
 #: A caller that asked within this time is somebody for whom a place is kept free.
 LATELY_S = 10.0
-#: A request that waited so long is as urgent as any. Threat: urgent ones without end, and a job that never begins.
-AGED_S = 10.0
 #: Seconds that a request is thought to take, before any was seen.
 GUESS_S = 1.0
 #: Weight of the newest duration in the mean.
