@@ -4,7 +4,8 @@ Idea: the engine's own rule (engine/waiting.py) decides already here, because it
 slots: the highest priority is next, of those the caller with the fewest requests in the engine, of those the one that
 had the least. A place is kept for everybody who asked lately and has none: who has one gets another only beyond those,
 however high its priority. So the next short request of somebody else finds a place free; a caller alone gets all
-places. And whoever waited for AGED_S goes as if of the highest priority.
+places. And whoever waited for AGED_S goes as if of the highest priority. A timer looks again when a place is kept no
+longer; ageing needs none, because it decides only who is first when a place is given.
 
 Threat: one member, or one HTTP client, that sends ten thousand requests, all of them urgent. Its own wait; another's
 waits for one place at most, and for AGED_S where it is less urgent and there is a single place. The queue has an end:
@@ -23,15 +24,13 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass
 
-from node.engine.waiting import Entry, Waiting
+from node.engine.waiting import AGED_S, Entry, Waiting
 from node.errors import ExitCode, KithError
 from node.limits import PRIORITY_MAX, WAITING_MAX, WAITING_OF_ONE_MAX
 from node.waited import too_late
 
 #: A caller that asked within this time is somebody for whom a place is kept free.
 LATELY_S = 10.0
-#: A request that waited so long is as urgent as any. Threat: urgent ones without end, and a job that never begins.
-AGED_S = 10.0
 #: Seconds that a request is thought to take, before any was seen.
 GUESS_S = 1.0
 #: Weight of the newest duration in the mean.
@@ -62,6 +61,8 @@ class Turns:
         self._running = 0
         self._waiting: Waiting[_Turn] = Waiting()
         self._mean_s = GUESS_S
+        #: Set while something waits although a place is free.
+        self._look_again: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
@@ -107,7 +108,7 @@ class Turns:
             if turn.given.done() and not turn.given.cancelled():  # it came in the same moment
                 self._give_back(who)
             else:
-                self._drop_cancelled()
+                self._next()
             if isinstance(error, TimeoutError):
                 raise too_late(within_s, "no turn came") from None
             raise
@@ -120,24 +121,34 @@ class Turns:
     def _next(self) -> None:
         """Give away the places that are free."""
         self._drop_cancelled()  # who left in this very moment, and has not run since
-        aged = self._clock() - AGED_S
-        self._waiting.raise_to(PRIORITY_MAX, lambda turn: turn.came_at <= aged)
+        now = self._clock()
+        self._waiting.raise_to(PRIORITY_MAX, lambda turn: turn.came_at <= now - AGED_S)
         places = max(1, self._places())
-        while self._running < places and (turn := self._take(places - self._running)) is not None:
+        while self._running < places and (turn := self._take(places - self._running, now)) is not None:
             caller = self._callers[turn.who]
             caller.waiting -= 1
             caller.running += 1
             self._running += 1
             turn.given.set_result(None)
+        if self._look_again is not None:
+            self._look_again.cancel()
+            self._look_again = None
+        if self._waiting and self._running < places:  # what is free is kept for others
+            until = min(self._kept(now)) + LATELY_S
+            self._look_again = asyncio.get_running_loop().call_later(until - now, self._next)
 
     def _drop_cancelled(self) -> None:
         for turn in self._waiting.drop(lambda turn: turn.given.cancelled()):
             self._callers[turn.who].waiting -= 1
 
-    def _take(self, free: int) -> _Turn | None:
+    def _kept(self, now: float) -> list[float]:
+        """When those asked for whom a place is kept."""
+        callers = self._callers.values()
+        return [caller.asked_at for caller in callers if caller.running == 0 and caller.asked_at + LATELY_S > now]
+
+    def _take(self, free: int, now: float) -> _Turn | None:
         """Who gets one of the places that are free; None: nobody, or what is free is kept for others."""
-        since = self._clock() - LATELY_S
-        kept = sum(caller.running == 0 and caller.asked_at > since for caller in self._callers.values())
+        kept = len(self._kept(now))
 
         def holds(who: Hashable) -> int | None:
             running = self._callers[who].running

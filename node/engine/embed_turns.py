@@ -1,6 +1,7 @@
 """Requests for embeddings, taken in turn by the rule of all queues (waiting.py), a batch of texts a turn.
 
-So one with many texts does not keep out one with few: an owner pays each batch. An error in one request ends that
+So one with many texts does not keep out one with few: an owner pays each batch. And none waits for ever behind more
+urgent ones: what came AGED_S ago is as urgent as any, for all of its batches. An error in one request ends that
 request alone.
 """
 
@@ -10,7 +11,8 @@ import time
 
 from node.engine.backend import guarded, too_late
 from node.engine.embedding import VectorWork
-from node.engine.waiting import Entry, Waiting
+from node.engine.waiting import AGED_S, Entry, Waiting
+from node.limits import PRIORITY_MAX
 
 
 class EmbedTurns:
@@ -34,7 +36,9 @@ class EmbedTurns:
         """End what is of no use any more, then one batch of the next request; its tokens."""
         with self._changed:
             cancelled = self._waiting.drop(lambda work: work.request.cancelled)
-            late = self._waiting.too_late(time.monotonic())
+            now = time.monotonic()
+            late = self._waiting.too_late(now)
+            self._waiting.raise_to(PRIORITY_MAX, lambda work: work.queued_at <= now - AGED_S)
             work = self._waiting.take()
             self._in_hand = 0 if work is None else 1
         for one in cancelled:

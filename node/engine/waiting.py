@@ -20,6 +20,9 @@ from node.engine.api import Asked
 
 #: Owners whose clock is remembered while nothing of theirs waits. Threat: a new name with every request.
 OWNERS_MAX = 1024
+#: A request that waited so long, in seconds, is as urgent as any where `raise_to` is called with it: at the door and of
+#: embeddings. Threat: urgent ones without end, and another that never begins, or is begun and never goes on.
+AGED_S = 10.0
 
 T = TypeVar("T")
 

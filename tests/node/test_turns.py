@@ -1,12 +1,14 @@
 """The fair queue: whoever asks much waits for itself; nobody waits for a flood."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
+from node.engine.waiting import AGED_S
 from node.errors import KithError
 from node.limits import WAITING_MAX, WAITING_OF_ONE_MAX
-from node.turns import AGED_S, LATELY_S, Turns
+from node.turns import LATELY_S, Turns
 
 
 class Scene:
@@ -83,6 +85,86 @@ async def test_a_place_is_kept_for_others_that_asked_lately() -> None:
     await scene.ask("flood", "f4")
     assert scene.begun[-2:] == ["f3", "f4"], "the other does not ask any more"
     await scene.close()
+
+
+@pytest.fixture
+def live_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[Scene], None]:
+    """Has the event loop live in a scene's time, so that its timers fire when that is moved."""
+
+    def patch(scene: Scene) -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: scene.now)
+
+    return patch
+
+
+async def test_a_place_that_was_kept_is_given_when_that_ends_though_nothing_happens(
+    live_in: Callable[[Scene], None],
+) -> None:
+    scene = Scene(places=3)
+    live_in(scene)
+    await scene.ask("b", "b0")
+    await scene.end("b0")
+    scene.now += 4.0
+    await scene.ask("c", "c0")
+    await scene.end("c0")
+    for number in range(3):
+        await scene.ask("a", f"a{number}")
+    scene.now = LATELY_S - 1.0
+    await settle()
+    assert scene.begun == ["b0", "c0", "a0"], "the other two are kept"
+    scene.now = LATELY_S
+    await settle()
+    assert scene.begun[2:] == ["a0", "a1"], "one is still kept"
+    scene.now = LATELY_S + 4.0
+    await settle()
+    assert scene.begun[2:] == ["a0", "a1", "a2"]
+    await scene.close()
+
+
+async def test_whoever_is_kept_a_place_and_asks_again_is_kept_it_for_longer(live_in: Callable[[Scene], None]) -> None:
+    scene = Scene(places=2)
+    live_in(scene)
+    await scene.ask("b", "b0")
+    await scene.end("b0")
+    for number in range(2):
+        await scene.ask("a", f"a{number}")
+    scene.now = 6.0
+    await scene.ask("b", "b1")
+    await scene.end("b1")
+    scene.now = LATELY_S
+    await settle()
+    assert scene.begun == ["b0", "a0", "b1"]
+    scene.now = LATELY_S + 6.0
+    await settle()
+    assert scene.begun[3:] == ["a1"]
+    await scene.close()
+
+
+async def test_no_timer_is_left_where_nothing_waits(live_in: Callable[[Scene], None]) -> None:
+    scene = Scene(places=2)
+    live_in(scene)
+    await scene.ask("b", "b0")
+    await scene.end("b0")
+    for number in range(3):
+        await scene.ask("a", f"a{number}")
+    assert len(timers()) == 1
+    scene.tasks["a2"].cancel()
+    await settle()
+    assert len(timers()) == 1, "a1 waits"
+    scene.tasks["a1"].cancel()
+    await settle()
+    assert timers() == []
+    await scene.ask("a", "a3")
+    assert len(timers()) == 1
+    await scene.end("a0")
+    assert scene.begun == ["b0", "a0", "a3"]
+    assert timers() == []
+    await scene.close()
+
+
+def timers() -> list[asyncio.TimerHandle]:
+    """What the running event loop would still do later."""
+    return [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
 
 
 async def test_the_most_urgent_is_next_and_of_equals_the_caller_who_had_the_least() -> None:
