@@ -3,7 +3,14 @@
 import pytest
 
 from mesh.ledger import Job
-from mesh.standing import ENGINE_GONE, ENGINE_GONE_SHARED, FAILURES_MAX, FAILURES_TOTAL_MAX, failed_for_good, standing_of
+from mesh.standing import (
+    ENGINE_GONE,
+    ENGINE_GONE_SHARED,
+    FAILURES_MAX,
+    FAILURES_TOTAL_MAX,
+    failed_for_good,
+    standing_of,
+)
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.mesh.building import B, C, D, E
 from tests.mesh.lone import Lone, ref
