@@ -24,7 +24,7 @@ from mesh.facts import FACT_BYTES_MAX
 from mesh.identity import NodeId
 from mesh.ledger import Job, TaskRef
 from mesh.quarantine import Quarantine
-from mesh.surroundings import Surroundings
+from mesh.surroundings import Surroundings, task_agents
 from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, mesh_pb2, work_pb2
 
@@ -118,7 +118,7 @@ class Placement:
                 continue
             forbidden = self._forbidden(one, flights, everybody) | self.quarantine.forbidden(one.key, everybody)
             if not flights and not self.dispatch.runs(one.job.job_id):
-                why = "a free agent" if agents else "an agent: no engine is ready yet"
+                why = "a free agent" if agents else "an agent: no engine that writes is ready yet"
                 self.waiting_for[one.job.job_id] = ITS_OWN if self.quarantine.waits(one.key) else why
             if free <= forbidden and (flights or not free or self.quarantine.waits(one.key)):
                 continue  # it can not help now
@@ -134,11 +134,11 @@ class Placement:
     def _agents(self, now: float) -> list[AgentState]:
         states = []
         for node_id in sorted(self.around.membership.view()):
-            profile = self.around.profiles.of(node_id)
-            flights = self.dispatch.on_node(node_id) if profile else []
+            agents = task_agents(self.around, node_id)
+            flights = self.dispatch.on_node(node_id) if agents else []
             load = self.around.membership.load_of(node_id)
             shut = self._is_shut(node_id, now)
-            for agent in profile.agents if profile else ():
+            for agent in agents:
                 own = [flight for flight in flights if flight.agent.agent == agent.agent and flight.uses_engine]
                 room = self.quarantine.room((node_id, agent.agent), max(0, agent.slots - len(own)))
                 states.append(
@@ -161,8 +161,8 @@ class Placement:
 
     def _takes_work(self, agent: Agent, now: float) -> bool:
         node_id = NodeId(agent[0])
-        profile = self.around.profiles.of(node_id) if node_id in self.around.membership.view() else None
-        offered = profile is not None and any(one.agent == agent[1] for one in profile.agents)
+        in_view = node_id in self.around.membership.view()
+        offered = in_view and any(one.agent == agent[1] for one in task_agents(self.around, node_id))
         return offered and not self.around.membership.load_of(node_id).draining and not self._is_shut(node_id, now)
 
     def _in_turn(self, ready: Iterable[Ready], now: float) -> list[tuple[Ready, str]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mesh.dispatch import agent_of
 from mesh.ledger import Job, TaskRef
 from mesh.placement import Ready
-from mesh.surroundings import Surroundings
+from mesh.surroundings import Surroundings, task_agents
 from mesh.wire import facts_pb2, work_pb2
 
 #: A task that failed on so many nodes, or on all there are so often, fails its job; so do that many failures anywhere.
@@ -56,11 +56,7 @@ def failed_for_good(around: Surroundings, failed: Sequence[facts_pb2.TaskFinishe
     """Whether these failures of one task are enough to give its job up."""
     own = [one for one in failed if not _is_shared(one)]
     nodes = {one.agent.node_id for one in own}
-    with_agents = {
-        node_id
-        for node_id in around.membership.view()
-        if (profile := around.profiles.of(node_id)) is not None and profile.agents
-    }
+    with_agents = {node_id for node_id in around.membership.view() if task_agents(around, node_id)}
     everywhere = len(own) >= FAILURES_MAX and nodes >= with_agents
     return len(nodes) >= FAILURES_MAX or everywhere or len(failed) >= FAILURES_TOTAL_MAX
 

@@ -14,6 +14,11 @@ from mesh.identity import NodeId
 from mesh.ledger import Ledger
 from mesh.membership import Membership
 from mesh.profiles import Profiles
+from mesh.wire import engine_pb2, facts_pb2
+
+#: What a task of a job needs of its agent, whatever its kind. A choice is scored, or generated and matched where scores
+#: lack. An agent that only embeds lacks it.
+TASK_ABILITY = "chat"
 
 
 class Surroundings(Protocol):
@@ -34,6 +39,16 @@ def stores(around: Surroundings, node_id: NodeId) -> bool:
 
 def able_to_store(around: Surroundings, nodes: Iterable[NodeId]) -> set[NodeId]:
     return {node_id for node_id in nodes if stores(around, node_id)}
+
+
+def does_tasks(agent: facts_pb2.AgentProfile | engine_pb2.EngineLoaded) -> bool:
+    return TASK_ABILITY in agent.abilities
+
+
+def task_agents(around: Surroundings, node_id: NodeId) -> list[facts_pb2.AgentProfile]:
+    """The node's agents that can do tasks of jobs."""
+    profile = around.profiles.of(node_id)
+    return [agent for agent in profile.agents if does_tasks(agent)] if profile is not None else []
 
 
 def copies_wanted(around: Surroundings) -> int:

@@ -1,4 +1,4 @@
-"""Whose tokens a plan is counted in: this node's engine where it moves, else that of a peer.
+"""Whose tokens a plan is counted in: an agent's that can do its tasks, of this node where one moves, else of a peer.
 
 Why: planning needs a tokenizer. A leader without a working engine would otherwise hold up every job of the mesh, though
 its peers could do all of the work.
@@ -7,10 +7,10 @@ its peers could do all of the work.
 from collections.abc import Sequence
 from typing import Protocol
 
-from mesh.identity import NodeId
 from mesh.replica import Replica
-from mesh.wire import engine_pb2, mesh_pb2_grpc
-from node.engine.api import Engine
+from mesh.surroundings import does_tasks, task_agents
+from mesh.wire import engine_pb2, facts_pb2, mesh_pb2_grpc
+from node.engines import Engines, Further
 from node.errors import ExitCode, KithError
 from node.links import Links
 from node.rpc import calling
@@ -32,8 +32,9 @@ class Counter(Protocol):
 class PeerCounter:
     """Counts on another node."""
 
-    def __init__(self, loaded: engine_pb2.EngineLoaded, stub: "mesh_pb2_grpc.MeshAsyncStub") -> None:
-        self._loaded = loaded
+    def __init__(self, agent: facts_pb2.AgentProfile, stub: "mesh_pb2_grpc.MeshAsyncStub") -> None:
+        self._agent = agent.agent
+        self._loaded = engine_pb2.EngineLoaded(model=agent.model, context_tokens=agent.context_tokens)
         self._stub = stub
 
     @property
@@ -41,28 +42,33 @@ class PeerCounter:
         return self._loaded
 
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        request = engine_pb2.CountTokensRequest(texts=texts)
+        request = engine_pb2.CountTokensRequest(texts=texts, agent=self._agent)
         with calling(_gone):
             return list((await self._stub.CountTokens(request, timeout=COUNT_TIMEOUT_S)).counts)
 
 
-def counter_of(engine: Engine, replica: Replica, links: Links) -> Counter:
-    """Raises `KithError` (`engine-not-ready`) where no engine in sight can count."""
-    if engine.state == "ready" and not engine.stalled:
-        return engine
-    for node_id in sorted(replica.membership.live_peers()):
-        profile = replica.profiles.of(node_id)
+def counter_of(engines: Engines, replica: Replica, links: Links) -> Counter:
+    """Best one whose model is loaded. Raises `KithError` (`engine-not-ready`) where no engine in sight can count.
+
+    Why not any engine: a model that only embeds takes far shorter texts than the ones that will do the tasks."""
+    found: list[tuple[float, Counter]] = []  # with the seconds until it is loaded
+    for own in (engines.first, *engines.further.values()):
+        if own.state == "ready" and not own.stalled and own.loaded is not None and does_tasks(own.loaded):
+            found.append((own.load_wait_s if isinstance(own, Further) else 0.0, own))
+    for node_id in replica.membership.live_peers():
         load = replica.membership.load_of(node_id)
-        stub = links.stub(NodeId(node_id))
-        if profile is None or not profile.agents or load.engine_stalled or load.draining or stub is None:
+        stub = links.stub(node_id)
+        agents = task_agents(replica, node_id)
+        if not agents or load.engine_stalled or load.draining or stub is None:
             continue
-        agent = profile.agents[0]
-        loaded = engine_pb2.EngineLoaded(model=agent.model, context_tokens=agent.context_tokens)
-        return PeerCounter(loaded, stub)
-    state = "stands still" if engine.stalled else f"is {engine.state}"
+        found.append((agents[0].load_wait_seconds, PeerCounter(agents[0], stub)))
+    if found:
+        return min(found, key=lambda one: one[0])[1]
+    first = engines.first
+    state = "stands still" if first.stalled else "only embeds" if first.state == "ready" else f"is {first.state}"
     raise KithError(
         "engine-not-ready",
-        f"the leader's engine {state}, and no other is ready",
+        f"the leader's engine {state}, and no other that writes is ready",
         "Wait a moment.",
         ExitCode.UNAVAILABLE,
     )

@@ -182,7 +182,7 @@ class Daemon:
             self.replica.me, self.engine_door, links.stub, lambda: self._profile, self.replica.profiles.of
         )
         self.router = Router(self.replica, self.engine_door, links, self.kv)
-        self.submissions = Submissions(self.shell.post, self.replica, self.blobs, self._agents_live)
+        self.submissions = Submissions(self.shell.post, self.replica, self.blobs)
 
         if config.engine in FILE_ENGINES and config.model and not is_hub(config.model):
             # What the owner named is checked before anything is served; a bad file ends the start.
@@ -428,15 +428,11 @@ class Daemon:
         return hello
 
     def _counter(self) -> Counter:
-        return counter_of(self.engine, self.replica, self.shell.links)
+        return counter_of(self.engines, self.replica, self.shell.links)
 
     def change(self) -> asyncio.Event:
         """An event that is set at the next change of any job."""
         return self._changed
-
-    def _agents_live(self) -> int:
-        profiles = [self.replica.profiles.of(node_id) for node_id in self.replica.membership.view()]
-        return sum(len(profile.agents) for profile in profiles if profile is not None)
 
     # shell.Listener
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 
 from mesh import effects, events
 from mesh.dispatch import TaskKey
+from mesh.surroundings import TASK_ABILITY
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from node.abilities import offered
 from node.background import Background
@@ -21,7 +22,7 @@ from node.planning import make_plan
 from node.plans import Plans
 from node.solver_process import SolverProcess
 from solver.allocation import Assigned
-from solver.assemble import ability_of, assemble, to_bytes
+from solver.assemble import assemble, to_bytes
 from solver.costs import AgentLoad, TaskNeed
 
 #: The request itself is at fault: no node will ever plan it. All other trouble passes.
@@ -181,7 +182,7 @@ def need_of(ready: effects.ReadyTask) -> TaskNeed:
         task_id=task_id(ready.key),
         prompt_tokens=task.prompt_tokens_estimate,
         output_tokens=task.output_tokens_max,
-        ability=ability_of(task),
+        ability=TASK_ABILITY,
         forbidden_agents=frozenset(agent_id(node_id, agent) for node_id, agent in ready.forbidden),
         panel=ready.panel,
     )

@@ -89,7 +89,8 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
     ) -> engine_pb2.CountTokensReply:
         await context.send_initial_metadata(((CLOCK_KEY, str(clock.wall_clock_ms())),))
         try:
-            return engine_pb2.CountTokensReply(counts=await self._engine.count_tokens(request.texts))
+            door = self._engine.of(request.agent)
+            return engine_pb2.CountTokensReply(counts=await door.count_tokens(request.texts))
         except KithError as error:
             await abort(context, error)
 

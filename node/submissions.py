@@ -12,6 +12,7 @@ from collections.abc import Callable
 from mesh import effects, events
 from mesh.facts import FACT_BYTES_MAX
 from mesh.replica import Replica
+from mesh.surroundings import task_agents
 from mesh.wire import facts_pb2, local_pb2, work_pb2
 from node.blobs import Blobs
 from node.denied import node_denied
@@ -31,12 +32,10 @@ class Submissions:
         post: Callable[[events.Event], None],
         replica: Replica,
         blobs: Blobs,
-        agents_live: Callable[[], int],
     ) -> None:
         self._post = post
         self._replica = replica
         self._blobs = blobs
-        self._agents_live = agents_live
         self._asked: dict[int, asyncio.Future[effects.AnswerSubmit]] = {}
         self._tickets = 0
         self.draining = False
@@ -135,11 +134,11 @@ class Submissions:
         if not ask.question.strip():
             raise _bad("the question is empty", 'Ask something: kith ask "How many moons has Mars?"')
         ask.panel = ask.panel or 1
-        agents = self._agents_live()
+        agents = sum(len(task_agents(self._replica, node_id)) for node_id in self._replica.membership.view())
         if ask.panel > max(1, agents):
             raise KithError(
                 "panel-too-large",
-                f"a panel of {ask.panel} needs {ask.panel} agents; {agents} are here",
+                f"a panel of {ask.panel} needs {ask.panel} agents that write; only {agents} here",
                 f"Start more nodes, or ask a panel of {max(1, agents)}.",
                 ExitCode.UNAVAILABLE,
             )

@@ -97,8 +97,3 @@ def task_label(task: work_pb2.Task) -> str:
             return f"answer #{task.replica + 1}"
         case _:
             return f"task {task.index + 1}"
-
-
-def ability_of(task: work_pb2.Task) -> str:
-    """The ability that an agent needs for a task. A choice is scored, or generated and matched where scores lack."""
-    return "chat"

@@ -605,6 +605,9 @@ class CountTokensRequest(_message.Message):
 
     TEXTS_FIELD_NUMBER: _builtins.int
     PROMPT_OF_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    """of a peer; empty, or in 0.4.0: its first"""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -616,10 +619,11 @@ class CountTokensRequest(_message.Message):
         *,
         texts: _abc.Iterable[_builtins.str] | None = ...,
         prompt_of: Global___GenerateRequest | None = ...,
+        agent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_of", b"prompt_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_of", b"prompt_of", "texts", b"texts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "prompt_of", b"prompt_of", "texts", b"texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

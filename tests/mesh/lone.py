@@ -1,6 +1,7 @@
 """One real replica whose peers are played by the test: links, profiles, goodbyes, and what it sends them."""
 
 import hashlib
+from collections.abc import Sequence
 
 from mesh import events
 from mesh.effects import Effect, Persist, SaveVote, Send
@@ -65,10 +66,12 @@ class Lone:
         fact = self.authors[author].say(kind, content, len(self.stored) + 1)  # type: ignore[arg-type]
         return self.do(events.FactsVerified(author, (fact,)))
 
-    def profile(self, of: NodeId, *, stores: bool = True, slots: int = 0) -> list[Effect]:
+    def profile(
+        self, of: NodeId, *, stores: bool = True, slots: int = 0, abilities: Sequence[str] = ("generate", "chat")
+    ) -> list[Effect]:
         profile = facts_pb2.NodeProfile(name=of[:4], stores=stores)
         if slots:
-            profile.agents.add(agent="default", slots=slots, prefill_tokens_per_s=1000.0, abilities=["generate"])
+            profile.agents.add(agent="default", slots=slots, prefill_tokens_per_s=1000.0, abilities=abilities)
         if of == self.me:
             return self.do(events.FactAuthored("node_profile", profile, WALL_MS))
         return self.says(of, "node_profile", profile)

@@ -165,9 +165,9 @@ def test_people_read_why_a_job_waits() -> None:
     assert waiting == {}
     empty = Round()
     for peer in empty.nodes:
-        empty.node.profile(peer, slots=0)
+        empty.node.profile(peer, slots=int(peer == C), abilities=("embed",))
     assert empty.ask(empty.ready(0)) is None
-    assert empty.placement.waiting_for == {JOB: "an agent: no engine is ready yet"}
+    assert empty.placement.waiting_for == {JOB: "an agent: no engine that writes is ready yet"}
 
 
 def test_who_can_take_nothing_is_offered_nothing() -> None:
@@ -198,6 +198,18 @@ def test_a_task_goes_where_it_has_not_failed_unless_it_failed_everywhere() -> No
     asked = round_.ask(round_.ready(0, failed_on=(B,)) + round_.ready(1, failed_on=tuple(round_.nodes)))
     assert asked is not None
     assert [task.forbidden for task in asked.tasks] == [{(B, "default")}, frozenset()]
+
+
+def test_who_only_embeds_is_offered_nothing_and_is_nowhere_to_try_again() -> None:
+    round_ = Round()
+    for peer in (round_.node.me, C):
+        round_.node.profile(peer, slots=1, abilities=("embed",))
+    asked = round_.ask(round_.ready(0, failed_on=(B,)))
+    assert asked is not None
+    assert [state.agent.node_id for state in asked.agents] == [B]
+    assert asked.tasks[0].forbidden == frozenset()
+    round_.answer(asked, B)
+    assert round_.ask(round_.ready(1)) is None, "nobody has room"
 
 
 def test_a_panel_sits_on_distinct_agents() -> None:

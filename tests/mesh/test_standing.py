@@ -3,7 +3,14 @@
 import pytest
 
 from mesh.ledger import Job
-from mesh.standing import ENGINE_GONE, ENGINE_GONE_SHARED, FAILURES_TOTAL_MAX, failed_for_good, standing_of
+from mesh.standing import (
+    ENGINE_GONE,
+    ENGINE_GONE_SHARED,
+    FAILURES_MAX,
+    FAILURES_TOTAL_MAX,
+    failed_for_good,
+    standing_of,
+)
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.mesh.building import B, C, D, E
 from tests.mesh.lone import Lone, ref
@@ -76,6 +83,15 @@ def test_when_failures_are_enough(failed_on: list[str], final: bool) -> None:
     node.profile(C, slots=1)
     node.profile(D)
     assert failed_for_good(node.replica, [finished(0, on=on, success=False) for on in failed_on]) is final
+
+
+def test_who_only_embeds_could_not_have_done_better() -> None:
+    node = Lone(peers=2)
+    node.profile(B, slots=1)
+    node.profile(C, slots=1, abilities=("embed",))
+    failed = [finished(0, on=B, success=False)] * FAILURES_MAX
+    assert failed_for_good(node.replica, failed)
+    assert not failed_for_good(node.replica, failed[1:])
 
 
 def test_an_engine_that_died_under_several_is_no_failure_of_one_task_until_it_is_too_much() -> None:

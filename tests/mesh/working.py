@@ -184,7 +184,8 @@ class Desk:
         self._tick(self.lives)
         self.do(events.EngineChanged(ready=True))
         profile = facts_pb2.NodeProfile(name=self.me[:4], stores=True)
-        profile.agents.add(agent="default", slots=self.world.slots, prefill_tokens_per_s=1e3, abilities=["generate"])
+        abilities = ["generate", "chat"]
+        profile.agents.add(agent="default", slots=self.world.slots, prefill_tokens_per_s=1e3, abilities=abilities)
         self.do(events.FactAuthored("node_profile", profile, self.wall_ms()))
 
     def crash(self) -> None:

@@ -157,7 +157,7 @@ async def test_the_same_key_and_request_is_the_same_job_on_any_node(daemon: Daem
 async def test_a_panel_sits_on_distinct_agents_and_may_not_be_larger_than_they_are(daemon: DaemonFactory) -> None:
     nodes = await three(daemon)
     async with nodes[1].client() as client:
-        with pytest.raises(KithError, match="a panel of 4 needs 4 agents; 3 are here") as caught:
+        with pytest.raises(KithError, match="a panel of 4 needs 4 agents that write; only 3 here") as caught:
             await client.submit(ask("Which?", panel=4))
         assert caught.value.exit_code == ExitCode.UNAVAILABLE
         accepted = await client.submit(ask("Which?", panel=3, options=("red", "green")))

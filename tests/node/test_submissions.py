@@ -14,6 +14,8 @@ from mesh.wire import local_pb2, work_pb2
 from node.blobs import Blobs
 from node.errors import ExitCode, KithError
 from node.submissions import REPLICA_DEADLINE_S, Submissions, job_id_of
+from tests.mesh.building import B, C
+from tests.mesh.lone import Lone
 from tests.node.working import KEY, Posted, blobs_of
 
 DOCUMENT = b"A river flows. It ends in the sea."
@@ -22,9 +24,9 @@ DOCUMENT = b"A river flows. It ends in the sea."
 class Door:
     """Submissions of a node without peers; the machines' answers are given by the test."""
 
-    def __init__(self, posted: Posted, blobs: Blobs) -> None:
+    def __init__(self, posted: Posted, blobs: Blobs, replica: Replica | None = None) -> None:
         self.posted = posted
-        self.submissions = Submissions(posted.post, Replica(KEY, 1, 1, random.Random(1)), blobs, lambda: 1)
+        self.submissions = Submissions(posted.post, replica or Replica(KEY, 1, 1, random.Random(1)), blobs)
 
     def submit(
         self, request: work_pb2.JobRequest, document: bytes = b"", **header: object
@@ -99,6 +101,21 @@ async def test_a_client_that_went_away_is_forgotten(door: Door) -> None:
     reply.cancel()
     await asyncio.gather(reply, return_exceptions=True)
     door.answer(asked, 3)  # nobody is there to hear it, and that is no error
+
+
+async def test_a_panel_of_more_than_can_answer_is_refused(tmp_path: Path) -> None:
+    node = Lone(peers=2)
+    node.profile(B, slots=1)
+    node.profile(C, slots=1, abilities=("embed",))
+    posted = Posted()
+    async with blobs_of(tmp_path, posted) as blobs:
+        door = Door(posted, blobs, node.replica)
+        refused = pytest.raises(KithError, match="a panel of 2 needs 2 agents that write; only 1 here")
+        async with asyncio.timeout(10):  # one that is taken would wait for copies
+            with refused as caught:
+                await door.submit(work_pb2.JobRequest(ask=work_pb2.AskRequest(question="Why?", panel=2)))
+        assert caught.value.code == "panel-too-large"
+        door.submissions.close()
 
 
 async def test_without_room_nothing_is_said(door: Door) -> None:

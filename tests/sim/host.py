@@ -243,7 +243,7 @@ class Host:
     def profile(self) -> facts_pb2.NodeProfile:
         profile = facts_pb2.NodeProfile(name=self.name, stores=self.stores)
         if self.has_agent:
-            profile.agents.add(agent="default", slots=self.slots, abilities=["generate"])
+            profile.agents.add(agent="default", slots=self.slots, abilities=["generate", "chat"])
         return profile
 
     def run(self, call: Call, life: int) -> None:

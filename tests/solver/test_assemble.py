@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mesh.wire import common_pb2, work_pb2
-from solver.assemble import ability_of, assemble, task_label, to_bytes
+from solver.assemble import assemble, task_label, to_bytes
 from solver.decompose import plan_ask
 
 Results = dict[tuple[int, int], work_pb2.TaskResult]
@@ -98,11 +98,10 @@ def test_a_summary_is_its_root_s() -> None:
     )
 
 
-def test_tasks_have_names_and_needs() -> None:
+def test_tasks_have_names() -> None:
     _, plan, _ = summary_job()
     assert [task_label(task) for task in plan.tasks] == ["piece 1: Costs", "piece 2", "combine level 1"]
     request = work_pb2.JobRequest(ask=work_pb2.AskRequest(question="Q", panel=2), seed=1)
     tasks = plan_ask(b"j", request).tasks
     assert [task_label(task) for task in tasks] == ["answer #1", "answer #2"]
-    assert {ability_of(task) for task in tasks} == {"chat"}
     assert task_label(work_pb2.Task(index=4)) == "task 5"

@@ -41,6 +41,9 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 class Counting:
     """What MeshService needs of an engine here."""
 
+    def of(self, agent: str) -> "Counting":
+        return self
+
     async def count_tokens(self, texts: list[str]) -> list[int]:
         return []
 
