@@ -22,7 +22,7 @@ FAILURES_MAX, FAILURES_TOTAL_MAX = 3, 6
 #: Why a task fails whose engine died under it: alone in there, or among other requests, any of which may be to blame.
 #: The second counts as a failure for `FAILURES_TOTAL_MAX` only.
 ENGINE_GONE, ENGINE_GONE_SHARED = "engine-gone", "engine-gone-shared"
-#: After one of the first, or so many of the second, the task runs alone (quarantine.py). One kill from outside flags nobody.
+#: After one of the first, or so many of the second, the task runs alone (quarantine.py).
 SHARED_DEATHS = 2
 
 
