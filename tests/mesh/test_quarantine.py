@@ -90,6 +90,20 @@ def test_people_read_that_a_task_waits_for_an_engine_to_itself() -> None:
         assert round_.ask(tasks(round_, True)) is None
 
 
+def test_nobody_reads_that_an_ordinary_task_waits_for_an_engine_to_itself() -> None:
+    round_ = Round(slots=2)
+    plain, alone = tasks(round_, False, True)
+    key = plain.key._replace(job_id=b"o" * 32)
+    round_.dispatch.assigned(key, b"p" * 32, common_pb2.AgentRef(node_id=B, agent="default"), 0.0, 1, 1)
+    round_.answer(asked_of(round_, [alone]), B)
+    assert set(round_.placement.waiting_for.values()) == {ITS_OWN}
+    asked = asked_of(round_, [plain])
+    assert round_.placement.waiting_for == {plain.job.job_id: "a free agent"}
+    round_.placement.quarantine._kept[(B, "default")] = alone.key
+    round_.answer(asked, B)
+    assert round_.placement.waiting_for == {plain.job.job_id: "a free agent"}
+
+
 def test_for_whom_an_engine_is_kept_is_not_left_out_of_a_full_round() -> None:
     round_ = Round(slots=2)
     first, *others, alone = ready = tasks(round_, *[False] * (ROUND_TASKS_MAX + 1), True)
