@@ -104,7 +104,7 @@ class Placement:
         alone = [one.key for one in ready if one.alone]
         in_need = [one.key for one, _ in first if one.key in wanting and not self.dispatch.is_held_back(one.key, now)]
         self.quarantine.begin(alone, in_need, self._take_work(now) if alone else ())
-        in_turn.sort(key=lambda turn: not self.quarantine.waits(turn[0].key))  # an engine is kept: no time to lose
+        in_turn.sort(key=lambda turn: self.quarantine.rank(turn[0].key))
         agents = self._agents(now)
         free = {agent_of(state.agent) for state in agents if state.slots_free and not state.draining}
         everybody = {agent_of(state.agent) for state in agents}

@@ -89,7 +89,7 @@ class Quarantine:
         return shut | at_work if only_empty else shut
 
     def rank(self, key: TaskKey) -> int:
-        """Who is placed first of those that the solver put together; the others may have to wait for a later round."""
+        """Who is offered, and placed, first: those that others wait for; last, who is merely late."""
         if key not in self.alone:
             return 1
         return 0 if key in self._turns else 2

@@ -154,6 +154,14 @@ def test_who_can_run_nowhere_does_not_hold_the_turn_of_others() -> None:
     assert turns == [ready[1].key]
 
 
+def test_whoever_has_its_turn_is_not_left_out_of_a_full_round() -> None:
+    round_ = Round(slots=2)
+    *_, alone = ready = tasks(round_, *[False] * ROUND_TASKS_MAX, True)
+    asked = asked_of(round_, ready)
+    assert len(asked.tasks) == ROUND_TASKS_MAX
+    assert asked.tasks[0].key == alone.key
+
+
 def test_an_empty_engine_is_chosen_before_one_at_work() -> None:
     round_ = Round(slots=2)
     plain, alone = tasks(round_, False, True)
