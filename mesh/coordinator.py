@@ -114,11 +114,8 @@ class Coordinator:
         self.dispatch.reset()
         self.placement.reset()
         self.takeover.reset()
-        self.waiting_for.clear()
-        self._saying.clear()
-        self._assembled_from.clear()
-        self._retry_at.clear()
-        self._missing.clear()
+        for part in (self.waiting_for, self._saying, self._assembled_from, self._retry_at, self._missing):
+            part.clear()
         self._standings.clear()
 
     # Events
@@ -130,6 +127,8 @@ class Coordinator:
             return self._stray(peer, event, now)
         if event.WhichOneof("event") != "progress" or event.progress.phase == COPYING:  # then its engine is free
             self._dirty = True
+        if event.progress.prompt_tokens_done or event.progress.output_tokens:
+            self._missing.pop(event.job_id, None)  # it moves: the next loss counts from its own beginning
         declined = self.dispatch.event_received(peer, event, now)
         if declined is None:
             return []
@@ -319,7 +318,7 @@ class Coordinator:
         """Take a job as far as it goes without workers. Returns its tasks that could run now."""
         if job.job_id in self._saying or any(self._just_said(job.job_id, kind, now) for kind in TERMINAL_KINDS):
             return [], []
-        lost = now > self._missing.get(job.job_id, now) + LOST_AFTER_S and not self.dispatch.runs(job.job_id)
+        lost = now > self._missing.get(job.job_id, now) + LOST_AFTER_S
         if job.plan is None or lost:
             return self._make_plan(job, now), []
         plan = self._plans.get(job.plan.plan.sha256)
@@ -458,7 +457,7 @@ class Coordinator:
         self.takeover.folded(key)
         taken_over = bool(finished.taken_from)
         if not taken_over:
-            self._missing.pop(finished.job_id, None)  # it moves: the next loss counts from its own beginning
+            self._missing.pop(finished.job_id, None)  # it moves
         losers = [flight for flight in self.dispatch.done(key) if taken_over or flight.node_id != node_id]
         for loser in losers:
             if self.dispatch.why_late(loser, now):

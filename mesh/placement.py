@@ -98,12 +98,13 @@ class Placement:
         """A round over what is ready and what is late, if an agent has room for any of it."""
         if self.under_way is not None and now < self.under_way.began_at + ROUND_LOST_S:
             return []
-        in_turn = self._in_turn(ready, now)
+        first, merely_late = self._in_turn(ready, now)
+        in_turn = first + merely_late
         wanting = {one.key for one, why_late in in_turn if why_late or not self.dispatch.of_task(one.key)}
         alone = [one.key for one in ready if one.alone]
-        could_start = [key for key in wanting if not self.dispatch.is_held_back(key, now)]
-        self.quarantine.begin(alone, could_start, lambda agent: self._takes_work(agent, now))
-        in_turn.sort(key=lambda turn: not self.quarantine.waits(turn[0].key))  # an engine is kept: no time to lose
+        in_need = [one.key for one, _ in first if one.key in wanting and not self.dispatch.is_held_back(one.key, now)]
+        self.quarantine.begin(alone, in_need, self._take_work(now) if alone else ())
+        in_turn.sort(key=lambda turn: self.quarantine.rank(turn[0].key))
         agents = self._agents(now)
         free = {agent_of(state.agent) for state in agents if state.slots_free and not state.draining}
         everybody = {agent_of(state.agent) for state in agents}
@@ -116,7 +117,12 @@ class Placement:
             if not flights and self.dispatch.is_held_back(one.key, now):
                 self.waiting_for.setdefault(one.job.job_id, "a node that holds what its tasks read")
                 continue
-            forbidden = self._forbidden(one, flights, everybody) | self.quarantine.forbidden(one.key, everybody)
+            if one.key in self.quarantine.queued:
+                if not self.dispatch.runs(one.job.job_id):
+                    self.waiting_for[one.job.job_id] = ITS_OWN
+                continue
+            own = self._forbidden(one, flights, everybody)
+            forbidden = self.quarantine.offer(one.key, own, everybody, free)
             if not flights and not self.dispatch.runs(one.job.job_id):
                 why = "a free agent" if agents else "an agent: no engine that writes is ready yet"
                 self.waiting_for[one.job.job_id] = ITS_OWN if self.quarantine.waits(one.key) else why
@@ -159,20 +165,23 @@ class Placement:
         stalled = self.around.membership.load_of(node_id).engine_stalled
         return stalled or self.dispatch.rests(node_id, now) or self.dispatch.is_stuck(node_id, now)
 
-    def _takes_work(self, agent: Agent, now: float) -> bool:
-        node_id = NodeId(agent[0])
-        in_view = node_id in self.around.membership.view()
-        offered = in_view and any(one.agent == agent[1] for one in task_agents(self.around, node_id))
-        return offered and not self.around.membership.load_of(node_id).draining and not self._is_shut(node_id, now)
+    def _take_work(self, now: float) -> set[Agent]:
+        """The agents that may get any now."""
+        return {
+            (node_id, one.agent)
+            for node_id in self.around.membership.view()
+            if not self.around.membership.load_of(node_id).draining and not self._is_shut(node_id, now)
+            for one in task_agents(self.around, node_id)
+        }
 
-    def _in_turn(self, ready: Iterable[Ready], now: float) -> list[tuple[Ready, str]]:
-        """In the order of service, each with why it needs a second copy: empty where it needs none."""
+    def _in_turn(self, ready: Iterable[Ready], now: float) -> tuple[list[tuple[Ready, str]], list[tuple[Ready, str]]]:
+        """Who is served first, and the merely late; each with why it needs a second copy: empty where it needs none."""
         first: list[tuple[Ready, str]] = []
         last: list[tuple[Ready, str]] = []
         for one in ready:
             why, merely_late = self._why_late(self.dispatch.of_task(one.key), now)
             (last if merely_late else first).append((one, why))
-        return first + last
+        return first, last
 
     def _why_late(self, flights: Sequence[InFlight], now: float) -> tuple[str, bool]:
         """Why a task needs a second copy, empty where it moves or has one already; and whether it is merely late."""
@@ -219,13 +228,12 @@ class Placement:
         effects: list[Effect] = []
         firsts: dict[bytes, list[facts_pb2.AssignmentRecord]] = {}
         hedges: dict[bytes, list[tuple[facts_pb2.AssignmentRecord, str]]] = {}
-        # Who runs alone comes first: what the solver put beside it is placed in the next round.
-        for key, record in sorted(event.placements, key=lambda placed: placed[0] not in self.quarantine.alone):
+        for key, record in sorted(event.placements, key=lambda placed: self.quarantine.rank(placed[0])):
             ready, why_late = asked.tasks.get(key, (None, ""))
             if ready is None or not self._still_makes_sense(ready, record.agent, bool(why_late), now):
                 continue
             if not self.quarantine.may_start(key, agent_of(record.agent)):
-                if not self.dispatch.runs(key.job_id):
+                if key in self.quarantine.alone and not self.dispatch.runs(key.job_id):
                     self.waiting_for[key.job_id] = ITS_OWN
                 continue
             effects += self._command(ready, record.agent, token, now)

@@ -1,20 +1,27 @@
-"""Tasks that run alone: an engine died under each of them, and nobody knows yet whose fault that was.
+"""Tasks that run alone, because an engine died under each of them: who may, when, and in which engine.
 
-Idea: what an engine dies of is found by giving each task that was in it an engine of its own. The innocent ones end
-there, and the guilty one kills nobody's engine but its own. The solver chooses where, as for any task. Where it chooses
-an engine that is at work, that engine is *kept*: it gets nothing more, and takes the task once it is empty. So neither
-waits for ever, whatever else there is to do.
+Idea: what an engine dies of is found by giving each such task an engine of its own. The innocent ones end there, and
+the guilty one kills nobody's engine but its own. The solver chooses where, as for any task: among the engines that are
+empty, if there are any. Where it chooses one that is at work, that engine is *kept*: it gets nothing more, and takes
+the task once it is empty. So neither waits for ever, whatever else there is to do.
 
-    chosen ─ empty ──▶ starts; nothing beside it while it runs
-           ─ at work ─▶ kept ─ empty ──▶ starts, there or wherever an engine is empty first
+    has its turn ─ chosen, empty ──▶ starts; nothing beside it while it runs
+                 ─ chosen, at work ─▶ kept ─ empty ──▶ starts, there or wherever an engine is empty first
+
+An engine for one task is lost to many, so only a few have a turn at a time; the others wait without a place in a round.
+Whoever had a turn in vain is last in the queue. A task that is merely late holds its turn; its second copy starts in
+what is empty, and no engine is kept for it.
 
 Does not: know why a task is to run alone (standing.py), or keep chat out of an engine (no leader hears of it).
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from mesh.dispatch import Agent, Dispatch, TaskKey
+
+#: One task has its turn for so many agents that take work; one at least.
+AGENTS_PER_TURN = 4
 
 
 @dataclass
@@ -24,19 +31,33 @@ class Quarantine:
     dispatch: Dispatch
     #: Those that are to run alone, among what is ready or in flight.
     alone: frozenset[TaskKey] = frozenset()
+    #: Of those, who waits for its turn.
+    queued: frozenset[TaskKey] = frozenset()
+    _turns: frozenset[TaskKey] = frozenset()  # who has it in this round
+    _turns_had: dict[TaskKey, int] = field(default_factory=dict)  # how often in vain
     _kept: dict[Agent, TaskKey] = field(default_factory=dict)
 
     def reset(self) -> None:
         """A new leadership."""
         self._kept.clear()
+        self._turns_had.clear()
 
-    def begin(
-        self, alone: Iterable[TaskKey], wanting: Collection[TaskKey], takes_work: Callable[[Agent], bool]
-    ) -> None:
-        """A round begins. `wanting`: the tasks that want an engine; `takes_work`: whether an agent may get any now."""
+    def begin(self, alone: Iterable[TaskKey], wanting: Iterable[TaskKey], take_work: Collection[Agent]) -> None:
+        """A round begins.
+
+        Args:
+            wanting: the tasks that want an engine, in turn, but for those that are merely late.
+            take_work: the agents that may get any now.
+        """
         self.alone = frozenset(alone)
-        wanting = self.alone.intersection(wanting)
-        self._kept = {agent: key for agent, key in self._kept.items() if key in wanting and takes_work(agent)}
+        queue = [key for key in wanting if key in self.alone]
+        self._kept = {agent: key for agent, key in self._kept.items() if key in queue and agent in take_work}
+        self._turns_had = {key: self._turns_had.get(key, 0) for key in queue}
+        queue.sort(key=lambda key: (not self.waits(key), self._turns_had[key]))
+        others = [self.dispatch.of_task(key) for key in self.alone.difference(queue)]
+        running = sum(any(flight.uses_engine for flight in flights) for flights in others)
+        turns = max(len(self._kept), max(1, len(take_work) // AGENTS_PER_TURN) - running)
+        self._turns, self.queued = frozenset(queue[:turns]), frozenset(queue[turns:])
 
     def room(self, agent: Agent, slots_free: int) -> int:
         """How many of its free slots may be filled."""
@@ -45,12 +66,33 @@ class Quarantine:
             return 0
         return slots_free if agent not in self._kept else int(not keys and slots_free > 0)
 
-    def forbidden(self, key: TaskKey, agents: Iterable[Agent]) -> set[Agent]:
-        """Which of these agents this task must not get now."""
-        others = {agent for agent, kept_for in self._kept.items() if kept_for != key}
-        if key in self._kept.values():
-            return others | {agent for agent in agents if self.dispatch.in_engine(agent)}
-        return others
+    def offer(self, key: TaskKey, forbidden: Collection[Agent], agents: set[Agent], free: set[Agent]) -> set[Agent]:
+        """A task is offered in this round. Returns the agents that it must not get, `forbidden` among them.
+
+        Args:
+            forbidden: those that it must not get whoever is alone.
+            free: those of `agents` that have room.
+        """
+        for agent in [agent for agent, kept_for in self._kept.items() if kept_for == key and agent in forbidden]:
+            del self._kept[agent]
+        shut = {agent for agent, kept_for in self._kept.items() if kept_for != key}.union(forbidden)
+        if key not in self.alone:
+            return shut
+        at_work = {agent for agent in agents if self.dispatch.in_engine(agent)}
+        if key not in self._turns or self.waits(key):
+            return shut | at_work
+        if not free:
+            return shut
+        self._turns_had[key] += 1
+        # Nobody knows here whether it can run in those that are empty: every other time it may get any.
+        only_empty = self._turns_had[key] % 2 == 1 and not free <= shut | at_work
+        return shut | at_work if only_empty else shut
+
+    def rank(self, key: TaskKey) -> int:
+        """Who is offered, and placed, first: those that others wait for; last, who is merely late."""
+        if key not in self.alone:
+            return 1
+        return 0 if key in self._turns else 2
 
     def may_start(self, key: TaskKey, agent: Agent) -> bool:
         """Whether this task may start where the solver put it; if it must wait for the engine, that one is kept."""
@@ -58,7 +100,7 @@ class Quarantine:
         if self._kept.get(agent, key) != key or not self.alone.isdisjoint(keys):
             return False
         if key in self.alone and keys:
-            if key not in self._kept.values():
+            if key in self._turns and not self.waits(key):
                 self._kept[agent] = key
             return False
         return True

@@ -2,7 +2,8 @@
 
 Idea: a pure reading of the job's facts and its plan, so it may be kept until a fact of the job changes it. Only whether
 failures are final depends on who is here: a task that failed on three nodes, or wherever it can run, fails its job.
-An engine that dies under several requests says nothing of any one of them: each task of those is tried again, alone.
+An engine that dies under several requests says little of any one of them, and something outside may have killed it. A
+task runs alone once its engine died twice so, or once under it alone.
 
 Does not: know what is in flight.
 """
@@ -19,8 +20,10 @@ from mesh.wire import facts_pb2, work_pb2
 #: A task that failed on so many nodes, or on all there are so often, fails its job; so do that many failures anywhere.
 FAILURES_MAX, FAILURES_TOTAL_MAX = 3, 6
 #: Why a task fails whose engine died under it: alone in there, or among other requests, any of which may be to blame.
-#: The second counts as a failure for `FAILURES_TOTAL_MAX` only. After either the task runs alone (quarantine.py).
+#: The second counts as a failure for `FAILURES_TOTAL_MAX` only.
 ENGINE_GONE, ENGINE_GONE_SHARED = "engine-gone", "engine-gone-shared"
+#: After one of the first, or so many of the second, the task runs alone (quarantine.py).
+SHARED_DEATHS = 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def standing_of(job: Job, plan: work_pb2.Plan, plan_sha256: bytes) -> Standing:
         if done.issuperset(task.depends_on):
             inputs = tuple(results[TaskRef(index, 0)].result for index in task.depends_on)
             failed_on = frozenset(agent_of(one.agent) for one in failed[-1] if not _is_shared(one))
-            alone = any(one.failure.code in (ENGINE_GONE, ENGINE_GONE_SHARED) for one in failed[-1])
+            codes = [one.failure.code for one in failed[-1]]
+            alone = ENGINE_GONE in codes or codes.count(ENGINE_GONE_SHARED) >= SHARED_DEATHS
             ready.append(Ready(job, plan_sha256, task, inputs, failed_on, alone))
     return Standing(tuple(ready), tuple(one for one in failed if one), not undone)
 

@@ -47,3 +47,14 @@ def test_a_long_task_that_lacked_its_inputs_once_is_not_planned_again_while_it_r
     world.task_s = 40.0
     world.until(lambda: world.completed_everywhere(job_id))
     assert len(leader.says("job_planned", job_id)) == 1
+
+
+def test_tries_that_lack_their_inputs_do_not_hold_off_a_new_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are so many that one is always in flight."""
+    monkeypatch.setattr("mesh.coordinator.LOST_AFTER_S", 20.0)
+    world = World(slots=2)
+    leader = world.ready()
+    for desk in world.desks:
+        desk.fails, desk.failure_code = (lambda _: True), INPUTS_MISSING
+    job_id = leader.submit(tasks=200)
+    world.until(lambda: len(leader.says("job_planned", job_id)) == 2, 40.0)

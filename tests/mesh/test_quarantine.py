@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.dispatch import LATE_S
 from mesh.effects import Allocate
 from mesh.events import Allocated
 from mesh.identity import NodeId
@@ -72,8 +74,7 @@ def test_an_engine_of_a_node_that_takes_no_work_is_not_kept() -> None:
     round_.node.replica.membership.members[B].load_told(membership_pb2.NodeLoad(engine_stalled=True))
     round_.answer(asked_of(round_, ready))
     round_.node.replica.membership.members[B].load_told(membership_pb2.NodeLoad())
-    asked = asked_of(round_, ready)
-    assert asked.tasks[0].forbidden == set(), "it is chosen anew"
+    assert free(asked_of(round_, ready))[B] == 1, "it is chosen anew"
 
 
 def test_people_read_that_a_task_waits_for_an_engine_to_itself() -> None:
@@ -87,6 +88,20 @@ def test_people_read_that_a_task_waits_for_an_engine_to_itself() -> None:
         for agent in (round_.node.me, C):
             round_.dispatch.resting[agent] = 1.0
         assert round_.ask(tasks(round_, True)) is None
+
+
+def test_nobody_reads_that_an_ordinary_task_waits_for_an_engine_to_itself() -> None:
+    round_ = Round(slots=2)
+    plain, alone = tasks(round_, False, True)
+    key = plain.key._replace(job_id=b"o" * 32)
+    round_.dispatch.assigned(key, b"p" * 32, common_pb2.AgentRef(node_id=B, agent="default"), 0.0, 1, 1)
+    round_.answer(asked_of(round_, [alone]), B)
+    assert set(round_.placement.waiting_for.values()) == {ITS_OWN}
+    asked = asked_of(round_, [plain])
+    assert round_.placement.waiting_for == {plain.job.job_id: "a free agent"}
+    round_.placement.quarantine._kept[(B, "default")] = alone.key
+    round_.answer(asked, B)
+    assert round_.placement.waiting_for == {plain.job.job_id: "a free agent"}
 
 
 def test_for_whom_an_engine_is_kept_is_not_left_out_of_a_full_round() -> None:
@@ -107,6 +122,91 @@ def test_no_engine_is_kept_for_a_task_that_waits_for_its_inputs() -> None:
     round_.dispatch.held_back[alone.key] = (2.0, 1)
     asked = asked_of(round_, tasks(round_, False, True, False))
     assert free(asked)[B] == 1
+
+
+def test_only_one_of_several_gets_or_waits_for_an_engine_at_a_time() -> None:
+    round_ = Round(slots=2)
+    first, second, third, plain = ready = tasks(round_, True, True, True, False)
+    asked = asked_of(round_, ready)
+    assert [task.key for task in asked.tasks] == [first.key, plain.key]
+    round_.answer(asked, B, C)
+    assert round_.ask(ready) is None, "while it runs the others have no turn"
+    round_.dispatch.done(first.key)
+    for node in (B, round_.node.me):
+        round_.dispatch.resting[node] = 1.0
+    asked = asked_of(round_, [second, third, plain])
+    assert [task.key for task in asked.tasks] == [second.key]
+    round_.answer(asked, C)
+    assert round_.placement.quarantine.waits(second.key)
+    assert round_.ask([second, third, plain]) is None
+    round_.dispatch.done(plain.key)
+    asked = asked_of(round_, [second, third])
+    assert [task.key for task in asked.tasks] == [second.key]
+
+
+def test_who_can_run_nowhere_does_not_hold_the_turn_of_others() -> None:
+    round_ = Round(slots=2)
+    ready = tasks(round_, True, True)
+    for _ in range(2):
+        asked = asked_of(round_, ready)
+        round_.answer(asked)
+    turns = [task.key for task in asked.tasks]
+    assert turns == [ready[1].key]
+
+
+def test_whoever_has_its_turn_is_not_left_out_of_a_full_round() -> None:
+    round_ = Round(slots=2)
+    *_, alone = ready = tasks(round_, *[False] * ROUND_TASKS_MAX, True)
+    asked = asked_of(round_, ready)
+    assert len(asked.tasks) == ROUND_TASKS_MAX
+    assert asked.tasks[0].key == alone.key
+
+
+def test_an_empty_engine_is_chosen_before_one_at_work() -> None:
+    round_ = Round(slots=2)
+    plain, alone = tasks(round_, False, True)
+    round_.answer(asked_of(round_, [plain]), B)
+    for forbidden in ({(B, "default")}, set(), {(B, "default")}):
+        asked = asked_of(round_, [plain, alone])
+        assert asked.tasks[0].forbidden == forbidden, "perhaps it can run in none that is empty"
+        round_.answer(asked)
+
+
+def test_an_engine_is_not_kept_for_a_task_that_may_not_run_there() -> None:
+    """It failed elsewhere as well, and then another node came that it did not fail on."""
+    round_ = Round(slots=2)
+    me = round_.node.me
+    *plain, alone = tasks(round_, *[False] * 4, True)
+    round_.answer(asked_of(round_, plain[:3]), me, B, C)
+    round_.answer(asked_of(round_, [*plain[:3], alone]), me)
+    assert round_.placement.quarantine.waits(alone.key)
+    failed = replace(alone, failed_on=frozenset({(me, "default"), (B, "default")}))
+    asked = asked_of(round_, [*plain[:3], failed])
+    [task] = asked.tasks
+    assert task.forbidden == {(me, "default"), (B, "default")}
+    round_.answer(asked, C)
+    assert free(asked_of(round_, [*plain, failed])) == {me: 1, B: 1, C: 0}, "that one is kept now"
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_copy_of_a_task_that_is_merely_late_takes_no_room_from_what_never_started(*, beside: bool) -> None:
+    round_ = Round(slots=2)
+    late, plain, *others = tasks(round_, True, False, False)
+    round_.dispatch.resting[round_.node.me] = 99.0
+    round_.answer(asked_of(round_, [late]), B)
+    round_.accept(late.key, B, 0.0)
+    if beside:
+        round_.answer(asked_of(round_, [late, plain]), C)
+        round_.accept(plain.key, C, LATE_S)
+    now = LATE_S + 0.1
+    ready = [late, plain, *others]
+    asked = round_.ask(ready, now)
+    assert asked is not None
+    assert beside == (late.key not in {task.key for task in asked.tasks}), "no engine is empty"
+    effects = round_.answer(asked, *[C] * len(asked.tasks), now=now)
+    assert late.key not in {flight.key for flight in round_.dispatch.on_node(C)}
+    assert to(effects, "assign") == [C] * (1 if beside else 2), "what never started does"
+    assert not round_.placement.quarantine.waits(late.key)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.integers(1, 3), st.data())

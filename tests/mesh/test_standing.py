@@ -111,9 +111,11 @@ def test_whose_engine_died_runs_alone_and_anywhere_that_it_did_not_die_alone() -
         finished(1, on=B, success=False),
         finished(2, on=B, success=False, code=ENGINE_GONE_SHARED),
         finished(3, on=B, success=False, code=ENGINE_GONE),
+        finished(4, on=B, success=False, code=ENGINE_GONE_SHARED),
+        finished(4, on=B, success=False, code=ENGINE_GONE_SHARED),
     ]
     standing = standing_of(job(*facts), plan((), (), (), (), ()), PLAN.sha256)
-    assert [one.alone for one in standing.ready] == [True, False, True, True, False]
+    assert [one.alone for one in standing.ready] == [True, False, False, True, True], "not after one kill"
     own = [{(C, "default")}, {(B, "default")}, set(), {(B, "default")}, set()]
     assert [one.failed_on for one in standing.ready] == own
     assert [one.failure.code for one in standing.failed[0]] == [ENGINE_GONE, ENGINE_GONE_SHARED], "its own come first"

@@ -423,7 +423,10 @@ class Desk:
             self.kill_engine()
             return
         if self.engine.running[key] > 1e-9:
-            self.do(events.TaskProgressed(key, work_pb2.TaskProgress(output_tokens=1)))
+            if not (
+                self.fails(assign.task) and self.failure_code == INPUTS_MISSING
+            ):  # it looks for them before it works
+                self.do(events.TaskProgressed(key, work_pb2.TaskProgress(output_tokens=1)))
             self._later(PROGRESS_S, lambda: self._step(key, assign))
             return
         del self.engine.running[key]
