@@ -219,6 +219,7 @@ class Library:
             # Two machines run with one memory: they part here, for each had written something else.
             seed = self.writing_as.to_bytes(8, "big") + own_end
             self.writing_as = int.from_bytes(hashlib.sha256(seed).digest()[:8], "big")
+        if fork.stream_id.author == self.me and not known:
             effects += self._profile_said_again(fork.stream_id)
         self._cuts_being_saved += 1
         effects.append(SaveFork(fork))

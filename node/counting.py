@@ -44,7 +44,10 @@ class PeerCounter:
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         request = engine_pb2.CountTokensRequest(texts=texts, agent=self._agent)
         with calling(_gone):
-            return list((await self._stub.CountTokens(request, timeout=COUNT_TIMEOUT_S)).counts)
+            counts = list((await self._stub.CountTokens(request, timeout=COUNT_TIMEOUT_S)).counts)
+        if len(counts) != len(texts):
+            raise _gone()
+        return counts
 
 
 def counter_of(engines: Engines, replica: Replica, links: Links) -> Counter:
@@ -61,7 +64,7 @@ def counter_of(engines: Engines, replica: Replica, links: Links) -> Counter:
         agents = task_agents(replica, node_id)
         if not agents or load.engine_stalled or load.draining or stub is None:
             continue
-        found.append((agents[0].load_wait_seconds, PeerCounter(agents[0], stub)))
+        found.append((max(0.0, agents[0].load_wait_seconds), PeerCounter(agents[0], stub)))  # as it says itself
     if found:
         return min(found, key=lambda one: one[0])[1]
     first = engines.first

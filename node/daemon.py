@@ -395,7 +395,10 @@ class Daemon:
                     profile.agents.append(agent_profile(one.agent, self.config.engine, one, sha256))
         if profile != self._profile:
             self._profile = profile
-            await self.shell.author("node_profile", profile)
+            await self._tell_profile()
+
+    async def _tell_profile(self) -> None:
+        await self.shell.author("node_profile", self._profile)
 
     # What parts ask of the node
 
@@ -475,6 +478,10 @@ class Daemon:
         self._job_changed()
 
     def facts_applied(self, facts: Sequence[Fact]) -> None:
+        told = bool(self._profile.name) and not self.replica.denied
+        if not facts and told and self.replica.profiles.of(self.replica.me) != self._profile:
+            # All was read anew, and what was told of this node is void: a stream of it was proven forked.
+            self._background.spawn(self._tell_profile(), "profile")
         self._job_changed()
 
     def _job_changed(self) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mesh.certificates import Role
 from mesh.identity import NodeId
+from mesh.journal import Journal
 from mesh.wire import local_pb2, membership_pb2
 from node import __version__, clock
 
@@ -32,7 +33,7 @@ def status_of(daemon: "Daemon") -> local_pb2.StatusReply:
         engine_problem=daemon.engine.problem,
         jobs_open=len(replica.ledger.open_jobs()),
         facts=sum(position.sequence for position in replica.journal.durable.values()),
-        facts_digest=hashlib.sha256(replica.journal.digest()).digest(),
+        facts_digest=facts_digest(replica.journal),
         data_dir=str(daemon.config.data_dir),
         pid=os.getpid(),
         http_address=daemon.http_address,
@@ -113,6 +114,12 @@ def _denied(daemon: "Daemon") -> list[local_pb2.DeniedNode]:
 def _name_of(daemon: "Daemon", node_id: NodeId) -> str:
     profile = daemon.replica.profiles.of(node_id)
     return profile.name if profile is not None else ""
+
+
+def facts_digest(journal: Journal) -> bytes:
+    """Of all facts and proven forks; those of a node decide what it reads."""
+    forks = sorted((*stream_id, fork.sequence) for stream_id, fork in journal.forks.items())
+    return hashlib.sha256(journal.digest() + repr(forks).encode()).digest()
 
 
 def _forked(daemon: "Daemon") -> set[NodeId]:

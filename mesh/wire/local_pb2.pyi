@@ -126,7 +126,7 @@ class StatusReply(_message.Message):
     """of the first engine: "split", "unified"; empty where it has none of its own"""
     kv_cache_why: _builtins.str
     facts_digest: _builtins.bytes
-    """of all facts: the same on nodes that hold the same; empty: an earlier release"""
+    """of all facts and proven forks: the same on nodes that hold the same; empty: an earlier release"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.NodeAddress]: ...
     @_builtins.property

@@ -133,6 +133,19 @@ def test_a_node_whose_stream_of_profiles_is_void_says_its_profile_again() -> Non
     assert shelf.library.writing_as != 5
 
 
+def test_a_node_says_its_profile_again_also_where_another_stream_of_its_life_was_void_before() -> None:
+    """That one made it write as another life already; the profile still stands in the life before."""
+    shelf = Shelf(KEY, incarnation=5)
+    shelf.do(shelf.library.author("node_profile", facts_pb2.NodeProfile(name="one", cores=4), 0)[1])
+    shelf.do(shelf.library.author("knowledge_added", facts_pb2.KnowledgeAdded(title="two"), 0)[1])
+    said, added = sorted(shelf.stored.values(), key=lambda fact: fact.kind, reverse=True)
+    for fact in (added, said):
+        shelf.do(shelf.library.fork_proven(fork_of_place(fact)))
+    again = shelf.library.profiles.of(KEY.node_id)
+    assert again is not None
+    assert again.cores == 4
+
+
 KINDS = ["knowledge_added", "knowledge_retracted", "knowledge_superseded", "node_profile", "skill_observation"]
 steps = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 2), st.integers(0, 9)), min_size=1, max_size=20)
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from mesh.certificates import Role
-from mesh.wire import facts_pb2, membership_pb2, mesh_pb2_grpc
+from mesh.wire import engine_pb2, facts_pb2, membership_pb2, mesh_pb2_grpc
 from node.config import FILE_ENGINES, NodeConfig
-from node.counting import counter_of
+from node.counting import PeerCounter, counter_of
 from node.engine.installed import installed
 from node.engine.process import EngineProcess
 from node.engine_door import EngineDoor
@@ -106,3 +106,28 @@ async def test_who_has_its_model_loaded_counts_before_who_has_to_load_it(tmp_pat
         assert counter_of(engines, replica(b=told), links) is not writer
         await writer.start()
         assert counter_of(engines, replica(b=told), links) is writer
+
+
+async def test_a_peer_that_claims_to_be_quicker_than_at_once_does_not_count_for_this_node(
+    tmp_path: Path,
+) -> None:
+    """What it says of itself is not checked by anybody; false counts end jobs for good."""
+    links = cast(Any, SimpleNamespace(stub=lambda _: object()))
+    async with running(engine="echo") as watched:
+        told = facts_pb2.NodeProfile(agents=[agent_profile("default", "echo", watched.engine, b"")])
+        told.agents[0].load_wait_seconds = -1.0
+        engines = Engines(watched.engine, 100, lambda: None)
+        assert counter_of(engines, replica(b=told), links) is watched.engine
+
+
+async def test_a_peer_that_counts_fewer_texts_than_were_sent_went_away() -> None:
+    class Short:
+        async def CountTokens(
+            self, request: engine_pb2.CountTokensRequest, timeout: float
+        ) -> engine_pb2.CountTokensReply:
+            return engine_pb2.CountTokensReply(counts=[1] * (len(request.texts) - 1))
+
+    counter = PeerCounter(facts_pb2.AgentProfile(agent="default"), cast(Any, Short()))
+    with pytest.raises(KithError) as caught:
+        await counter.count_tokens(TEXTS)
+    assert caught.value.code not in FINAL_CODES
