@@ -77,6 +77,13 @@ class SaveFork:
 
 
 @dataclass(frozen=True)
+class SaveProof:
+    """Store the proof of a stream that was known to be forked, and of which nothing is held from its place on."""
+
+    fork: Fork
+
+
+@dataclass(frozen=True)
 class CutStreams:
     """Delete what is stored of these streams after the given places (sequence 0: all of it), then read all facts.
     Answered by `StreamsCut`. A retired range that reaches over a place is cut to it; `head` is its hash then."""
@@ -271,6 +278,7 @@ Effect: TypeAlias = (
     | PushStored
     | CompareStored
     | SaveFork
+    | SaveProof
     | CutStreams
     | CutOff
     | SaveVote

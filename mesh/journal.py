@@ -198,12 +198,9 @@ class Journal:
         if (known is None and len(self.forks) >= FORKS_MAX) or (known and known.sequence <= fork.sequence):
             return False
         self.forks[fork.stream_id] = fork
-        self.reset_end(fork, fork.one.predecessor)
+        if not self.lacks(fork.one):
+            self.end_at(fork.stream_id, Position(fork.sequence - 1, fork.one.predecessor))
         return True
-
-    def reset_end(self, fork: Fork, head: bytes) -> None:
-        """The stream ends before the fork, with the fact of this hash, where it reached further."""
-        self.end_at(fork.stream_id, Position(fork.sequence - 1, head))
 
     def deny(self, authors: Collection[NodeId]) -> dict[StreamId, Position]:
         """The streams of these authors end where their denials say. Returns those that reached further."""

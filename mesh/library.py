@@ -19,7 +19,18 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from google.protobuf.message import Message
 
 from mesh.denials import DenialError, name_of
-from mesh.effects import Author, CompareStored, CutStreams, Effect, FactsApplied, Log, Persist, SaveFork, Send
+from mesh.effects import (
+    Author,
+    CompareStored,
+    CutStreams,
+    Effect,
+    FactsApplied,
+    Log,
+    Persist,
+    SaveFork,
+    SaveProof,
+    Send,
+)
 from mesh.facts import STREAM_OF_KIND, Fact, Retired, StreamId, make
 from mesh.gossip import COPIES, PUSH_PEERS, Gossip, Rng
 from mesh.identity import NodeId, NodeKey
@@ -211,6 +222,7 @@ class Library:
     def fork_proven(self, fork: Fork) -> list[Effect]:
         own_end = self.journal.next_of(fork.stream_id)[1]
         known = fork.stream_id in self.journal.forks
+        cuts = not self.journal.lacks(fork.one)
         if not self.journal.void(fork):
             return []
         self.gossip.fork_proven(fork.stream_id)
@@ -221,6 +233,9 @@ class Library:
             self.writing_as = int.from_bytes(hashlib.sha256(seed).digest()[:8], "big")
         if fork.stream_id.author == self.me and not known:
             effects += self._profile_said_again(fork.stream_id)
+        if known and not cuts:
+            # One author can sign any number of these. Who holds beyond it is told when streams are compared.
+            return [*effects, SaveProof(fork)]
         self._cuts_being_saved += 1
         effects.append(SaveFork(fork))
         if not known:

@@ -240,6 +240,8 @@ class Shell:
                 self._duties.spawn(self._compare_stored(peer, facts))
             case effects.SaveFork(fork):
                 self._duties.spawn(self._save_fork(fork))
+            case effects.SaveProof(fork):
+                self._duties.spawn(self._store.save_proof(fork))
             case effects.CutStreams(ends):
                 self._duties.spawn(self._cut_streams(ends))
             case effects.CutOff(node_id, farewell):

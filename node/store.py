@@ -178,6 +178,10 @@ class Store:
 
         return await self._do(save)
 
+    async def save_proof(self, fork: Fork) -> None:
+        """Store durably the proof of a fork that comes after all that is stored of its stream."""
+        await self._do(lambda: self._rows.save_fork(fork))
+
     async def cut_streams(self, ends: Sequence[tuple[StreamId, Position]]) -> list[Fact]:
         """Delete each stream durably after its place, which may be 0, and read all facts."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mesh import events
 from mesh.facts import Fact, StreamId, make
 from mesh.gossip import PROOF_EVERY_S
-from mesh.journal import Fork, fork_of
+from mesh.journal import Fork, Position, fork_of
 from mesh.wire import facts_pb2
 from tests.mesh.building import BY_ID, KEYS, Author, B, rng
 from tests.mesh.lone import WALL_MS, Lone, to
@@ -237,6 +237,65 @@ def test_who_missed_a_proof_hears_it_again_though_the_streams_are_the_same() -> 
         knows.do(knows.library.gossip.tick(number * PROOF_EVERY_S, sorted(knows.others)))
     settle([knows, missed], rng())
     assert reads(knows) == reads(missed) == should_read(facts, knows.library.journal.forks.values())
+
+
+def invented(place: int) -> Fork:
+    """A proof of a place that no fact leads to, in a life that its author never had."""
+    note = facts_pb2.KnowledgeAdded(title="one history")
+    return fork_of_place(make(KEY, 999, place, b"no such fact", 1, "knowledge_added", note))
+
+
+def test_proofs_of_an_invented_life_make_nothing_be_read_anew() -> None:
+    """Its author signs as many as it likes, each of a place before the last one's."""
+    shelf, other = Shelf(BY_ID[0]), Shelf(BY_ID[1])
+    shelf.take(Author(KEY).notes(3))
+    meet([shelf, other])
+    shelf.do(shelf.library.fork_proven(invented(10**6)))
+    before, folds = reads(shelf), shelf.folds
+    shelf.sent.clear()
+    for number in range(1, 21):
+        shelf.do(shelf.library.fork_proven(invented(10**6 - number)))
+    assert shelf.folds == folds
+    assert not shelf.sent, "nobody who reads the same needs to hear of it at once"
+    shelf.restart()
+    last = invented(10**6 - 20)
+    assert shelf.library.journal.forks == {last.stream_id: last}
+    assert reads(shelf) == before
+
+
+def test_a_proof_beyond_what_is_held_changes_nothing_and_one_within_cuts() -> None:
+    author = Author(KEY)
+    facts, beyond = author.notes(3), author.notes(7)[-1]
+    lie = make(KEY, 1, 4, b"no such fact", 1, "knowledge_added", facts_pb2.KnowledgeAdded(title="one history"))
+    shelf = Shelf(BY_ID[0])
+    shelf.take(facts)
+    shelf.do(shelf.library.fork_proven(fork_of_place(beyond)))
+    before = shelf.folds, reads(shelf), shelf.reading()
+    shelf.do(shelf.library.fork_proven(fork_of_place(lie)))
+    assert (shelf.folds, reads(shelf), shelf.reading()) == before
+    stream_id = lie.stream_id
+    assert shelf.library.journal.durable[stream_id] == Position(3, facts[2].hash)
+    shelf.do(shelf.library.fork_proven(fork_of_place(facts[2])))
+    assert shelf.folds == before[0] + 1
+    assert shelf.library.journal.durable[stream_id] == Position(2, facts[1].hash)
+    assert list(shelf.stored.values()) == facts[:2]
+    assert reads(shelf) == should_read(facts, shelf.forks.values())
+
+
+def test_who_holds_beyond_a_proof_that_was_not_told_on_hears_it_when_streams_are_compared() -> None:
+    facts = Author(KEY).notes(5)
+    few, more = Shelf(BY_ID[0]), Shelf(BY_ID[1])
+    few.take(facts[:2])
+    more.take(facts[:4])
+    for shelf in (few, more):
+        shelf.do(shelf.library.fork_proven(fork_of_place(facts[4])))
+    few.do(few.library.fork_proven(fork_of_place(facts[3])))
+    meet([few, more])
+    settle([few, more], rng())
+    assert [shelf.library.journal.durable[facts[0].stream_id] for shelf in (few, more)] == [
+        Position(3, facts[2].hash)
+    ] * 2
+    assert few.reading() == more.reading()
 
 
 def test_a_proof_goes_to_who_is_suspect_too() -> None:

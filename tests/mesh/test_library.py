@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.effects import Author as Say
-from mesh.effects import CompareStored, CutStreams, Effect, Log, Persist, PushStored, RetireFacts, SaveFork, Send
+from mesh.effects import (
+    CompareStored,
+    CutStreams,
+    Effect,
+    Log,
+    Persist,
+    PushStored,
+    RetireFacts,
+    SaveFork,
+    SaveProof,
+    Send,
+)
 from mesh.facts import Fact, FactRange, Place, Retired, StreamId, parse
 from mesh.identity import NodeId, NodeKey
 from mesh.journal import Fork, fork_of
@@ -34,6 +45,7 @@ class Shelf:
         self.retired: list[Retired] = []
         self.forks: dict[StreamId, Fork] = {}
         self.logged: list[str] = []
+        self.folds = 0  # how often all was read anew
         self.others: dict[NodeId, Shelf] = {}
         self.sent: deque[tuple[NodeId, mesh_pb2.LinkMessage]] = deque()
         self.now = 0.0
@@ -67,7 +79,10 @@ class Shelf:
                     self._cut_retired(fork)
                     facts = tuple(self.stored.values())
                     others = sorted(self.others)
+                    self.folds += 1
                     self.do(library.fork_saved(fork.stream_id, facts, others, others))
+                case SaveProof(fork):
+                    self.forks[fork.stream_id] = fork
                 case CutStreams(ends):
                     for stream_id, end in ends:
                         for place in [place for place in self.stored if place.stream_id == stream_id]:

@@ -207,6 +207,22 @@ async def test_a_fork_is_stored_and_what_it_voids_is_deleted(tmp_path: Path) -> 
     await again.close()
 
 
+async def test_a_proof_that_cuts_nothing_is_stored(tmp_path: Path) -> None:
+    facts = chain(5)
+    other = make(KEY, 1, 5, facts[3].hash, 1, "knowledge_added", facts_pb2.KnowledgeAdded(text="another"))
+    fork = fork_of(facts[4], other)
+    assert fork is not None
+    store = Store(tmp_path / "j", no_fatal)
+    store.open(KEY.node_id)
+    await store.append(facts[:4])
+    await store.save_proof(fork)
+    await store.close()
+    again = Store(tmp_path / "j", no_fatal)
+    assert list(again.open(KEY.node_id)[0]) == facts[:4]
+    assert again.forks == [fork]
+    await again.close()
+
+
 async def test_a_run_over_the_place_of_a_fork_is_cut(tmp_path: Path) -> None:
     facts = chain(6)
     other = make(KEY, 1, 4, facts[2].hash, 1, "knowledge_added", facts_pb2.KnowledgeAdded(text="another"))

@@ -283,6 +283,9 @@ class Host:
             case effects.SaveFork(fork):
                 self.checks.fork_found(self, fork)
                 self.disk.write(Write(fork=fork, done=lambda: self.run(lambda: self._fork_saved(fork.stream_id), life)))
+            case effects.SaveProof(fork):
+                self.checks.fork_found(self, fork)
+                self.disk.write(Write(fork=fork))
             case effects.CutStreams(ends):
                 streams = tuple(stream_id for stream_id, _ in ends)
                 self.disk.write(Write(cut=ends, done=lambda: self.run(lambda: self._streams_cut(streams), life)))
