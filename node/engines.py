@@ -139,6 +139,17 @@ class Further:
         async with self._engines.using(self):
             return await self._process.stats()
 
+    def check_may_load(self) -> None:
+        """Raises `KithError` (`engine-not-ready`) where it failed lately, or died and has to wait: its supervisor
+        brings it up again."""
+        if self.failures and (self.failures >= TRIES_MAX or time.monotonic() - self.failed_at < AGAIN_AFTER_S):
+            raise _not_ready(self, self.problem)
+        pause_s = self._process.pause_left_s
+        if pause_s or self._process.state == "restarting":
+            error = _not_ready(self, self.problem or "its engine died", "Ask again in a moment.")
+            error.retry_after_s = pause_s + self.load_wait_s
+            raise error
+
     async def bring_up(self) -> None:
         """Start the process, after the remains of one that failed."""
         await self._process.stop()
@@ -252,6 +263,7 @@ class Engines:
             load.exception()  # whoever asked has heard it, if anybody still listens
 
     async def _bring_up(self, one: Further) -> None:
+        one.check_may_load()  # before it waits: as a user it would keep the room that the load before it waits for
         self._wanted.setdefault(one, 0.0)
         try:
             async with self._loading:
@@ -262,8 +274,7 @@ class Engines:
             self._wanted.pop(one, None)
 
     async def _load(self, one: Further) -> None:
-        if one.failures and (one.failures >= TRIES_MAX or time.monotonic() - one.failed_at < AGAIN_AFTER_S):
-            raise _not_ready(one, one.problem)
+        one.check_may_load()
         await self._make_room(one)
         try:
             await one.bring_up()

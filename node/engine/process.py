@@ -87,7 +87,7 @@ class EngineProcess:
         self._link: Link | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._plain_kernels = False
-        self._restarts: deque[float] = deque()
+        self._restarts: deque[float] = deque()  # when they were due; the last one may be yet
 
     @property
     def state(self) -> str:
@@ -112,6 +112,12 @@ class EngineProcess:
     @property
     def calibrated(self) -> engine_pb2.Calibrated | None:
         return self._calibrated
+
+    @property
+    def pause_left_s(self) -> float:
+        """Until the next restart is due, seconds; 0: none is waited for. It outlives `stop`: whoever starts it before
+        that breaks the limit of restarts."""
+        return max(0.0, self._restarts[-1] - asyncio.get_running_loop().time()) if self._restarts else 0.0
 
     @property
     def pid(self) -> int | None:
@@ -289,8 +295,9 @@ class EngineProcess:
                     self._enter("failed", f"{error.message.rstrip('.')}; it failed {RESTARTS_MAX} times in a row.")
                     return
                 self._enter("restarting", error.message)
-                await asyncio.sleep(self._pause())
-                self._restarts.append(asyncio.get_running_loop().time())
+                pause_s = self._pause()
+                self._restarts.append(asyncio.get_running_loop().time() + pause_s)
+                await asyncio.sleep(pause_s)
                 try:
                     await self._bring_up()
                 except KithError as failure:

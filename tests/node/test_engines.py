@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import signal
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
@@ -12,12 +14,13 @@ from node import engines as engines_module
 from node import gguf
 from node.abilities import FILE_ABILITIES
 from node.config import FILE_ENGINES, NodeConfig
+from node.engine import process as process_module
 from node.engine.installed import installed
 from node.engine.process import EngineProcess
 from node.engines import FIRST, Engines, Further, agent_profile, engine_config, planned
 from node.errors import KithError
 from tests.node.engine import tiny_embedders
-from tests.node.engine.engines import running
+from tests.node.engine.engines import PATIENCE, running
 from tests.node.engine.gguf_files import sample
 
 
@@ -166,6 +169,70 @@ async def test_crashed_one_comes_back(node: Node) -> None:
     assert not one.is_ready
     assert await say(one)
     assert one._process.pid != before
+
+
+def kill(one: Further) -> None:
+    assert one._process.pid is not None
+    os.kill(one._process.pid, signal.SIGKILL)
+
+
+async def refused_until_up(one: Further) -> set[str]:
+    """Ask one that was killed, again and again, until it answers. Returns the codes it refused with."""
+    codes: set[str] = set()
+    while True:
+        try:
+            await say(one)
+            return codes
+        except KithError as error:
+            codes.add(error.code)
+            await asyncio.sleep(0)
+
+
+async def test_requests_do_not_start_one_that_keeps_dying_before_its_pause_is_over(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "RESTARTS_MAX", 2)
+    monkeypatch.setattr(process_module, "RESTARTS_WINDOW_S", 1.0)
+    monkeypatch.setattr(process_module, "BACKOFF_FIRST", 0.01)
+    one = node.add("A", 30)
+    await one.start()
+    began = time.monotonic()
+    for _ in range(5):
+        kill(one)
+        assert await refused_until_up(one) <= {"engine-gone", "engine-not-ready"}
+    assert time.monotonic() - began > 2.0, "two restarts a second"
+    assert one.failures == 0, "it is a sound model"
+
+
+async def test_one_in_its_pause_holds_up_no_other_and_keeps_its_pause_when_it_is_unloaded(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "RESTARTS_MAX", 1)
+    monkeypatch.setattr(process_module, "RESTARTS_WINDOW_S", 10_000.0)
+    monkeypatch.setattr(process_module, "BACKOFF_FIRST", 0.01)
+    one, beside, instead = node.add("A", 40), node.add("B", 40), node.add("C", 40)
+    await one.start()
+    kill(one)
+    await refused_until_up(one)
+    kill(one)
+    while one._process.state != "restarting":  # noqa: ASYNC110 - nobody tells us
+        await asyncio.sleep(0)
+    with pytest.raises(KithError, match="can not be loaded now") as caught:
+        await one.start()
+    assert caught.value.code == "engine-not-ready"  # a task is given back then
+    assert caught.value.retry_after_s > 5_000.0
+    async with node.engines._loading:  # another model is being loaded
+        with pytest.raises(KithError, match="can not be loaded now"):
+            await asyncio.wait_for(one.start(), PATIENCE)
+    assert one._process.state == "restarting", "its supervisor goes on"
+    await beside.start()
+    await instead.start()  # there is no room for what the one in its pause would take
+    assert up(node) == {"b", "c"}
+    assert one._process.state == "stopped", "its supervisor would bring it up beside the others"
+    with pytest.raises(KithError, match="can not be loaded now") as caught:
+        await one.start()
+    assert caught.value.retry_after_s > 5_000.0
+    assert up(node) == {"b", "c"}
 
 
 async def test_names_are_unique_and_plain(node: Node) -> None:
