@@ -313,6 +313,10 @@ class Dispatch:
         flights = self._by_node.get(NodeId(agent[0]), ())
         return [one.key for one in flights if one.agent.agent == agent[1] and one.uses_engine]
 
+    def agents_at_work(self) -> set[Agent]:
+        """Whose engines work on a task, as far as it is known here."""
+        return {agent_of(one.agent) for flights in self._by_node.values() for one in flights if one.uses_engine}
+
     def of_job(self, job_id: bytes) -> list[InFlight]:
         return [flight for key, flights in self.in_flight.items() if key.job_id == job_id for flight in flights]
 

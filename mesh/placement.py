@@ -103,7 +103,7 @@ class Placement:
         wanting = {one.key for one, why_late in in_turn if why_late or not self.dispatch.of_task(one.key)}
         alone = [one.key for one in ready if one.alone]
         in_need = [one.key for one, _ in first if one.key in wanting and not self.dispatch.is_held_back(one.key, now)]
-        self.quarantine.begin(alone, in_need, self._take_work(now) if alone else ())
+        self.quarantine.begin(alone, in_need, self._take_work(now) if alone or self.quarantine.alone else ())
         in_turn.sort(key=lambda turn: self.quarantine.rank(turn[0].key))
         agents = self._agents(now)
         free = {agent_of(state.agent) for state in agents if state.slots_free and not state.draining}
@@ -122,7 +122,7 @@ class Placement:
                     self.waiting_for[one.job.job_id] = ITS_OWN
                 continue
             own = self._forbidden(one, flights, everybody)
-            forbidden = self.quarantine.offer(one.key, own, everybody, free)
+            forbidden = self.quarantine.offer(one.key, own, free)
             if not flights and not self.dispatch.runs(one.job.job_id):
                 why = "a free agent" if agents else "an agent: no engine that writes is ready yet"
                 self.waiting_for[one.job.job_id] = ITS_OWN if self.quarantine.waits(one.key) else why

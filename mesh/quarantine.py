@@ -34,11 +34,13 @@ class Quarantine:
     #: Of those, who waits for its turn.
     queued: frozenset[TaskKey] = frozenset()
     _turns: frozenset[TaskKey] = frozenset()  # who has it in this round
+    _at_work: frozenset[Agent] = frozenset()  # as the round began: nothing starts while it is put together
     _turns_had: dict[TaskKey, int] = field(default_factory=dict)  # how often in vain
     _kept: dict[Agent, TaskKey] = field(default_factory=dict)
 
     def reset(self) -> None:
         """A new leadership."""
+        self.alone = frozenset()
         self._kept.clear()
         self._turns_had.clear()
 
@@ -49,12 +51,16 @@ class Quarantine:
             wanting: the tasks that want an engine, in turn, but for those that are merely late.
             take_work: the agents that may get any now.
         """
-        self.alone = frozenset(alone)
+        # What runs alone goes on alone, also while its job is not looked at.
+        self.alone = frozenset(alone).union(key for key in self.alone if self.dispatch.of_task(key))
+        self._at_work = frozenset(self.dispatch.agents_at_work()) if self.alone else frozenset()
         queue = [key for key in wanting if key in self.alone]
-        self._kept = {agent: key for agent, key in self._kept.items() if key in queue and agent in take_work}
+        queued = set(queue)
+        self._kept = {agent: key for agent, key in self._kept.items() if key in queued and agent in take_work}
+        served = set(self._kept.values())
         self._turns_had = {key: self._turns_had.get(key, 0) for key in queue}
-        queue.sort(key=lambda key: (not self.waits(key), self._turns_had[key]))
-        others = [self.dispatch.of_task(key) for key in self.alone.difference(queue)]
+        queue.sort(key=lambda key: (key not in served, self._turns_had[key]))
+        others = [self.dispatch.of_task(key) for key in self.alone - queued]
         running = sum(any(flight.uses_engine for flight in flights) for flights in others)
         turns = max(len(self._kept), max(1, len(take_work) // AGENTS_PER_TURN) - running)
         self._turns, self.queued = frozenset(queue[:turns]), frozenset(queue[turns:])
@@ -66,19 +72,19 @@ class Quarantine:
             return 0
         return slots_free if agent not in self._kept else int(not keys and slots_free > 0)
 
-    def offer(self, key: TaskKey, forbidden: Collection[Agent], agents: set[Agent], free: set[Agent]) -> set[Agent]:
+    def offer(self, key: TaskKey, forbidden: Collection[Agent], free: set[Agent]) -> set[Agent]:
         """A task is offered in this round. Returns the agents that it must not get, `forbidden` among them.
 
         Args:
             forbidden: those that it must not get whoever is alone.
-            free: those of `agents` that have room.
+            free: the agents that have room.
         """
         for agent in [agent for agent, kept_for in self._kept.items() if kept_for == key and agent in forbidden]:
             del self._kept[agent]
         shut = {agent for agent, kept_for in self._kept.items() if kept_for != key}.union(forbidden)
         if key not in self.alone:
             return shut
-        at_work = {agent for agent in agents if self.dispatch.in_engine(agent)}
+        at_work = self._at_work
         if key not in self._turns or self.waits(key):
             return shut | at_work
         if not free:

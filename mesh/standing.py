@@ -60,9 +60,10 @@ def failed_for_good(around: Surroundings, failed: Sequence[facts_pb2.TaskFinishe
     """Whether these failures of one task are enough to give its job up."""
     own = [one for one in failed if not _is_shared(one)]
     nodes = {one.agent.node_id for one in own}
-    with_agents = {node_id for node_id in around.membership.view() if task_agents(around, node_id)}
-    everywhere = len(own) >= FAILURES_MAX and nodes >= with_agents
-    return len(nodes) >= FAILURES_MAX or everywhere or len(failed) >= FAILURES_TOTAL_MAX
+    if len(nodes) >= FAILURES_MAX or len(failed) >= FAILURES_TOTAL_MAX:
+        return True
+    # Asked last: it goes over all nodes.
+    return len(own) >= FAILURES_MAX and nodes >= {one for one in around.membership.view() if task_agents(around, one)}
 
 
 def _is_shared(failed: facts_pb2.TaskFinished) -> bool:

@@ -57,6 +57,13 @@ def test_an_engine_at_work_is_kept_until_it_is_empty() -> None:
     assert to(round_.answer(asked, B, C), "assign") == [B, C], "who waited for it comes first"
 
 
+def test_what_runs_alone_stays_alone_while_its_job_is_not_looked_at() -> None:
+    round_ = Round(slots=2)
+    alone, other = tasks(round_, True, False)
+    assert to(round_.answer(asked_of(round_, [alone]), B), "assign") == [B]
+    assert free(asked_of(round_, [other]))[B] == 0
+
+
 def test_who_waits_for_one_engine_takes_another_that_is_empty_first() -> None:
     round_ = Round(slots=2)
     ready = tasks(round_, False, True)
