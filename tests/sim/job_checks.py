@@ -58,9 +58,9 @@ class JobChecks:
         self._asked: dict[tuple[int, int, int], float] = {}  # (host, life, ticket) → when it must be answered
         self._started_under: dict[tuple[int, int], tuple[int, str]] = {}  # (host, life) → highest token
         self._refuses: dict[tuple[int, int], tuple[tuple[int, str], float]] = {}  # (host, life) → which leader, since
-        self._places: dict[bytes, set[Place]] = {}  # job → its `submitted` facts
         self.gone_for_good: set[bytes] = set()  # content whose last holders were lost or cut off
-        self._held: dict[bytes, set[tuple[int, int]]] = {}  # job → (host, generation) that ever held it
+        #: Job → its `submitted` facts → (host, generation) that ever held them.
+        self._held: dict[bytes, dict[Place, set[tuple[int, int]]]] = {}
         self._outcomes: dict[tuple[int, int, TaskKey], float] = {}  # when the engine had the result
         self._said: set[tuple[object, ...]] = set()
         self.taken_over = 0
@@ -249,10 +249,9 @@ class JobChecks:
     def synced(self, host: Host, write: Write) -> None:
         for fact in write.facts:
             if fact.kind == "job_submitted":
-                held = self._held.setdefault(fact.body.job_submitted.job_id, set())
+                places = self._held.setdefault(fact.body.job_submitted.job_id, {})
+                held = places.setdefault(Place(fact.stream_id, fact.sequence), set())
                 held.add((host.index, host.disk.generation))
-                places = self._places.setdefault(fact.body.job_submitted.job_id, set())
-                places.add(Place(fact.stream_id, fact.sequence))
 
     # Once quiet
 
@@ -267,12 +266,10 @@ class JobChecks:
         replica = live[0].replica
         assert replica is not None
         ledger = replica.ledger
-        survivors = {(host.index, host.disk.generation) for host in live}
         for order in orders:
             job = ledger.jobs.get(order.job_id)
             if job is None or (job.submitted is None and not job.closed):
-                held = order.answers and self._held.get(order.job_id, set()) & survivors
-                if held and self._must_count(order, live):
+                if order.answers and self._must_count(order, live):
                     problems.append(f"job {order.job_id.hex()[:12]} was acknowledged and is lost")
             else:
                 problems += self._of_order(order, job, ledger, live)
@@ -283,12 +280,17 @@ class JobChecks:
         return problems
 
     def _must_count(self, order: Order, live: Sequence[Host]) -> bool:
-        """Not so where only one that is denied accepted it, beyond what counts of it."""
+        """Whether a survivor holds a word of it that counts. One of a member that is denied now, beyond what counts of
+        that, stands for who accepted it as known from there."""
         denials = known_denials(self.checks, live)
-        if order.accepted_by - {NodeId(deny.node_id) for deny in denials}:
+        survivors = {(host.index, host.disk.generation) for host in live}
+        places = self._held.get(order.job_id, {})
+        left = [place for place, held in places.items() if held & survivors]
+        limits = [(place, limit_of(place.stream_id, denials)) for place in left]
+        if any(limit is None or place.sequence <= limit for place, limit in limits):
             return True
-        limits = [(place, limit_of(place.stream_id, denials)) for place in self._places[order.job_id]]
-        return any(limit is None or place.sequence <= limit for place, limit in limits)
+        denied = {NodeId(deny.node_id) for deny in denials}
+        return bool(left and order.accepted_by - denied - {place.stream_id.author for place in places})
 
     def _of_order(self, order: Order, job: Job, ledger: Ledger, live: Sequence[Host]) -> list[str]:
         name = f"job {order.job_id.hex()[:12]} ({order.submitted.request.ask.question})"
