@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh import effects, events
-from mesh.facts import Fact, Place, Retired, StreamId, parse_retired
+from mesh.facts import Fact, Retired, StreamId, parse_retired
 from mesh.identity import NodeId, NodeKey
 from mesh.journal import places_beside
 from mesh.replica import Replica
