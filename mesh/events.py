@@ -86,7 +86,7 @@ class ForkProven:
 
 @dataclass(frozen=True)
 class StoredCompared:
-    """Answers `effects.CompareStored`: what is stored in and beside the offered facts' places, but for what is retired."""
+    """Answers `effects.CompareStored`: what is stored in and beside the offered facts' places and is not retired."""
 
     peer: NodeId
     offered: tuple[Fact, ...]

@@ -58,7 +58,7 @@ NOTHING = Position()
 
 @dataclass(frozen=True)
 class Fork:
-    """Two true facts of one place, `one` with the lesser hash; or `other` is of the next place and names another before."""
+    """Two facts of one place, `one` with the lesser hash; or `other` is of the next place and names another before."""
 
     one: Fact
     other: Fact
