@@ -63,7 +63,8 @@ class PushStored:
 
 @dataclass(frozen=True)
 class CompareStored:
-    """Read what is stored in the places of these facts, which `peer` pushed. Answered by `StoredCompared`."""
+    """Read what is stored in and beside the places of these facts, which `peer` pushed: `journal.places_beside`.
+    Answered by `StoredCompared`."""
 
     peer: NodeId
     facts: tuple[Fact, ...]

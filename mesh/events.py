@@ -86,7 +86,7 @@ class ForkProven:
 
 @dataclass(frozen=True)
 class StoredCompared:
-    """Answers `effects.CompareStored`: of the offered facts' places, what is stored; retired places are left out."""
+    """Answers `effects.CompareStored`: what is stored in and beside the offered facts' places and is not retired."""
 
     peer: NodeId
     offered: tuple[Fact, ...]

@@ -9,7 +9,8 @@ Two positions a stream: *staged* (accepted, on its way to the disk) and *durable
 told to others ("durable before seen", DESIGN section 3 rule 2).
 
 A retired range stands for facts that were dropped; it is taken only together with the true fact after it, whose
-predecessor is the range's head, so nobody invents where a stream goes on. A fork is two signed facts of one place: the
+predecessor is the range's head, so nobody invents where a stream goes on. A fork is two signed facts of one place, or
+a fact and one of the next place that names another before it (all that can show where the other one is retired): the
 stream is void from there on, for every holder of that proof alike. So is what a denied author wrote beyond the places
 that its denial names (denials.py).
 
@@ -57,7 +58,7 @@ NOTHING = Position()
 
 @dataclass(frozen=True)
 class Fork:
-    """Two true facts of one place. Invariant: `one` has the lesser hash."""
+    """Two facts of one place, `one` with the lesser hash; or `other` is of the next place and names another before."""
 
     one: Fact
     other: Fact
@@ -76,9 +77,18 @@ class Fork:
 
 def fork_of(one: Fact, other: Fact) -> Fork | None:
     """The proof that two facts are, if they are one. Their signatures are checked elsewhere."""
-    if (one.stream_id, one.sequence) != (other.stream_id, other.sequence) or one.hash == other.hash:
+    if one.stream_id != other.stream_id or one.hash == other.hash:
         return None
-    return Fork(one, other) if one.hash < other.hash else Fork(other, one)
+    one, other = sorted((one, other), key=lambda fact: (fact.sequence, fact.hash))
+    follows = other.sequence == one.sequence + 1 and other.predecessor != one.hash
+    return Fork(one, other) if follows or one.sequence == other.sequence else None
+
+
+def places_beside(facts: Iterable[Fact]) -> Iterable[Place]:
+    """The places whose facts may prove a fork with one of these, each once."""
+    return dict.fromkeys(
+        Place(fact.stream_id, sequence) for fact in facts for sequence in range(fact.sequence - 1, fact.sequence + 2)
+    )
 
 
 @dataclass

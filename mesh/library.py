@@ -31,10 +31,10 @@ from mesh.effects import (
     SaveProof,
     Send,
 )
-from mesh.facts import STREAM_OF_KIND, Fact, Retired, StreamId, make
+from mesh.facts import STREAM_OF_KIND, Fact, Place, Retired, StreamId, make
 from mesh.gossip import COPIES, PUSH_PEERS, Gossip, Rng
 from mesh.identity import NodeId, NodeKey
-from mesh.journal import Fork, Journal, Position, Verdict, fork_of, in_stream_order, wire_position
+from mesh.journal import Fork, Journal, Position, Verdict, fork_of, in_stream_order, places_beside, wire_position
 from mesh.knowledge import Knowledge
 from mesh.ledger import Ledger
 from mesh.profiles import Profiles
@@ -204,13 +204,14 @@ class Library:
     # Two histories of one stream
 
     def compared(self, peer: NodeId, offered: Sequence[Fact], stored: Sequence[Fact]) -> list[Effect]:
-        """What `peer` pushed of suspected streams, beside what is stored in the same places."""
-        ours = {(fact.stream_id, fact.sequence): fact for fact in stored}
+        """What `peer` pushed of suspected streams, beside what is stored in and beside the same places."""
+        ours = {Place(fact.stream_id, fact.sequence): fact for fact in stored}
         equal: dict[StreamId, Fact] = {}
         effects: list[Effect] = []
         for fact in offered:
-            mine = ours.get((fact.stream_id, fact.sequence))
-            if mine is not None and (fork := fork_of(mine, fact)) is not None:
+            beside = (ours.get(place) for place in places_beside([fact]))  # the earliest fork first
+            fork = next((fork for mine in beside if mine is not None and (fork := fork_of(mine, fact))), None)
+            if fork is not None:
                 effects += self.fork_proven(fork)
             elif fact.sequence <= self.journal.durable.get(fact.stream_id, Position()).sequence:
                 equal[fact.stream_id] = fact  # or retired here, and then beyond comparing
@@ -253,8 +254,14 @@ class Library:
         linked_peers: Sequence[NodeId],
     ) -> list[Effect]:
         """Read everything anew, without what is void, and spread the proof. `linked_peers`: as for `persisted`."""
-        self._fold_anew(facts, {stream_id: self.journal.forks[stream_id].sequence - 1})
+        fork = self.journal.forks[stream_id]
+        self._fold_anew(facts, {stream_id: fork.sequence - 1})
         effects: list[Effect] = [FactsApplied(())]
+        for fact in facts:
+            if (fact.stream_id, fact.sequence) == (stream_id, fork.sequence - 1):
+                earlier = fork_of(fact, fork.one) or fork_of(fact, fork.other)
+                if earlier is not None:  # the histories part before: what is held is not what the proof follows
+                    return effects + self.fork_proven(earlier)
         for peer in linked_peers:
             effects += self.gossip.proofs_to(peer, [stream_id])
         if stream_id.stream == facts_pb2.FACT_STREAM_TRUST:

@@ -13,7 +13,7 @@ import apsw
 
 from mesh.facts import Fact, FactRange, Retired, StreamId, read
 from mesh.identity import NodeId
-from mesh.journal import Fork, Position
+from mesh.journal import Fork, Position, places_beside
 from mesh.wire import facts_pb2
 
 #: Bytes of facts in one push: stays well below gRPC's message limit, and a slow peer is not flooded.
@@ -102,11 +102,11 @@ class FactRows:
             if int(first) <= end.sequence:
                 self._insert_retired(Retired(stream_id, int(first), end.sequence, end.head))
 
-    def in_places_of(self, facts: Sequence[Fact]) -> list[Fact]:
+    def beside(self, facts: Sequence[Fact]) -> list[Fact]:
         sql = f"SELECT body, signature FROM facts WHERE {_OF_STREAM} AND sequence = ?"
         found: list[Fact] = []
-        for fact in facts:
-            found += [read(*row) for row in self._select(sql, (*_key(fact.stream_id), fact.sequence))]
+        for place in places_beside(facts):
+            found += [read(*row) for row in self._select(sql, (*_key(place.stream_id), place.sequence))]
         return found
 
     def read(self, ranges: Sequence[FactRange]) -> Iterator[facts_pb2.SignedFact]:

@@ -193,8 +193,8 @@ class Store:
         return await self._do(cut)
 
     async def stored_beside(self, facts: Sequence[Fact]) -> list[Fact]:
-        """What is stored in the places of these facts."""
-        return await self._do(lambda: self._rows.in_places_of(facts), _Kind.READ)
+        """What is stored in and beside the places of these facts: `journal.places_beside`."""
+        return await self._do(lambda: self._rows.beside(facts), _Kind.READ)
 
     async def save_certificates(self, identities: Sequence[Identity]) -> None:
         """Keep the certificates of authors, durably; each in place of an earlier one of the same node and role."""

@@ -121,8 +121,8 @@ Global___RetiredRange: _TypeAlias = RetiredRange  # noqa: Y015
 
 @_typing.final
 class ForkProof(_message.Message):
-    """Two facts of one place in one stream: the author wrote two histories. From that place on the stream is void for
-    everybody who holds this proof.
+    """Two facts of one place in one stream, or a fact and one of the next place that names another before it: the author
+    wrote two histories. From the earlier place on the stream is void for everybody who holds this proof.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

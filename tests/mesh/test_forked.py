@@ -239,6 +239,30 @@ def test_who_missed_a_proof_hears_it_again_though_the_streams_are_the_same() -> 
     assert reads(knows) == reads(missed) == should_read(facts, knows.library.journal.forks.values())
 
 
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 99))
+def test_two_histories_are_found_out_though_one_has_retired_the_places_that_differ(
+    lie: int, gone: int, seed: int
+) -> None:
+    """The fact after them names what they held: its author can not have followed the other history."""
+    author = Author(KEY)
+    items = author.notes(gone)
+    true = [*items, *(retract(author, item) for item in items)]
+    tidy, lied_to = Shelf(BY_ID[0]), Shelf(BY_ID[1])
+    tidy.take(true)
+    tidy.forget()
+    assert [(range_.first, range_.last) for range_ in tidy.retired] == [(1, gone)]
+    other_author = Author(KEY)
+    lied_to.take([other_author.note(f"another history {number}") for number in range(gone - 1 + lie)])
+    meet([tidy, lied_to])
+    settle([tidy, lied_to], random.Random(seed))
+    assert list(tidy.library.journal.forks) == [true[0].stream_id]
+    assert tidy.library.journal.forks == lied_to.library.journal.forks
+    assert tidy.library.journal.durable == lied_to.library.journal.durable
+    assert reads(tidy) == reads(lied_to) == ([], {}, {})
+    assert not tidy.library.gossip.suspects
+    assert not lied_to.library.gossip.suspects
+
+
 def invented(place: int) -> Fork:
     """A proof of a place that no fact leads to, in a life that its author never had."""
     note = facts_pb2.KnowledgeAdded(title="one history")

@@ -23,9 +23,9 @@ from mesh.effects import (
     SaveProof,
     Send,
 )
-from mesh.facts import Fact, FactRange, Place, Retired, StreamId, parse
+from mesh.facts import Fact, FactRange, Place, Retired, StreamId, parse, parse_retired
 from mesh.identity import NodeId, NodeKey
-from mesh.journal import Fork, fork_of
+from mesh.journal import Fork, fork_of, places_beside
 from mesh.library import Library
 from mesh.retention import EVERY_S
 from mesh.wire import facts_pb2, mesh_pb2
@@ -68,8 +68,7 @@ class Shelf:
                 case PushStored(peer, ranges):
                     self.push(peer, ranges)
                 case CompareStored(peer, facts):
-                    places = [Place(fact.stream_id, fact.sequence) for fact in facts]
-                    stored = tuple(self.stored[place] for place in places if place in self.stored)
+                    stored = tuple(self.stored[place] for place in places_beside(facts) if place in self.stored)
                     self.do(library.compared(peer, facts, stored))
                 case SaveFork(fork):
                     self.forks[fork.stream_id] = fork
@@ -129,16 +128,32 @@ class Shelf:
                 self.retired.append(Retired(gone.stream_id, gone.first, fork.sequence - 1, fork.one.predecessor))
 
     def push(self, peer: NodeId, ranges: Iterable[FactRange]) -> None:
-        facts = [
-            self.stored[Place(r.stream_id, sequence)].signed for r in ranges for sequence in range(r.first, r.last + 1)
-        ]
-        self.sent.append((peer, mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=facts[:PUSH_MAX]))))
+        """As the store reads them: a retired range only before the fact after it, and cut to what is wanted."""
+        push: list[facts_pb2.SignedFact] = []
+        for wanted in ranges:
+            sequence = wanted.first
+            while sequence <= wanted.last:
+                fact = self.stored.get(Place(wanted.stream_id, sequence))
+                if fact is None:
+                    (gone,) = [r for r in self.retired if r[0] == wanted.stream_id and r.first <= sequence <= r.last]
+                    if gone.last >= wanted.last:
+                        break
+                    push.append(Retired(wanted.stream_id, sequence, gone.last, gone.head).wire())
+                    sequence = gone.last + 1
+                    fact = self.stored[Place(wanted.stream_id, sequence)]
+                push.append(fact.signed)
+                sequence += 1
+        places = [place for place, signed in enumerate(push) if not signed.HasField("retired")]
+        push = push[: places[:PUSH_MAX][-1] + 1] if places else []
+        self.sent.append((peer, mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=push))))
 
     def receive(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
         library = self.library
         match message.WhichOneof("message"):
             case "fact_push":
-                self.do(library.offered(peer, [parse(signed) for signed in message.fact_push.facts], ()))
+                push = message.fact_push.facts
+                retired = [parse_retired(signed.retired) for signed in push if signed.HasField("retired")]
+                self.do(library.offered(peer, [parse(s) for s in push if not s.HasField("retired")], retired))
             case "version_vector":
                 self.do(library.gossip.vector_received(peer, message.version_vector))
             case "vector_digest":
@@ -246,10 +261,20 @@ def test_proofs_go_to_who_pushes_what_is_void() -> None:
 def test_facts_of_one_place_that_are_the_same_prove_nothing() -> None:
     this, that = two_histories(1, 2, 2)
     assert fork_of(this[0], that[0]) is None
-    assert fork_of(this[1], that[2]) is None
+    assert fork_of(this[1], this[2]) is None
+    assert fork_of(this[0], that[1]) is None
+    assert fork_of(this[0], that[2]) is None
     one, two = fork_of(this[1], that[1]), fork_of(that[1], this[1])
     assert one is not None
     assert one == two
+
+
+def test_a_fact_that_follows_another_history_proves_a_fork_in_the_place_before_it() -> None:
+    this, that = two_histories(1, 2, 2)
+    fork = fork_of(that[2], this[1])
+    assert fork == fork_of(this[1], that[2])
+    assert fork is not None
+    assert (fork.sequence, fork.one, fork.other) == (2, this[1], that[2])
 
 
 def test_a_head_that_is_a_lie_is_looked_into_once() -> None:

@@ -15,8 +15,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh import effects, events
-from mesh.facts import Fact, Place, Retired, StreamId, parse_retired
+from mesh.facts import Fact, Retired, StreamId, parse_retired
 from mesh.identity import NodeId, NodeKey
+from mesh.journal import places_beside
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
 from tests.sim.clock import Call, Clock
@@ -405,7 +406,7 @@ class Host:
 
     def _compare_stored(self, peer: NodeId, offered: tuple[Fact, ...]) -> None:
         content = self.disk.content
-        hashes = [content.heads.get(Place(fact.stream_id, fact.sequence)) for fact in offered]
+        hashes = [content.heads.get(place) for place in places_beside(offered)]
         stored = tuple(content.facts[one] for one in hashes if one in content.facts)
         life = self.life
         self.clock.after(0.002, lambda: self.deliver(events.StoredCompared(peer, offered, stored), life))
