@@ -338,3 +338,15 @@ def _tell(leader: NodeId, event: work_pb2.TaskEvent) -> Effect:
 
 def _refuse(code: str, message: str) -> common_pb2.Problem:
     return common_pb2.Problem(code=code, message=message, remedy="The leader assigns the task elsewhere.")
+
+
+def attempt_of(assign: work_pb2.Assign) -> facts_pb2.TaskFinished:
+    """What an attempt was, to be told with how it ends; the outcome is left out."""
+    return facts_pb2.TaskFinished(
+        job_id=assign.job_id,
+        plan_sha256=assign.plan_sha256,
+        task_index=assign.task.index,
+        replica=assign.task.replica,
+        task_key=task_key(assign.task, [ref.sha256 for ref in assign.inputs]),
+        agent=assign.agent,
+    )

@@ -84,15 +84,15 @@ class Quarantine:
         shut = {agent for agent, kept_for in self._kept.items() if kept_for != key}.union(forbidden)
         if key not in self.alone:
             return shut
-        at_work = self._at_work
+        shut_or_at_work = shut | self._at_work
         if key not in self._turns or self.waits(key):
-            return shut | at_work
+            return shut_or_at_work
         if not free:
             return shut
         self._turns_had[key] += 1
         # Nobody knows here whether it can run in those that are empty: every other time it may get any.
-        only_empty = self._turns_had[key] % 2 == 1 and not free <= shut | at_work
-        return shut | at_work if only_empty else shut
+        only_empty = self._turns_had[key] % 2 == 1 and not free <= shut_or_at_work
+        return shut_or_at_work if only_empty else shut
 
     def rank(self, key: TaskKey) -> int:
         """Who is offered, and placed, first: those that others wait for; last, who is merely late."""

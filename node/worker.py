@@ -16,8 +16,8 @@ from functools import partial
 
 from mesh import effects, events
 from mesh.dispatch import TaskKey
-from mesh.task_key import task_key
-from mesh.wire import common_pb2, facts_pb2, work_pb2
+from mesh.intake import attempt_of
+from mesh.wire import common_pb2, work_pb2
 from node.blobs import Blobs
 from node.engine.api import Engine
 from node.errors import KithError
@@ -89,14 +89,7 @@ class Worker:
 
     async def _run(self, key: TaskKey, assign: work_pb2.Assign) -> None:
         began = time.monotonic()
-        finished = facts_pb2.TaskFinished(
-            job_id=assign.job_id,
-            plan_sha256=assign.plan_sha256,
-            task_index=assign.task.index,
-            replica=assign.task.replica,
-            task_key=task_key(assign.task, [ref.sha256 for ref in assign.inputs]),
-            agent=assign.agent,
-        )
+        finished = attempt_of(assign)
         try:
             engine = self._pick(assign.agent.agent)
             finished.model = engine.loaded.model if engine.loaded else ""

@@ -133,6 +133,11 @@ def too_late() -> KithError:
     return KithError("too-late", "the request waited longer than it was useful", "Ask with more time.")
 
 
+def queue_full(most: int) -> KithError:
+    """How a request ends where so many wait already."""
+    return KithError("busy", f"{most} requests already wait for this engine", "Try again later.")
+
+
 def broke(error: BaseException) -> KithError:
     """How a request ends in which something failed that nobody expected. Logs where, without the error's message: it
     could quote a prompt."""

@@ -15,7 +15,7 @@ import zlib
 from dataclasses import dataclass, field
 
 from mesh.wire import common_pb2, engine_pb2
-from node.engine.backend import Request, too_late, unsupported
+from node.engine.backend import Request, queue_full, too_late, unsupported
 from node.engine.waiting import Entry, Waiting
 from node.errors import ExitCode, KithError
 
@@ -166,7 +166,7 @@ class EchoBackend:
         item = _Running(request, count, tokens[:limit], reason, 0.0, 0.0)
         with self._changed:
             if len(self._waiting) >= QUEUE_MAX:
-                raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
+                raise queue_full(QUEUE_MAX)
             self._waiting.add(Entry.of(item, command, max(1, count), item.queued))
             self._changed.notify()
 

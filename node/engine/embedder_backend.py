@@ -14,16 +14,14 @@ from mesh.wire import engine_pb2
 from node import gguf
 from node.abilities import EMBEDDER_ABILITIES
 from node.engine import llama
-from node.engine.backend import Outbox, Request, embeds_only, unsupported
+from node.engine.backend import Outbox, Request, embeds_only, queue_full, unsupported
 from node.engine.embed_turns import EmbedTurns
 from node.engine.embedding import EmbedCalibration, Embedder, VectorWork, embed_work
-from node.engine.llama_opening import opened, start_loop, warn
+from node.engine.llama_opening import WARM_UP_TOKENS, opened, start_loop, warn
 from node.errors import KithError
 
 #: Requests that may wait. Threat: a queue without end, where every answer comes too late.
 QUEUE_MAX = 128
-#: Of the text that is read while loading: enough for the kernels that work on many rows.
-WARM_UP_TOKENS = 16
 
 _WRITING = {"generate": "write", "score": "score texts", "export_kv": "exchange KV", "import_kv": "exchange KV"}
 
@@ -85,7 +83,7 @@ class EmbedLoop:
         """Raises `KithError` (`busy`)."""
         with self._changed:
             if len(self._turns) >= QUEUE_MAX:
-                raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
+                raise queue_full(QUEUE_MAX)
             self._turns.add(work)
             self._changed.notify()
 

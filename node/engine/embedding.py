@@ -163,7 +163,8 @@ class EmbedWork(VectorWork):
     def step(self) -> int:
         """Embed one batch of texts; returns its tokens."""
         self.began_at = self.began_at or time.monotonic()
-        texts, size = self._next_texts(), self.next_tokens
+        texts = self._next_texts()
+        size = sum(map(len, texts))
         try:
             vectors = self._embedder.embed(texts)
         except KithError as error:

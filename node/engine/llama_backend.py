@@ -14,14 +14,11 @@ from node.engine.calibrate_work import CalibrateWork
 from node.engine.embedding import Embedder
 from node.engine.kv_exchange import KvExchange
 from node.engine.llama_loop import BATCH_TOKENS, LlamaLoop
-from node.engine.llama_opening import opened, start_loop
+from node.engine.llama_opening import WARM_UP_TOKENS, opened, start_loop
 from node.engine.llama_requests import LlamaRequests
 from node.engine.llama_work import Work
 from node.engine.template import ChatTemplate
 from node.errors import KithError
-
-#: Rows of the first batch: enough for the kernels that work on many rows.
-WARM_UP_TOKENS = 16
 
 
 class LlamaBackend:

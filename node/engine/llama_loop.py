@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from mesh.wire import engine_pb2
 from node.engine import llama
 from node.engine.adapters import Adapters
-from node.engine.backend import guarded, too_late
+from node.engine.backend import guarded, queue_full, too_late
 from node.engine.embed_turns import EmbedTurns
 from node.engine.embedding import VectorWork
 from node.engine.kv_cache import COPY_TOKENS_MIN, KvCache, Slot
@@ -125,7 +125,7 @@ class LlamaLoop:
 
     def _check_room(self) -> None:
         if len(self._waiting) + len(self._embeds) >= QUEUE_MAX:
-            raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
+            raise queue_full(QUEUE_MAX)
 
     def wake(self) -> None:
         with self._changed:

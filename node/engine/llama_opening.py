@@ -17,6 +17,8 @@ from node import gguf
 from node.engine import llama
 from node.engine.threads import take as take_threads
 
+#: Rows of the first batch, read while loading: enough for the kernels that work on many rows.
+WARM_UP_TOKENS = 16
 #: Exit status of a process whose context broke (EX_SOFTWARE).
 EXIT_BROKEN = 70
 

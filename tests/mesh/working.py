@@ -21,11 +21,11 @@ from mesh import effects, events
 from mesh.dispatch import INPUTS_MISSING, TaskKey
 from mesh.facts import Fact, StreamId, parse
 from mesh.identity import NodeId, NodeKey
+from mesh.intake import attempt_of
 from mesh.journal import Position
 from mesh.ledger import COMPLETED, Job
 from mesh.replica import Replica
 from mesh.standing import ENGINE_GONE, ENGINE_GONE_SHARED
-from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from tests.mesh.building import BY_ID
 
@@ -218,7 +218,7 @@ class Desk:
         self.deaths.append(list(died.running))
         self.do(events.EngineChanged(ready=False))
         for key in died.running:
-            finished = _ended(died.assigns[key])
+            finished = attempt_of(died.assigns[key])
             finished.failure.code = ENGINE_GONE if len(died.running) == 1 and not self.chats else ENGINE_GONE_SHARED
             self.do(events.TaskEnded(key, finished))
         self._later(BOOT_S, lambda: self.do(events.EngineChanged(ready=True)))
@@ -430,7 +430,7 @@ class Desk:
             self._later(PROGRESS_S, lambda: self._step(key, assign))
             return
         del self.engine.running[key]
-        finished = _ended(assign)
+        finished = attempt_of(assign)
         if self.fails(assign.task):
             finished.failure.code = self.failure_code
         else:
@@ -469,17 +469,6 @@ class Desk:
                 return
         content = b"job" + b"".join(finished.result.sha256 for finished in asked.results)
         self.do(events.Assembled(asked.job_id, asked.plan_sha256, self.store(content, None)))
-
-
-def _ended(assign: work_pb2.Assign) -> facts_pb2.TaskFinished:
-    return facts_pb2.TaskFinished(
-        job_id=assign.job_id,
-        plan_sha256=assign.plan_sha256,
-        task_index=assign.task.index,
-        replica=assign.task.replica,
-        task_key=task_key(assign.task, [ref.sha256 for ref in assign.inputs]),
-        agent=assign.agent,
-    )
 
 
 def solved(asked: effects.Allocate) -> events.Allocated:

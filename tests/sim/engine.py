@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from mesh import events
 from mesh.dispatch import TaskKey
+from mesh.intake import attempt_of
 from mesh.standing import ENGINE_GONE, ENGINE_GONE_SHARED
-from mesh.task_key import task_key
 from mesh.wire import common_pb2, facts_pb2, work_pb2
 from tests.sim.stuck import stands_still
 
@@ -167,13 +167,6 @@ class Engine:
         self.host.deliver(events.TaskEnded(key, finished), self.life)
 
     def _outcome(self, task: _Task) -> facts_pb2.TaskFinished:
-        assign = task.assign
-        return facts_pb2.TaskFinished(
-            job_id=assign.job_id,
-            plan_sha256=assign.plan_sha256,
-            task_index=assign.task.index,
-            replica=assign.task.replica,
-            task_key=task_key(assign.task, [ref.sha256 for ref in assign.inputs]),
-            agent=assign.agent,
-            model="simulated",
-        )
+        finished = attempt_of(task.assign)
+        finished.model = "simulated"
+        return finished

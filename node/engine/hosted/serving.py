@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from mesh.wire import common_pb2, engine_pb2
-from node.engine.backend import Request, cancelled, embeds_only, unsupported
+from node.engine.backend import Request, cancelled, embeds_only, queue_full, unsupported
 from node.engine.hosted.dialect import Dialect, Piece, estimate_prompt, estimate_tokens
 from node.engine.hosted.places import Places
 from node.errors import ExitCode, KithError
@@ -78,7 +78,7 @@ class Serving:
         elif kind not in ("count_tokens", "calibrate", "embed"):
             raise unsupported(self._name, f"do {kind}")
         if len(self._running) >= QUEUE_MAX:
-            raise KithError("busy", f"{QUEUE_MAX} requests already wait for this engine", "Try again later.")
+            raise queue_full(QUEUE_MAX)
         self._loop.call_soon_threadsafe(self._begin, request)
 
     @property
