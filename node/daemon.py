@@ -20,6 +20,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
@@ -54,7 +55,7 @@ from node.engines import FIRST, Engines, agent_profile, engine_config, memory_bu
 from node.errors import KithError
 from node.grpc_options import PORT_OPTIONS
 from node.hellos import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
-from node.interfaces import choose
+from node.interfaces import Place, choose
 from node.keys import load_or_make_key
 from node.kv_moves import KvMoves
 from node.leader import Leader
@@ -69,6 +70,7 @@ from node.models.source import is_hub
 from node.paths import NodePaths
 from node.peers import load_peers, save_peers
 from node.plans import Plans
+from node.roaming import Roaming
 from node.router import Router
 from node.shell import Shell
 from node.snapshots import Snapshots
@@ -95,9 +97,8 @@ class Daemon:
         self.name = config.name or socket.gethostname()
         self.started_at = time.monotonic()
         self._bound: Bound | None = None
-        self.discovery: Discovery | None = None
+        self._roaming: Roaming | None = None
         self.trust: Trust | None = None  # None: in no mesh
-        self.mdns = False
         self.http_address = ""
         self.model_path: Path | None = None
         self.serving = Serving()
@@ -129,7 +130,7 @@ class Daemon:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
-        self.interfaces = choose(config.interfaces, where_to_listen(config.listen)[0])
+        choose(config.interfaces, where_to_listen(config.listen)[0])  # raises where one that was named is unknown
         prepare_folders(self.paths)
         stack.enter_context(Lock(self.paths))
         logs.set_up(self.paths.log, config.log_level, terminal=False)
@@ -224,7 +225,7 @@ class Daemon:
                 self.shell.post(events.AddressFound(host, port, "cache"))
             for host, port in map(address_of, config.seeds):
                 self.shell.post(events.AddressFound(host, port, "seed"))
-            self._background.spawn(self._discover(self.enrolment.mesh_id), "discover")
+            self._discover(self.enrolment.mesh_id)
         if self.trust is not None:
             self._background.spawn(self.trust.renewal.run(), "renewal")
         self._background.spawn(self._bring_up_engine(), "engine")
@@ -253,8 +254,8 @@ class Daemon:
         await self.worker.stop_all()
         await self.leader.close()
         await self._background.cancel()
-        if self.discovery is not None:
-            await self.discovery.stop()
+        if self._roaming is not None:
+            await self._roaming.stop()
         if self.trust is not None:
             await self.trust.door.close()
         await asyncio.gather(self.solver.stop(), self.engines.stop())
@@ -267,24 +268,18 @@ class Daemon:
         self._fatal = text
         self.request_stop(0.0)
 
-    async def _discover(self, mesh_id: str) -> None:
+    def _discover(self, mesh_id: str) -> None:
         if not self.config.mdns:
             return
-        at = self.addresses
-        self.discovery = Discovery(
-            self.replica.me,
-            at[0][1],
-            [host for host, _ in at],
-            self.interfaces,
-            lambda host, port: self.shell.post(events.AddressFound(host, port, "mdns")),
-            logs.logger,
-            mesh_id,
-        )
-        reason = await self.discovery.start()
-        self.mdns = not reason
-        if reason:
-            # It is left running: a slow machine may hear its own advert late, and a network may come up later.
-            logs.log("warning", f"mDNS does not work here: {reason}; only --seed and known peers are dialled")
+        assert self._bound is not None, "only who listens is found"
+        port = self._bound.port
+
+        def found(host: str, port: int) -> None:
+            self.shell.post(events.AddressFound(host, port, "mdns"))
+
+        made = partial(Discovery, self.replica.me, port, on_found=found, log=logs.logger, mesh_id=mesh_id)
+        self._roaming = Roaming(self.place, made, logs.logger)
+        self._roaming.start()
 
     async def _bring_up_engine(self) -> None:
         try:
@@ -406,6 +401,15 @@ class Daemon:
     def addresses(self) -> list[tuple[str, int]]:
         """Where others find this node now."""
         return self._bound.addresses() if self._bound is not None else []
+
+    def place(self) -> Place:
+        """The networks this node is on now."""
+        interfaces = self._bound.interfaces() if self._bound is not None else []
+        return [host for host, _ in self.addresses], interfaces
+
+    @property
+    def mdns(self) -> bool:
+        return self._roaming is not None and self._roaming.works
 
     @property
     def profile(self) -> facts_pb2.NodeProfile:

@@ -113,6 +113,16 @@ class Discovery:
         """The advert's name, random at every start."""
         return self._instance
 
+    @property
+    def running(self) -> bool:
+        """Whether it has sockets: it was started where an interface takes multicast, and not stopped."""
+        return self._zeroconf is not None
+
+    @property
+    def heard(self) -> bool:
+        """Whether it heard its own advert, so multicast works."""
+        return self._self_heard.is_set()
+
     async def start(self) -> str:
         """Browse and advertise. Returns "" where multicast works, else the reason why peers are not found by it.
 

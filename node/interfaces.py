@@ -6,7 +6,8 @@ By default the interfaces of the LAN: up, with an address, and none of those tha
   A bridge that has a hardware port is kept: it is how a host that runs virtual machines reaches its LAN;
 - by name: container and virtual machine interfaces, and tunnels. A tunnel carries no multicast, and whoever wants mesh
   traffic in it names it with `--interface`;
-- loopback, unless the node listens on loopback: then loopback only.
+- loopback, unless the node listens on loopback, or there is nothing else: then loopback only. So nodes of one machine
+  find each other without a network.
 
 Interfaces are judged by name and by `/sys/class/net/NAME/bridge`, never by their driver: inside a network namespace the
 only interface is often a virtual one that is called eth0. Where there is no `/sys` (macOS), names alone decide.
@@ -67,6 +68,10 @@ class Interface:
         return ""
 
 
+#: Where a node is found: its addresses, and the interfaces to speak on.
+Place = tuple[list[str], list[Interface]]
+
+
 def interfaces() -> list[Interface]:
     """All interfaces of this machine, in the kernel's order."""
     found = []
@@ -101,7 +106,8 @@ def choose(named: Sequence[str], listen_host: str, present: Sequence[Interface] 
     Args:
         named: names or addresses from `--interface`; they override everything else. An address takes the interface
             that has it.
-        listen_host: where the node listens; loopback means loopback only.
+        listen_host: where the node listens; loopback means loopback only. One that is unspecified means the LAN, or
+            loopback on a machine that is on none.
         present: for tests; None: those of this machine.
 
     Raises:
@@ -110,9 +116,11 @@ def choose(named: Sequence[str], listen_host: str, present: Sequence[Interface] 
     here = interfaces() if present is None else list(present)
     if named:
         return list(dict.fromkeys(_find(name, here) for name in named))
-    if is_loopback(listen_host):
-        return [interface for interface in here if interface.loopback and interface.up]
-    return [interface for interface in here if not interface.why_left_out()]
+    host = resolve(listen_host)
+    lan = [] if host.is_loopback else [interface for interface in here if not interface.why_left_out()]
+    if lan or not (host.is_loopback or host.is_unspecified):
+        return lan
+    return [interface for interface in here if interface.loopback and interface.up]
 
 
 def addresses_for(listen_host: str, named: Sequence[str] = (), present: Sequence[Interface] | None = None) -> list[str]:

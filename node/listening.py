@@ -20,7 +20,7 @@ import grpc.aio
 
 from node.addresses import split_address, target
 from node.errors import ExitCode, KithError
-from node.interfaces import addresses_for, choose, is_loopback, resolve
+from node.interfaces import Interface, addresses_for, choose, is_loopback, resolve
 from node.paths import NodePaths
 
 
@@ -85,10 +85,8 @@ class Lock:
 
 
 def where_to_listen(listen: str) -> tuple[str, int]:
-    """Host and port of the setting; where it is empty: every address of this machine, if it is on a network."""
-    if listen:
-        return address_of(listen)
-    return ("0.0.0.0" if choose((), "0.0.0.0") else "127.0.0.1"), 0
+    """Host and port of the setting; where it is empty: every address of this machine, now and later."""
+    return address_of(listen) if listen else ("0.0.0.0", 0)
 
 
 def require_loopback(listen: str) -> None:
@@ -104,19 +102,27 @@ def require_loopback(listen: str) -> None:
 
 @dataclass
 class Bound:
-    """Where the mesh service is bound, and the addresses that others find it at."""
+    """Where the mesh service is bound, and the addresses that others find it at.
+
+    All as of now: a machine may get another address or network while the node runs. Without any: those it had last.
+    """
 
     host: str  # an address: names are looked up when it is bound
     port: int
-    interfaces: Sequence[str]
-    found: list[tuple[str, int]] = field(default_factory=list)
+    named: Sequence[str]  # interfaces
+    _hosts: list[str] = field(default_factory=list)
+    _interfaces: list[Interface] = field(default_factory=list)
 
     def addresses(self) -> list[tuple[str, int]]:
-        """As of now: a machine may get another address while the node runs. Without a network: those it had last."""
-        with contextlib.suppress(KithError):  # an address that was named is gone
-            now = [(address, self.port) for address in addresses_for(self.host, self.interfaces)]
-            self.found = now or self.found
-        return self.found
+        with contextlib.suppress(KithError, OSError):  # an interface that was named is gone
+            self._hosts = addresses_for(self.host, self.named) or self._hosts
+        return [(host, self.port) for host in self._hosts]
+
+    def interfaces(self) -> list[Interface]:
+        """To speak multicast on."""
+        with contextlib.suppress(KithError, OSError):
+            self._interfaces = choose(self.named, self.host) or self._interfaces
+        return self._interfaces
 
 
 def bind(
@@ -146,8 +152,7 @@ def bind(
         )
     if port == 0:
         kept.write_text(f"{bound}\n")
-    address = str(resolve(host))
-    return Bound(address, bound, interfaces, [(one, bound) for one in addresses_for(address, interfaces)])
+    return Bound(str(resolve(host)), bound, interfaces)
 
 
 def _try(server: "grpc.aio.Server", credentials: grpc.ServerCredentials, host: str, port: int) -> int:

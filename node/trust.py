@@ -61,7 +61,6 @@ class Trust:
         self._renewals_said = Once(RENEWAL_SAID_AGAIN_S)
         self.renewal = Renewal(enrolment, self._linked_issuers, shell.links.stub, self._take_into_use)
         host = str(resolve(where_to_listen(daemon.config.listen)[0]))
-        hosts = [address for address, _ in daemon.addresses]
         mesh_port = daemon.addresses[0][1] if daemon.addresses else 0
         self.door = Door(
             enrolment,
@@ -70,7 +69,7 @@ class Trust:
             mesh_port + 1 if 0 < mesh_port < 65535 else 0,
             self._addresses,
             shell.denied,
-            Adverts(hosts, daemon.interfaces, logs.logger) if daemon.config.mdns else None,
+            Adverts(daemon.place, logs.logger) if daemon.config.mdns else None,
         )
 
     def door_addresses(self, port: int) -> list[Address]:

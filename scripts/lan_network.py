@@ -108,19 +108,29 @@ class Network:
             _run([*switch, "set", "dev", host, "master", BRIDGE, "up"])
             # Addresses of a host that has been up for long are not tentative: no duplicate address detection.
             _run([*self.inside(host), "sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad"])
-            settings = [
-                "link set dev lo up",
-                "link set dev eth0 up",
-                f"addr add {self.ipv4(host)}/24 brd + dev eth0",
-                f"addr add {self.ipv6(host)}/64 dev eth0 nodad",
-                "route add 224.0.0.0/4 dev eth0",  # IPv6 has its multicast route by itself
-            ]
-            _run(["ip", "-n", name, "-batch", "-"], "\n".join(settings))
+            _run(["ip", "-n", name, "link", "set", "dev", "lo", "up"])
+            self.plug(host)
         hook = "type filter hook forward priority {}; policy accept;".format
         self._nft(f"table bridge {TABLE} {{ chain forward {{ {hook(0)} }}; chain loss {{ {hook(1)} }}; }}")
 
     def _nft(self, rules: str) -> None:
         _run(["ip", "netns", "exec", self._switch, "nft", "-f", "-"], rules)
+
+    def unplug(self, host: str) -> None:
+        """Take a host's network away, its addresses with it; loopback stays."""
+        device = ["ip", "-n", self.namespace(host)]
+        _run([*device, "addr", "flush", "dev", "eth0"])
+        _run([*device, "link", "set", "dev", "eth0", "down"])
+
+    def plug(self, host: str) -> None:
+        """Bring it up, with the addresses that the host has there."""
+        settings = [
+            "link set dev eth0 up",
+            f"addr add {self.ipv4(host)}/24 brd + dev eth0",
+            f"addr add {self.ipv6(host)}/64 dev eth0 nodad",
+            "route add 224.0.0.0/4 dev eth0",  # IPv6 has its multicast route by itself
+        ]
+        _run(["ip", "-n", self.namespace(host), "-batch", "-"], "\n".join(settings))
 
     def cut(self, a: str, b: str, *, one_way: bool = False) -> None:
         """From now on nothing that `a` sends reaches `b`; nor the other way round unless `one_way`."""

@@ -20,7 +20,7 @@ from node.errors import ExitCode, KithError
 from node.http.guard import Connection, Guard
 from node.http.routes import NEEDS, OPEN_PATHS, application
 from node.http.tls import Certificate, hosts_of
-from node.interfaces import addresses_for, is_loopback
+from node.interfaces import is_loopback
 from node.limits import CONNECTIONS_MAX
 from node.listening import address_of
 
@@ -45,7 +45,7 @@ async def serve(daemon: "Daemon", listen: str) -> AsyncIterator[str]:
         )
     guarded = Guard(
         application(daemon),
-        hosts=hosts_of(host, addresses_for(host, daemon.config.interfaces), daemon.config.http_hosts, certificate),
+        hosts=hosts_of(host, daemon.config.http_hosts, certificate),
         keys=keys,
         keys_needed=keys_needed,
         needs=NEEDS,

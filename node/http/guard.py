@@ -11,6 +11,7 @@ Does not: know routes beyond the scope that each needs.
 """
 
 import asyncio
+import ipaddress
 import json
 import math
 import uuid
@@ -105,7 +106,8 @@ class Guard:
     """ASGI middleware.
 
     Args:
-        hosts: names and addresses of this machine, as a Host header may name it; `*.example.org` is one label more.
+        hosts: names and addresses of this machine, as a Host header may name it; `*.example.org` is one label more. The
+            address that the connection reached may always be named: a page of another host can not have it as its own.
         needs: path → scope that a key must have, also for what lies below the path; other paths need any key.
         open_paths: paths that need none.
         keys_needed: whether a key is needed even where none was ever made.
@@ -148,7 +150,7 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         named = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-        if len(named) != 1 or not self._is_here(named[0]):
+        if len(named) != 1 or not self._is_here(named[0], scope.get("server")):
             text = f"this node is not {named[0][:100]!r}" if named else "the request names no host"
             raise KithError("no-such-host", text, "Use an address of the node, or add the name to http_hosts.")
         host = scope["client"][0] if scope.get("client") else ""
@@ -168,9 +170,20 @@ class Guard:
         if need and need not in key.scopes:
             raise KithError("scope-missing", f"this key is not good for {need!r}", "Use one with that scope.")
 
-    def _is_here(self, header: str) -> bool:
+    def _is_here(self, header: str, reached: tuple[str, int | None] | None) -> bool:
         name = host_of_header(header)
+        if reached is not None and name == _plain(reached[0]):
+            return True
         return name in self._hosts or f"*.{name.partition('.')[2]}" in self._hosts
+
+
+def _plain(address: str) -> str:
+    """An address as a Host header names it: without a zone, and IPv4 as such where the socket is of both kinds."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
 def host_of_header(header: str) -> str:

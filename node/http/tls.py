@@ -81,13 +81,11 @@ class Certificate:
             ) from error
 
 
-def hosts_of(
-    listening: str, told: list[str], extra: tuple[str, ...], certificate: Certificate | None
-) -> frozenset[str]:
-    """Names by which a Host header may call this door.
+def hosts_of(listening: str, extra: tuple[str, ...], certificate: Certificate | None) -> frozenset[str]:
+    """Names by which a Host header may call this door, beside the address that a connection reached.
 
     Args:
-        listening: host of the setting; a wildcard means all of `told`, the addresses of this machine.
+        listening: host of the setting; with a wildcard this machine's name is one.
         extra: the setting `http_hosts`.
     """
     hosts = set(LOOPBACK_NAMES) | {name.lower().rstrip(".") for name in extra}
@@ -96,7 +94,6 @@ def hosts_of(
     except ValueError:
         wildcard = False
     if wildcard:
-        hosts |= {address.partition("%")[0] for address in told}
         hosts |= {socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
     else:
         hosts.add(listening.lower().partition("%")[0])

@@ -14,14 +14,14 @@ Source: RFC 6762 (mDNS), RFC 6763 (DNS-SD); python-zeroconf.
 import asyncio
 import ipaddress
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from logging import Logger
 from typing import Any
 
 from zeroconf import DNSQuestionType, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
-from node.interfaces import Interface
+from node.interfaces import Interface, Place
 from node.multicast import instance, open_multicast
 
 SERVICE_TYPE = "_kith-join._tcp.local."
@@ -37,17 +37,20 @@ Address = tuple[str, int]
 
 
 class Adverts:
-    """The adverts of one door: one an invite. Use from one event loop."""
+    """The adverts of one door: one an invite. Use from one event loop.
+
+    Args:
+        where: the interfaces and addresses of this node now. Sockets are opened with the first invite, and closed with
+            the last: an invite is shown on the networks of that moment.
+    """
 
     def __init__(
         self,
-        addresses: Sequence[str],
-        interfaces: Sequence[Interface],
+        where: Callable[[], Place],
         log: Logger,
         service_type: str = SERVICE_TYPE,
     ) -> None:
-        self._addresses = [address.partition("%")[0] for address in addresses]
-        self._interfaces = interfaces
+        self._where = where
         self._log = log
         self._service_type = service_type
         self._zeroconf: AsyncZeroconf | None = None
@@ -55,9 +58,10 @@ class Adverts:
 
     async def show(self, invite: str, nameplate: str, port: int) -> bool:
         """Advertise an invite: its token's id, its nameplate ("" for none). Returns whether mDNS can be used at all."""
+        addresses, interfaces = self._where()
         try:
             if self._zeroconf is None:
-                self._zeroconf = open_multicast(self._interfaces, self._log)
+                self._zeroconf = open_multicast(interfaces, self._log)
             if self._zeroconf is None:
                 return False
             name = secrets.token_hex(4)
@@ -67,7 +71,7 @@ class Adverts:
                 port=port,
                 properties={"txtvers": "1", "v": "1", "t": invite, **({"n": nameplate} if nameplate else {})},
                 server=f"kith-{name}.local.",
-                parsed_addresses=self._addresses,
+                parsed_addresses=[address.partition("%")[0] for address in addresses],
             )
             announcing = await self._zeroconf.async_register_service(info, cooperating_responders=True)
         except OSError as error:

@@ -42,6 +42,12 @@ def test_a_node_on_loopback_uses_loopback_only(host: str) -> None:
     assert is_loopback(host)
 
 
+def test_a_machine_on_no_network_speaks_to_itself() -> None:
+    assert choose((), "0.0.0.0", [LO, DOCKER, DOWN, BARE]) == choose((), "::", [LO]) == [LO]
+    assert addresses_for("0.0.0.0", present=[LO, DOWN]) == ["127.0.0.1"]
+    assert choose((), "192.168.9.9", [LO, DOWN]) == [], "where it listens nobody on loopback finds it"
+
+
 def test_names_and_addresses_override_in_the_order_given_and_once() -> None:
     assert choose(["wg0", "192.168.1.7", "eth0", "fe80::8"], "127.0.0.1", MACHINE) == [WG, ETH, WIFI]
 

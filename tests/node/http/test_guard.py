@@ -34,7 +34,9 @@ def test_the_host_in_a_header(header: str, host: str) -> None:
     assert host_of_header(header) == host
 
 
-async def asked(guard: Guard, path: str = "/v1/models", host: str = "localhost", key: str = "") -> int:
+async def asked(
+    guard: Guard, path: str = "/v1/models", host: str = "localhost", key: str = "", at: str = "10.0.0.7"
+) -> int:
     """The status; 200 where the request got through."""
     statuses: list[int | None] = []
 
@@ -42,9 +44,28 @@ async def asked(guard: Guard, path: str = "/v1/models", host: str = "localhost",
         statuses.append(message.get("status"))
 
     headers = [(b"host", host.encode())] + ([(b"authorization", f"Bearer {key}".encode())] if key else [])
-    scope = {"type": "http", "path": path, "headers": headers, "client": ("10.0.0.9", 1)}
+    scope = {"type": "http", "path": path, "headers": headers, "client": ("10.0.0.9", 1), "server": (at, 8420)}
     await guard(scope, None, send)  # type: ignore[arg-type]
     return next(status for status in statuses if status)
+
+
+@pytest.mark.parametrize(
+    ("header", "reached", "status"),
+    [
+        ("10.0.0.7:8420", "10.0.0.7", 200),
+        ("10.0.0.8:8420", "10.0.0.7", 421),
+        ("10.0.0.7", "::ffff:10.0.0.7", 200),
+        ("[fe80::7]:8420", "fe80::7%eth0", 200),
+        ("[FD00::7]", "fd00::7", 200),
+        ("/run/kith", "/run/kith", 200),
+    ],
+)
+async def test_the_address_that_was_reached_may_be_named_whatever_it_is_now(
+    header: str, reached: str, status: int, tmp_path: Path
+) -> None:
+    """A node outlives its addresses: those of its start are not asked for."""
+    door = guard(ApiKeys(tmp_path / "keys.json"), keys_needed=False)
+    assert await asked(door, host=header, at=reached) == status
 
 
 def guard(keys: ApiKeys, *, keys_needed: bool = True, app: Any = passed) -> Guard:
