@@ -74,6 +74,9 @@ _TENSOR_TYPES = {
     39: ("MXFP4", 32, 17),
 }  # fmt: skip
 
+#: In the names of tensors that hold all experts of a layer, of which a token uses some.
+_EXPERTS = "_exps."
+
 #: general.file_type → what people call it.
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
@@ -103,6 +106,7 @@ class GgufHeader:
     adapter: str = ""  # "lora"
     pooling: int = POOLING_UNNAMED
     causal: bool = True  # each token attends to those before it only, as writing needs
+    active_share: float = 1.0  # of the weights' bytes: what one token uses; less in a mixture of experts
     paths: tuple[Path, ...] = ()  # of the files that the model is in, the first one first
 
     @property
@@ -253,6 +257,7 @@ class _File:
     tensors: int
     parameters: int
     bytes_of: Counter[str]  # tensors, by the name of their type
+    expert_bytes: int  # of them: tensors that hold all experts of a layer
     file_bytes: int
 
 
@@ -282,6 +287,7 @@ def _header(files: list[_File]) -> GgufHeader:
         adapter=_text(values, "adapter.type"),
         pooling=_whole(values, f"{architecture}.pooling_type", POOLING_UNNAMED),
         causal=values.get(f"{architecture}.attention.causal", True) is not False,
+        active_share=_active_share(values, architecture, sum(file.expert_bytes for file in files), bytes_of.total()),
         paths=tuple(file.path for file in files),
     )
 
@@ -328,24 +334,25 @@ class _Reader:
         good = isinstance(alignment, int) and 0 < alignment <= ALIGNMENT_MAX and alignment & (alignment - 1) == 0
         if not good:
             raise self._damaged("its alignment is not a power of two")
-        parameters = furthest = 0
+        parameters = furthest = expert_bytes = 0
         bytes_of: Counter[str] = Counter()
         for _ in range(count):
-            elements, size, name, offset = self._tensor()
+            name, elements, size, kind, offset = self._tensor()
             if offset % alignment:
                 raise self._damaged("a tensor is not aligned")
             parameters += elements
-            bytes_of[name] += size
+            bytes_of[kind] += size
+            expert_bytes += size if _EXPERTS in name else 0
             furthest = max(furthest, offset + size)
         data_at = -(-self._at // alignment) * alignment
         if data_at + furthest > self._file_bytes:
             missing = data_at + furthest - self._file_bytes
             raise _bad(self._path, f"is cut short: {missing:,} bytes of its tensors are missing")
-        return _File(self._path, values, count, parameters, bytes_of, self._file_bytes)
+        return _File(self._path, values, count, parameters, bytes_of, expert_bytes, self._file_bytes)
 
-    def _tensor(self) -> tuple[int, int, str, int]:
-        """Elements, bytes, type name and offset of the next tensor."""
-        self._string(KEY_BYTES_MAX)
+    def _tensor(self) -> tuple[str, int, int, str, int]:
+        """Name, elements, bytes, type name and offset of the next tensor."""
+        called = self._string(KEY_BYTES_MAX)
         dimensions = self._number("<I")
         if not 0 < dimensions <= DIMENSIONS_MAX:
             raise self._damaged(f"a tensor has {dimensions} dimensions")
@@ -362,7 +369,7 @@ class _Reader:
         name, block_elements, block_bytes = _TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))  # unknown: llama.cpp judges
         if row % block_elements:
             raise self._damaged("a tensor's row is no multiple of its block")
-        return elements, elements // block_elements * block_bytes, name, offset
+        return called, elements, elements // block_elements * block_bytes, name, offset
 
     def _value(self, kind: int) -> Any:
         if kind in _NUMBERS:
@@ -444,6 +451,14 @@ def _length(values: dict[str, Any], key: str) -> int:
     if isinstance(value, _Skipped):
         return value.count
     return len(value) if isinstance(value, list) else 0
+
+
+def _active_share(values: dict[str, Any], architecture: str, expert_bytes: int, tensor_bytes: int) -> float:
+    experts = _whole(values, f"{architecture}.expert_count")
+    used = _whole(values, f"{architecture}.expert_used_count")
+    if not 0 < used <= experts or not tensor_bytes:
+        return 1.0
+    return 1.0 - expert_bytes / tensor_bytes * (1.0 - used / experts)
 
 
 def _kv_bytes_per_token(values: dict[str, Any], architecture: str) -> int:

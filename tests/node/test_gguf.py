@@ -246,6 +246,18 @@ def test_the_limit_for_a_wild_process_leaves_room_for_a_tame_one(tmp_path: Path)
     assert gguf.memory_limit_bytes(dataclasses.replace(header, kv_bytes_per_token=0), 0, 4, cores=2) == 0
 
 
+def test_of_a_mixture_of_experts_a_token_uses_a_part(tmp_path: Path) -> None:
+    file = GgufFile(data=b"\0" * 4 * 160)
+    file.text("general.architecture", "moe").u32("moe.expert_count", 8).u32("moe.expert_used_count", 2)
+    file.tensors = [("token_embd.weight", (32,), 0, 0), ("blk.0.ffn_down_exps.weight", (4, 4, 8), 0, 128)]
+    assert gguf.read_header(written(tmp_path, file.build())).active_share == pytest.approx((32 + 128 / 4) / 160)
+    assert gguf.read_header(written(tmp_path, sample().build())).active_share == 1
+    for used, count in ((0, 8), (9, 8), (2, 0)):
+        file.keys = file.keys[:1]
+        file.u32("moe.expert_count", count).u32("moe.expert_used_count", used)
+        assert gguf.read_header(written(tmp_path, file.build())).active_share == 1
+
+
 def test_a_model_in_several_files_is_all_of_them(tmp_path: Path) -> None:
     paths = write_parts(sample(), tmp_path, 2)
     whole, split = gguf.read_header(written(tmp_path, sample().build())), gguf.read_header(paths[0])
