@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,7 +35,7 @@ SPLIT_PATTERN = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 MANIFEST_BYTES_MAX = 64 << 10
 #: Left free on the disk beside a file that is pulled.
 FREE_BYTES_MARGIN = 256 << 20
-UNFINISHED = ".unfinished"
+UNFINISHED, COPY_PREFIX = ".unfinished", "copy-"
 _LOCK = ".store-lock"
 _BAD = ExitCode.BAD_INPUT
 
@@ -159,23 +160,35 @@ class ModelStore:
     # What is under way
 
     def unfinished(self) -> list[tuple[Path, int]]:
-        """Parts of files that were not pulled to their end, with the bytes that they have."""
+        """Parts of files that were not pulled to their end, and folders of copies; with the bytes that they have."""
         found = []
         with contextlib.suppress(OSError):
-            for path in sorted((self.folder / UNFINISHED).glob("*.part")):
+            for path in sorted((self.folder / UNFINISHED).iterdir()):
                 with contextlib.suppress(OSError):
-                    found.append((path, path.stat().st_size))
+                    if path.name.startswith(COPY_PREFIX):
+                        found.append((path, sum(map(_own_bytes, path.iterdir()))))
+                    elif path.suffix == ".part":
+                        found.append((path, path.stat().st_size))
         return found
 
     def drop_unfinished(self) -> int:
-        """Remove the parts that nobody writes to now; bytes that this freed."""
+        """Remove those that nobody writes to now; bytes that this freed."""
         freed = 0
         for path, size in self.unfinished():
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                if _lock(file, fcntl.LOCK_EX):
-                    path.unlink()
+            with contextlib.suppress(OSError), _opened(path) as handle:
+                if _lock(handle, fcntl.LOCK_EX):
+                    path.unlink() if path.suffix == ".part" else shutil.rmtree(path)
                     freed += size
         return freed
+
+    @contextlib.contextmanager
+    def copying(self) -> Iterator[Path]:
+        """A folder for a copy, gone afterwards; `drop_unfinished` finds it where this process was killed."""
+        folder = self.folder / UNFINISHED
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=COPY_PREFIX, dir=folder) as name, _opened(Path(name)) as handle:
+            _lock(handle, fcntl.LOCK_EX)
+            yield Path(name)
 
     def part_path(self, sha256: str) -> Path:
         return self.folder / UNFINISHED / f"{sha256}.part"
@@ -359,7 +372,23 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return False
 
 
-def _lock(file: IO[bytes], kind: int) -> bool:
+def _own_bytes(path: Path) -> int:
+    """What removing the file frees: nothing, where it has another name elsewhere."""
+    stat = path.stat()
+    return stat.st_size if stat.st_nlink == 1 else 0
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A file or folder, to lock it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _lock(file: IO[bytes] | int, kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError:
