@@ -33,6 +33,8 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\.gguf")
 #: One of several files of a model: llama.cpp wants all of them side by side, a store of single files holds none.
 SPLIT_PATTERN = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 MANIFEST_BYTES_MAX = 64 << 10
+#: Names of a file's revisions that are remembered. Threat: a manifest that grows at every pull.
+REVISIONS_MAX = 32
 #: Left free on the disk beside a file that is pulled.
 FREE_BYTES_MARGIN = 256 << 20
 UNFINISHED, COPY_PREFIX = ".unfinished", "copy-"
@@ -48,6 +50,7 @@ class Manifest:
     size_bytes: int = 0
     source: str = ""  # hf://…, file:…, peer:…, pypi:…
     revision: str = ""  # the commit, for hf://
+    pulled_as: str = ""  # for hf://: branches, tags and commits that were asked for, between blanks
     licence: str = ""
     model: str = ""  # as the file calls itself
     architecture: str = ""
@@ -87,6 +90,7 @@ class Origin:
     source: str
     revision: str = ""
     licence: str = ""
+    pulled_as: str = ""
 
 
 class FalseContentError(KithError):
@@ -251,6 +255,7 @@ class ModelStore:
             size_bytes=part.stat().st_size,
             source=origin.source,
             revision=origin.revision,
+            pulled_as=origin.pulled_as,
             licence=origin.licence or header.licence,
             added_ms=time.time_ns() // 1_000_000,
         )
@@ -262,11 +267,24 @@ class ModelStore:
                     return there
                 with part.open("rb") as file:
                     os.fsync(file.fileno())
-            write_atomically(self._manifest_path(path), json.dumps(asdict(manifest), indent=1).encode(), 0o644)
+            self._write(path, manifest)
             if not in_place:
                 part.replace(path)  # also over the same content that had no manifest
             sync_folder(self.folder)
         return Entry(path, manifest)
+
+    def pulled_again(self, entry: Entry, revision: str) -> Entry:
+        """Note that another revision has this very file. Raises `KithError` (`disk-full`, `bad-model`)."""
+        names = entry.manifest.pulled_as.split()
+        if revision in names:
+            return entry
+        noted = replace(entry.manifest, pulled_as=" ".join([*names, revision][-REVISIONS_MAX:]))
+        with told_of_disk(self.folder), self._locked():
+            self._write(entry.path, noted)
+        return Entry(entry.path, noted)
+
+    def _write(self, path: Path, manifest: Manifest) -> None:
+        write_atomically(self._manifest_path(path), json.dumps(asdict(manifest), indent=1).encode(), 0o644)
 
     def occupied(self, name: str, sha256: str) -> Entry | None:
         """The entry `name`, where it is this very file. Raises `KithError` (`model-exists`) where it is another one."""
