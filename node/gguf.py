@@ -5,10 +5,13 @@ overflow (Python's integers do not). Threat: model files come from strangers, an
 before (CVE-2026-7482, CVE-2026-27940). The file is read, not mapped: a file cut short meanwhile is an error, not a
 SIGBUS in the daemon.
 
+A large model may be split in several files that lie side by side (NAME-00001-of-00003.gguf). The first names them all,
+and the loader opens them by their names; so all are read here as well.
+
 Not guaranteed: that the tensors make a working model; only llama.cpp can tell, in the engine's process.
 
 Source: the GGUF specification in ggml/docs/gguf.md; block sizes from ggml's type traits; llama.cpp's
-`enum llama_pooling_type`.
+`enum llama_pooling_type`, `llama_split_path` and keys of split models.
 """
 
 import hashlib
@@ -43,6 +46,9 @@ DIMENSIONS_MAX = 4
 ELEMENTS_MAX = 1 << 50
 ALIGNMENT_MAX = 1 << 20
 
+#: Files of one model. Threat: a header that announces more of them than a process may have open.
+PARTS_MAX = 256
+
 #: Memory that an engine process needs beside weights and cache: interpreter, libraries, compute buffers.
 OVERHEAD_BYTES = 128 * 1024 * 1024
 
@@ -65,15 +71,19 @@ _TENSOR_TYPES = {
     20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
     24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
+    39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
+
+#: In the names of tensors that hold all experts of a layer, of which a token uses some.
+_EXPERTS = "_exps."
 
 #: general.file_type → what people call it.
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
     12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
     20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M",
-    28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4",
+    28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4", 39: "NVFP4",
+    40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 
 
@@ -97,6 +107,8 @@ class GgufHeader:
     adapter: str = ""  # "lora"
     pooling: int = POOLING_UNNAMED
     causal: bool = True  # each token attends to those before it only, as writing needs
+    active_share: float = 1.0  # of the weights' bytes: what one token uses; less in a mixture of experts
+    paths: tuple[Path, ...] = ()  # of the files that the model is in, the first one first
 
     @property
     def embeds_only(self) -> bool:
@@ -118,10 +130,43 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Raises `KithError` (`bad-model`) with the reason."""
+    """Of a model in several files: what all of them say, from the path of the first one.
+
+    Raises `KithError` (`bad-model`) with the reason.
+    """
+    first = _read(path)
+    count, number = _whole(first.values, "split.count"), _whole(first.values, "split.no")
+    if count <= 1:
+        return _header([first])
+    if count > PARTS_MAX:
+        raise _bad(path, f"is one of {count} files, and a model has {PARTS_MAX} at most")
+    if number:
+        remedy = f"Give the path of the first, which ends in -00001-of-{count:05}.gguf."
+        raise _bad(path, f"is part {number + 1} of {count} of a model", remedy)
+    paths = _parts(path, count)
+    if not paths:
+        remedy = f"Call them by their names again, which end in -00001-of-{count:05}.gguf and so on."
+        raise _bad(path, f"is one of {count} files of a model, which are found by their names", remedy)
+    files = [first, *(_read(other) for other in paths[1:])]
+    for at, file in enumerate(files):
+        if (number := _whole(file.values, "split.no")) != at:
+            raise _bad(file.path, f"is part {number + 1} of {count} of a model, and is called part {at + 1}")
+    return _header(files)
+
+
+def _parts(path: Path, count: int) -> list[Path]:
+    """The files of a model, by the names that the loader looks for; empty where this is no name of a first one."""
+    ending = f"-00001-of-{count:05}.gguf"
+    if not path.name.endswith(ending):
+        return []
+    name = path.name.removesuffix(ending)
+    return [path.with_name(f"{name}-{at:05}-of-{count:05}.gguf") for at in range(1, count + 1)]
+
+
+def _read(path: Path) -> "_File":
     try:
         with path.open("rb", buffering=1 << 20) as file:
-            return _Reader(file, path, os.fstat(file.fileno()).st_size).header()
+            return _Reader(file, path, os.fstat(file.fileno()).st_size).read()
     except FileNotFoundError as error:
         raise _bad(path, "does not exist") from error
     except IsADirectoryError as error:
@@ -200,8 +245,52 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def _bad(path: Path, reason: str) -> KithError:
-    return KithError("bad-model", f"the model file {path} {reason}", _REMEDY, ExitCode.BAD_INPUT)
+def _bad(path: Path, reason: str, remedy: str = _REMEDY) -> KithError:
+    return KithError("bad-model", f"the model file {path} {reason}", remedy, ExitCode.BAD_INPUT)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What one file holds."""
+
+    path: Path
+    values: dict[str, Any]
+    tensors: int
+    parameters: int
+    bytes_of: Counter[str]  # tensors, by the name of their type
+    expert_bytes: int  # of them: tensors that hold all experts of a layer
+    file_bytes: int
+
+
+def _header(files: list[_File]) -> GgufHeader:
+    """Of a model in these files, the first of which says what it is."""
+    values = files[0].values
+    architecture, tensors = _text(values, "general.architecture"), sum(file.tensors for file in files)
+    if not architecture or not tensors:
+        raise _bad(files[0].path, "is damaged: it names no architecture or holds no tensors")
+    bytes_of: Counter[str] = Counter()
+    for file in files:
+        bytes_of.update(file.bytes_of)
+    return GgufHeader(
+        architecture=architecture,
+        name=_text(values, "general.name"),
+        parameters=sum(file.parameters for file in files),
+        quantization=_FILE_TYPES.get(_whole(values, "general.file_type", -1)) or bytes_of.most_common(1)[0][0],
+        context_tokens=_whole(values, f"{architecture}.context_length"),
+        chat_template=_text(values, "tokenizer.chat_template"),
+        licence=_text(values, "general.license"),
+        tensor_bytes=bytes_of.total(),
+        file_bytes=sum(file.file_bytes for file in files),
+        tensors=tensors,
+        vocabulary_size=_length(values, "tokenizer.ggml.tokens"),
+        kv_bytes_per_token=_kv_bytes_per_token(values, architecture),
+        kind=_text(values, "general.type"),
+        adapter=_text(values, "adapter.type"),
+        pooling=_whole(values, f"{architecture}.pooling_type", POOLING_UNNAMED),
+        causal=values.get(f"{architecture}.attention.causal", True) is not False,
+        active_share=_active_share(values, architecture, sum(file.expert_bytes for file in files), bytes_of.total()),
+        paths=tuple(file.path for file in files),
+    )
 
 
 class _Reader:
@@ -215,7 +304,7 @@ class _Reader:
         self._strings_left = ARRAY_STRINGS_MAX
         self._bytes_left = KEPT_BYTES_MAX
 
-    def header(self) -> GgufHeader:
+    def read(self) -> _File:
         if self._file_bytes == 0:
             raise _bad(self._path, "is empty")
         magic = self._file.read(4)
@@ -230,8 +319,7 @@ class _Reader:
         tensor_count, key_count = self._number("<Q"), self._number("<Q")
         if tensor_count > TENSORS_MAX or key_count > KEYS_MAX:
             raise self._damaged(f"it announces {tensor_count} tensors and {key_count} keys")
-        values = self._values(key_count)
-        return self._with_tensors(values, tensor_count)
+        return self._with_tensors(self._values(key_count), tensor_count)
 
     def _values(self, count: int) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -242,51 +330,30 @@ class _Reader:
             values[key] = self._value(self._number("<I"))
         return values
 
-    def _with_tensors(self, values: dict[str, Any], count: int) -> GgufHeader:
+    def _with_tensors(self, values: dict[str, Any], count: int) -> _File:
         alignment = values.get("general.alignment", 32)
         good = isinstance(alignment, int) and 0 < alignment <= ALIGNMENT_MAX and alignment & (alignment - 1) == 0
         if not good:
             raise self._damaged("its alignment is not a power of two")
-        parameters = tensor_bytes = furthest = 0
+        parameters = furthest = expert_bytes = 0
         bytes_of: Counter[str] = Counter()
         for _ in range(count):
-            elements, size, name, offset = self._tensor()
+            name, elements, size, kind, offset = self._tensor()
             if offset % alignment:
                 raise self._damaged("a tensor is not aligned")
             parameters += elements
-            tensor_bytes += size
-            bytes_of[name] += size
+            bytes_of[kind] += size
+            expert_bytes += size if _EXPERTS in name else 0
             furthest = max(furthest, offset + size)
         data_at = -(-self._at // alignment) * alignment
         if data_at + furthest > self._file_bytes:
             missing = data_at + furthest - self._file_bytes
             raise _bad(self._path, f"is cut short: {missing:,} bytes of its tensors are missing")
-        architecture = _text(values, "general.architecture")
-        if not architecture or not count:
-            raise self._damaged("it names no architecture or holds no tensors")
-        quantization = _FILE_TYPES.get(_whole(values, "general.file_type", -1)) or bytes_of.most_common(1)[0][0]
-        return GgufHeader(
-            architecture=architecture,
-            name=_text(values, "general.name"),
-            parameters=parameters,
-            quantization=quantization,
-            context_tokens=_whole(values, f"{architecture}.context_length"),
-            chat_template=_text(values, "tokenizer.chat_template"),
-            licence=_text(values, "general.license"),
-            tensor_bytes=tensor_bytes,
-            file_bytes=self._file_bytes,
-            tensors=count,
-            vocabulary_size=_length(values, "tokenizer.ggml.tokens"),
-            kv_bytes_per_token=_kv_bytes_per_token(values, architecture),
-            kind=_text(values, "general.type"),
-            adapter=_text(values, "adapter.type"),
-            pooling=_whole(values, f"{architecture}.pooling_type", POOLING_UNNAMED),
-            causal=values.get(f"{architecture}.attention.causal", True) is not False,
-        )
+        return _File(self._path, values, count, parameters, bytes_of, expert_bytes, self._file_bytes)
 
-    def _tensor(self) -> tuple[int, int, str, int]:
-        """Elements, bytes, type name and offset of the next tensor."""
-        self._string(KEY_BYTES_MAX)
+    def _tensor(self) -> tuple[str, int, int, str, int]:
+        """Name, elements, bytes, type name and offset of the next tensor."""
+        called = self._string(KEY_BYTES_MAX)
         dimensions = self._number("<I")
         if not 0 < dimensions <= DIMENSIONS_MAX:
             raise self._damaged(f"a tensor has {dimensions} dimensions")
@@ -303,7 +370,7 @@ class _Reader:
         name, block_elements, block_bytes = _TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))  # unknown: llama.cpp judges
         if row % block_elements:
             raise self._damaged("a tensor's row is no multiple of its block")
-        return elements, elements // block_elements * block_bytes, name, offset
+        return called, elements, elements // block_elements * block_bytes, name, offset
 
     def _value(self, kind: int) -> Any:
         if kind in _NUMBERS:
@@ -385,6 +452,14 @@ def _length(values: dict[str, Any], key: str) -> int:
     if isinstance(value, _Skipped):
         return value.count
     return len(value) if isinstance(value, list) else 0
+
+
+def _active_share(values: dict[str, Any], architecture: str, expert_bytes: int, tensor_bytes: int) -> float:
+    experts = _whole(values, f"{architecture}.expert_count")
+    used = _whole(values, f"{architecture}.expert_used_count")
+    if not 0 < used <= experts or not tensor_bytes:
+        return 1.0
+    return 1.0 - expert_bytes / tensor_bytes * (1.0 - used / experts)
 
 
 def _kv_bytes_per_token(values: dict[str, Any], architecture: str) -> int:

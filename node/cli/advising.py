@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from node.cli import output, session
@@ -79,8 +80,23 @@ def _measured(ctx: typer.Context) -> Measured | None:
     if not (engine.model_bytes and engine.parameters and rates.decode_tokens_per_s and rates.prefill_tokens_per_s):
         return None
     return Measured(
-        engine.model, engine.model_bytes, engine.parameters, rates.prefill_tokens_per_s, rates.decode_tokens_per_s
+        engine.model,
+        engine.model_bytes,
+        engine.parameters,
+        rates.prefill_tokens_per_s,
+        rates.decode_tokens_per_s,
+        _active_share(shown.path),
     )
+
+
+def _active_share(path: str) -> float:
+    """Of the weights in a model file; all, where it can not be told."""
+    from node import gguf
+
+    try:
+        return gguf.read_header(Path(path)).active_share if path else 1.0
+    except KithError:
+        return 1.0
 
 
 def as_dict(advice: Advice, machine: Machine, served: list[local_pb2.NodeInfo]) -> dict[str, Any]:

@@ -31,8 +31,14 @@ PATTERN_CHARACTERS_MAX = 500
 _LENGTHS = ("minItems", "maxItems", "minLength", "maxLength")
 _CHARACTER = r'[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F])'
 _SHORTHANDS = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}
+#: The same in a class that excludes them: all that is a space.
+_EXCLUDED = {**_SHORTHANDS, "s": r" \xA0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000\uFEFF"}
 _UNSAFE = r"\"\\\x00-\x1F\x7F"  # in a class
 _NEVER = ((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
+_CLASS = r"\[(?:\\.|[^\]\\])*\]"
+#: What differs between regular expressions and the converter's dialect of them.
+_UNIT = re.compile(_CLASS + r"|\\.|\(\?:|(?:[*+?]|\{[\d,]*\})\?", re.DOTALL)
+_ANCHORS = re.compile(f"({_CLASS})" + r"|\$\|\^", re.DOTALL)
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r"}
 
 
@@ -106,24 +112,47 @@ def _pattern(pattern: str) -> str:
     def unit(match: re.Match[str]) -> str:
         text = match.group()
         if text.startswith("["):
-            body = re.sub(r"\\([dws])", lambda short: _SHORTHANDS[short[1]], text[1:-1])
-            inverted = "^" if body.startswith("^") else ""
-            body = _UNSAFE + body[1:] if inverted else body
-            rules, root = read(f"root ::= [{inverted}{body}]")
-            (allowed,) = rules[root][0]
-            assert isinstance(allowed, Characters)
-            if any(allowed.meets(low, high) for low, high in _NEVER):
-                raise _bad("a class of a pattern holds quotation marks, backslashes or control characters")
-            return f"[{inverted}{body}]"
+            return _class(text[1:-1])
+        if text == "(?:":
+            return "("
+        if not text.startswith("\\"):
+            return text[:-1]  # what is repeated reluctantly is the same in the end
         if text[1] in _SHORTHANDS:
             return f"[{_SHORTHANDS[text[1]]}]"
+        if text[1].lower() in _SHORTHANDS:
+            return f"[^{_UNSAFE}{_EXCLUDED[text[1].lower()]}]"
         if text[1].isalnum() or text[1] in '"\\':
             raise _bad(f"the escape {text} of a pattern is not known")
         return f"[\\x{ord(text[1]):02X}]" if text[1].isascii() else text[1]
 
     if '"' in re.sub(r"\[.*?\]", "", pattern) or any(character < " " for character in pattern):
         raise _bad("a pattern holds quotation marks or control characters")
-    return re.sub(r"\[(?:\\.|[^\]\\])*\]|\\.", unit, pattern, flags=re.DOTALL)
+    converted = _UNIT.sub(unit, pattern)
+    if not (converted.startswith("^") and converted.endswith("$")):
+        return converted  # which the converter refuses
+    whole = _ANCHORS.sub(lambda match: match[1] or "|", converted[1:-1])
+    if re.search(r"[$^]", re.sub(_CLASS, "", whole)):
+        raise _bad("a pattern has ^ or $ inside")
+    # In brackets: the quotation marks around it belong to all alternatives.
+    return f"^({whole})$" if "|" in whole else f"^{whole}$"
+
+
+def _class(body: str) -> str:
+    """A class of a pattern as a class of a grammar."""
+    known = _EXCLUDED if body.startswith("^") else _SHORTHANDS
+    body = re.sub(r"\\([dws])", lambda short: known[short[1]], body)
+    body = re.sub(r"\\([^\w\s\]\[\\^/-])", r"\1", body)  # what needs no escape in a grammar may have none
+    inverted = "^" if body.startswith("^") else ""
+    body = _UNSAFE + body[1:] if inverted else body
+    try:
+        rules, root = read(f"root ::= [{inverted}{body}]")
+    except KithError as error:
+        raise _bad(f"the class [{body[:40]}] of a pattern is not known") from error
+    (allowed,) = rules[root][0]
+    assert isinstance(allowed, Characters)
+    if any(allowed.meets(low, high) for low, high in _NEVER):
+        raise _bad("a class of a pattern holds quotation marks, backslashes or control characters")
+    return f"[{inverted}{body}]"
 
 
 @cache

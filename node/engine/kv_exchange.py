@@ -5,7 +5,7 @@ and everybody waits). What comes in is checked by the caller's thread; only the 
 among the spilled prefixes until a prompt wants it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mesh.wire import engine_pb2
@@ -23,8 +23,8 @@ _FRAME_REST_BYTES = 4 << 20
 class KvExchange:
     """`name` is empty where this engine can not do it: its memory is of another kind, or there is no room to spill."""
 
-    def __init__(self, context: llama.Context, model: Path, state: bytearray, spill_bytes: int) -> None:
-        """`state`: one of this context, with some tokens."""
+    def __init__(self, context: llama.Context, model: Sequence[Path], state: bytearray, spill_bytes: int) -> None:
+        """`model`: its files; `state`: one of this context, with some tokens."""
         self._context_tokens = context.context_tokens
         self._context = context
         self._spill_bytes = spill_bytes

@@ -28,7 +28,7 @@ MAGIC = b"KITHKV1\0"
 _HEAD = struct.Struct("<8s64sI32s32s")
 _CELL = np.dtype([("position", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
 
-#: Bytes of a model file that its fingerprint reads: this many blocks, evenly spread, of this size.
+#: Bytes of each file of a model that its fingerprint reads: this many blocks, evenly spread, of this size.
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 
 
@@ -198,14 +198,17 @@ def for_streams(state: bytearray, streams: int) -> bytearray:
     return head + struct.pack("<I", streams) + bytes(4 * streams)
 
 
-def model_fingerprint(path: Path) -> str:
-    """Tells model files apart without reading them whole: size, beginning and evenly spread blocks. Hex digits."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for number in range(_BLOCKS):
-            file.seek(number * size // _BLOCKS)
-            digest.update(file.read(_BLOCK_BYTES))
+def model_fingerprint(paths: Sequence[Path]) -> str:
+    """Tells models apart without reading their files whole: of each its size, beginning and evenly spread blocks. Hex
+    digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(str(size).encode())
+        with path.open("rb") as file:
+            for number in range(_BLOCKS):
+                file.seek(number * size // _BLOCKS)
+                digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
 
 

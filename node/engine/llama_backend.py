@@ -47,7 +47,7 @@ class LlamaBackend:
         embedder = Embedder(model, self._context_tokens, threads, header.vector_pooling())
         self._requests = LlamaRequests(model, template, adapters, embedder, self._context_tokens)
         state = _warm_up(context, min(WARM_UP_TOKENS, self._context_tokens))
-        self._kv = KvExchange(context, file.path, state, command.spill_bytes)
+        self._kv = KvExchange(context, header.paths, state, command.spill_bytes)
         self._kv_fixed = _kv_fixed(command, slots, movable=bool(self._kv.name))
         token_bytes = 0 if self._kv_fixed else self._kv.token_bytes
         self._loop = LlamaLoop(context, slots, self._outbox.flush, adapters, command.spill_bytes, token_bytes)

@@ -7,8 +7,8 @@ inside a template; the sandbox refuses the known ones, and the process can be ki
 
 A model without a template is given a plain dialogue, see `PLAIN_TEMPLATE`: base models continue it sensibly.
 
-Source of the conventions (trim_blocks, raise_exception, strftime_now, loop controls): transformers,
-`apply_chat_template`.
+Source of the conventions (trim_blocks, raise_exception, strftime_now, loop controls, generation blocks, the options of
+tojson): transformers, `apply_chat_template`.
 """
 
 import contextlib
@@ -22,7 +22,10 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.meta
+from jinja2 import nodes
 from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mesh.wire import engine_pb2
@@ -68,6 +71,17 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
+class _ModelsOwn(Extension):
+    """`{% generation %}…{% endgeneration %}`: marks what the model says, for those who train it. What is between is
+    shown as it is, in a scope of its own."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class ChatTemplate:
     """One model's template, compiled once. Not safe to share between threads while rendering."""
 
@@ -77,7 +91,7 @@ class ChatTemplate:
         self._bos = bos
         self._eos = eos
         environment = _Environment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _ModelsOwn], autoescape=False
         )
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
@@ -187,5 +201,11 @@ def _strftime_now(pattern: str) -> str:
     return datetime.datetime.now().strftime(str(pattern)[:100])
 
 
-def _tojson(value: Any, indent: int | None = None, **_options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,7 +1,7 @@
 """Which model for this machine and kind of task: the best that fits and is quick enough, with the reasons.
 
     writes (tokens/s) = bytes of memory read a second / bytes of the weights that a token uses
-    reads  (tokens/s) = what a node measured, scaled by parameters; else PREFILL_OVER_DECODE × writes
+    reads  (tokens/s) = what a node measured, scaled by parameters that a token uses; else PREFILL_OVER_DECODE × writes
 
 Idea: of the catalogue's models that suit the task, those whose weights, cache and libraries fit in memory are ranked by
 tier; the best tier that writes fast enough wins, the quicker one of two equals. What is estimated is called so. A
@@ -126,17 +126,23 @@ def _candidate(model: LocalModel, kind: TaskKind, machine: Machine, memory: int,
         seconds * machine.watts_max,
         decode >= kind.decode_min,
         here,
-        machine.measured is not None and machine.measured.model_bytes == model.bytes,
+        _is_measured(model, machine),
     )
 
 
+def _is_measured(model: LocalModel, machine: Machine) -> bool:
+    return machine.measured is not None and machine.measured.model_bytes == model.bytes
+
+
 def rates(model: LocalModel, machine: Machine) -> tuple[float, float]:
-    """Tokens/s read and written, estimated; 0 where nothing is known."""
+    """Tokens/s read and written, estimated where this very model was not measured; 0 where nothing is known."""
     active_bytes = model.bytes * model.active_share
     if (measured := machine.measured) is not None:
-        decode = measured.decode_tokens_per_s * measured.model_bytes / active_bytes
+        if _is_measured(model, machine):
+            return measured.prefill_tokens_per_s, measured.decode_tokens_per_s
+        decode = measured.decode_tokens_per_s * measured.model_bytes * measured.active_share / active_bytes
         active = model.active or model.parameters
-        return measured.prefill_tokens_per_s * measured.parameters / active, decode
+        return measured.prefill_tokens_per_s * measured.parameters * measured.active_share / active, decode
     decode = BANDWIDTH_SHARE * machine.read_bytes_per_s / active_bytes
     return PREFILL_OVER_DECODE * decode, decode
 

@@ -52,19 +52,21 @@ def pull(
     """
     _require_library()
     name = check_name(name or source.name)
+    revision = source.revision or "main"
     with _told(source):
-        info = _info(source)
+        info = _info(source, revision)
         commit, expected, size = _pinned(source, info)
         if sha256 and sha256.lower() != expected:
             message = f"{source} has the SHA-256 {expected} at {commit[:12]}, not {sha256.lower()}"
             raise KithError("bad-model", message, "Correct --sha256, or name another revision.", ExitCode.BAD_INPUT)
         if (there := store.occupied(name, expected)) is not None:
-            return there
+            return store.pulled_again(there, revision) if there.manifest.source == str(source) else there
+        _check_size(source, size)
         with store.part(expected, size) as file:
             _read(source, commit, size, file, progress)
             file.flush()
             os.fsync(file.fileno())
-            origin = Origin(str(source), commit, _licence(info))
+            origin = Origin(str(source), commit, _licence(info), revision)
             return store.finish(store.part_path(expected), name, expected, origin)
 
 
@@ -80,10 +82,9 @@ def _require_library() -> None:
         raise KithError("no-hub", message, remedy, ExitCode.UNAVAILABLE) from error
 
 
-def _info(source: HubSource) -> "ModelInfo":
+def _info(source: HubSource, revision: str) -> "ModelInfo":
     from huggingface_hub import HfApi
 
-    revision = source.revision or "main"
     return HfApi(library_name="kithmesh").model_info(
         source.repo, revision=revision, timeout=INFO_WITHIN_S, files_metadata=True
     )
@@ -103,6 +104,17 @@ def _pinned(source: HubSource, info: "ModelInfo") -> tuple[str, str, int]:
         message = f"the repository {source.repo} names no SHA-256 of {source.file}, so it can not be checked"
         raise KithError("bad-model", message, "Take the file from a repository that stores it by LFS.")
     return info.sha, found.lfs.sha256.lower(), found.lfs.size
+
+
+def _check_size(source: HubSource, size: int) -> None:
+    """Raises `KithError` (`bad-model`) for what the library does not read in one request."""
+    from huggingface_hub import constants
+
+    if size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        most = constants.MAX_HTTP_DOWNLOAD_SIZE / 1e9
+        message = f"{source} has {size / 1e9:.1f} GB, too large for one request, which gives {most:.0f} GB at most"
+        remedy = f"hf download {source.repo} {source.file} --local-dir DIR, then kith model pull DIR/{source.file}"
+        raise KithError("bad-model", message, remedy, ExitCode.UNAVAILABLE)
 
 
 def _licence(info: "ModelInfo") -> str:

@@ -1,18 +1,17 @@
 """A model file that the user already has, taken into the store: linked where the disk can, else copied, then hashed.
 
-A link costs no space; a copy goes through the part of its hash, so an interrupted one is never taken for whole.
+A link costs no space; a copy is made in a folder of its own, so an interrupted one is never taken for whole.
 """
 
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from node import gguf
 from node.errors import ExitCode, KithError
-from node.models.store import UNFINISHED, Entry, ModelStore, Origin, check_name, file_sha256, told_of_disk
+from node.models.store import Entry, ModelStore, Origin, check_name, file_sha256, told_of_disk
 
 Progress = Callable[[int, int], None]
 COPY_BYTES = 4 << 20
@@ -35,17 +34,14 @@ def pull_file(
     origin = Origin(f"file:{path}")
     if path.parent.resolve() == store.folder.resolve() and name == path.name:
         return store.take(path, name, _checked(path, sha256), origin)  # put there by hand: it gets its manifest
-    with told_of_disk(store.folder):
-        folder = store.folder / UNFINISHED
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="copy-", dir=folder) as own:
-            part = Path(own) / name
-            try:
-                os.link(path.resolve(), part)
-            except OSError:
-                store.check_room(size)
-                _copy(path, part, size, progress)
-            return store.take(part, name, _checked(part, sha256), origin)
+    with told_of_disk(store.folder), store.copying() as folder:
+        part = folder / name
+        try:
+            os.link(path.resolve(), part)
+        except OSError:
+            store.check_room(size)
+            _copy(path, part, size, progress)
+        return store.take(part, name, _checked(part, sha256), origin)
 
 
 def _checked(path: Path, sha256: str) -> str:

@@ -63,7 +63,7 @@ class Serving:
         manifest = manifest_of(
             header,
             sha256=known_sha256(path, self._store.folder),
-            size_bytes=header.file_bytes,
+            size_bytes=path.stat().st_size,  # of this file alone, where the model is in several
             source=f"file:{path}",
         )
         return Entry(path, manifest)

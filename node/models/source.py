@@ -10,7 +10,7 @@ from pathlib import Path
 
 from node.errors import ExitCode, KithError
 from node.models.default import default_model_path
-from node.models.store import SPLIT_PATTERN, Entry, ModelStore
+from node.models.store import SPLIT_PATTERN, Entry, Manifest, ModelStore
 
 HUB_PREFIX, PEER_PREFIX, HASH_PREFIX = "hf://", "peer:", "sha256:"
 _WORD = r"[A-Za-z0-9][\w.-]{0,95}"
@@ -95,18 +95,21 @@ def resolve_model(spec: str, store: ModelStore | None = None) -> Path:
 
 
 def pulled_from(source: HubSource, store: ModelStore) -> Entry | None:
-    """The file in the store that came from there; the newest, where no revision is asked for."""
+    """The file in the store that came from there, by this revision; the newest, where none is asked for."""
     found = [
         entry
         for entry in store.entries()
-        if entry.manifest.source == str(source) and entry.manifest.revision.startswith(_commit(source.revision))
+        if entry.manifest.source == str(source) and _is_of(entry.manifest, source.revision)
     ]
     return max(found, key=lambda entry: entry.manifest.added_ms, default=None)
 
 
-def _commit(revision: str) -> str:
-    """What a pinned commit must begin with. A branch or tag says nothing about what was pulled."""
-    return revision if re.fullmatch(r"[0-9a-f]{7,40}", revision) else ""
+def _is_of(manifest: Manifest, revision: str) -> bool:
+    if not revision or revision in manifest.pulled_as.split():
+        return True
+    if re.fullmatch(r"[0-9a-f]{7,40}", revision):
+        return manifest.revision.startswith(revision)
+    return not manifest.pulled_as  # earlier releases did not note by which branch or tag they pulled
 
 
 def _hub(text: str) -> HubSource:

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -32,9 +33,11 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\.gguf")
 #: One of several files of a model: llama.cpp wants all of them side by side, a store of single files holds none.
 SPLIT_PATTERN = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 MANIFEST_BYTES_MAX = 64 << 10
+#: Names of a file's revisions that are remembered. Threat: a manifest that grows at every pull.
+REVISIONS_MAX = 32
 #: Left free on the disk beside a file that is pulled.
 FREE_BYTES_MARGIN = 256 << 20
-UNFINISHED = ".unfinished"
+UNFINISHED, COPY_PREFIX = ".unfinished", "copy-"
 _LOCK = ".store-lock"
 _BAD = ExitCode.BAD_INPUT
 
@@ -47,6 +50,7 @@ class Manifest:
     size_bytes: int = 0
     source: str = ""  # hf://…, file:…, peer:…, pypi:…
     revision: str = ""  # the commit, for hf://
+    pulled_as: str = ""  # for hf://: branches, tags and commits that were asked for, between blanks
     licence: str = ""
     model: str = ""  # as the file calls itself
     architecture: str = ""
@@ -86,6 +90,7 @@ class Origin:
     source: str
     revision: str = ""
     licence: str = ""
+    pulled_as: str = ""
 
 
 class FalseContentError(KithError):
@@ -159,23 +164,35 @@ class ModelStore:
     # What is under way
 
     def unfinished(self) -> list[tuple[Path, int]]:
-        """Parts of files that were not pulled to their end, with the bytes that they have."""
+        """Parts of files that were not pulled to their end, and folders of copies; with the bytes that they have."""
         found = []
         with contextlib.suppress(OSError):
-            for path in sorted((self.folder / UNFINISHED).glob("*.part")):
+            for path in sorted((self.folder / UNFINISHED).iterdir()):
                 with contextlib.suppress(OSError):
-                    found.append((path, path.stat().st_size))
+                    if path.name.startswith(COPY_PREFIX):
+                        found.append((path, sum(map(_own_bytes, path.iterdir()))))
+                    elif path.suffix == ".part":
+                        found.append((path, path.stat().st_size))
         return found
 
     def drop_unfinished(self) -> int:
-        """Remove the parts that nobody writes to now; bytes that this freed."""
+        """Remove those that nobody writes to now; bytes that this freed."""
         freed = 0
         for path, size in self.unfinished():
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                if _lock(file, fcntl.LOCK_EX):
-                    path.unlink()
+            with contextlib.suppress(OSError), _opened(path) as handle:
+                if _lock(handle, fcntl.LOCK_EX):
+                    path.unlink() if path.suffix == ".part" else shutil.rmtree(path)
                     freed += size
         return freed
+
+    @contextlib.contextmanager
+    def copying(self) -> Iterator[Path]:
+        """A folder for a copy, gone afterwards; `drop_unfinished` finds it where this process was killed."""
+        folder = self.folder / UNFINISHED
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=COPY_PREFIX, dir=folder) as name, _opened(Path(name)) as handle:
+            _lock(handle, fcntl.LOCK_EX)
+            yield Path(name)
 
     def part_path(self, sha256: str) -> Path:
         return self.folder / UNFINISHED / f"{sha256}.part"
@@ -238,6 +255,7 @@ class ModelStore:
             size_bytes=part.stat().st_size,
             source=origin.source,
             revision=origin.revision,
+            pulled_as=origin.pulled_as,
             licence=origin.licence or header.licence,
             added_ms=time.time_ns() // 1_000_000,
         )
@@ -249,11 +267,24 @@ class ModelStore:
                     return there
                 with part.open("rb") as file:
                     os.fsync(file.fileno())
-            write_atomically(self._manifest_path(path), json.dumps(asdict(manifest), indent=1).encode(), 0o644)
+            self._write(path, manifest)
             if not in_place:
                 part.replace(path)  # also over the same content that had no manifest
             sync_folder(self.folder)
         return Entry(path, manifest)
+
+    def pulled_again(self, entry: Entry, revision: str) -> Entry:
+        """Note that another revision has this very file. Raises `KithError` (`disk-full`, `bad-model`)."""
+        names = entry.manifest.pulled_as.split()
+        if revision in names:
+            return entry
+        noted = replace(entry.manifest, pulled_as=" ".join([*names, revision][-REVISIONS_MAX:]))
+        with told_of_disk(self.folder), self._locked():
+            self._write(entry.path, noted)
+        return Entry(entry.path, noted)
+
+    def _write(self, path: Path, manifest: Manifest) -> None:
+        write_atomically(self._manifest_path(path), json.dumps(asdict(manifest), indent=1).encode(), 0o644)
 
     def occupied(self, name: str, sha256: str) -> Entry | None:
         """The entry `name`, where it is this very file. Raises `KithError` (`model-exists`) where it is another one."""
@@ -359,7 +390,23 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return False
 
 
-def _lock(file: IO[bytes], kind: int) -> bool:
+def _own_bytes(path: Path) -> int:
+    """What removing the file frees: nothing, where it has another name elsewhere."""
+    stat = path.stat()
+    return stat.st_size if stat.st_nlink == 1 else 0
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A file or folder, to lock it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _lock(file: IO[bytes] | int, kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError:

@@ -31,6 +31,7 @@ class Measured:
     parameters: int
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
+    active_share: float = 1.0  # of its weights: what one token uses
 
 
 @dataclass(frozen=True)

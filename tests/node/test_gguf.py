@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from node import gguf
 from node.errors import ExitCode, KithError
-from tests.node.engine.gguf_files import ARRAY, BOOL, STRING, GgufFile, sample
+from tests.node.engine.gguf_files import ARRAY, BOOL, STRING, U16, GgufFile, sample, write_parts
 
 
 def refused(path: Path) -> str:
@@ -244,6 +244,62 @@ def test_the_limit_for_a_wild_process_leaves_room_for_a_tame_one(tmp_path: Path)
     assert limit > 2 * (header.tensor_bytes + 4 * 512 * header.kv_bytes_per_token) + gguf.OVERHEAD_BYTES
     assert limit < gguf.memory_limit_bytes(header, 0, 4, cores=64)
     assert gguf.memory_limit_bytes(dataclasses.replace(header, kv_bytes_per_token=0), 0, 4, cores=2) == 0
+
+
+def test_of_a_mixture_of_experts_a_token_uses_a_part(tmp_path: Path) -> None:
+    file = GgufFile(data=b"\0" * 4 * 160)
+    file.text("general.architecture", "moe").u32("moe.expert_count", 8).u32("moe.expert_used_count", 2)
+    file.tensors = [("token_embd.weight", (32,), 0, 0), ("blk.0.ffn_down_exps.weight", (4, 4, 8), 0, 128)]
+    assert gguf.read_header(written(tmp_path, file.build())).active_share == pytest.approx((32 + 128 / 4) / 160)
+    assert gguf.read_header(written(tmp_path, sample().build())).active_share == 1
+    for used, count in ((0, 8), (9, 8), (2, 0)):
+        file.keys = file.keys[:1]
+        file.u32("moe.expert_count", count).u32("moe.expert_used_count", used)
+        assert gguf.read_header(written(tmp_path, file.build())).active_share == 1
+
+
+def test_a_model_in_several_files_is_all_of_them(tmp_path: Path) -> None:
+    paths = write_parts(sample(), tmp_path, 2)
+    whole, split = gguf.read_header(written(tmp_path, sample().build())), gguf.read_header(paths[0])
+    assert split.file_bytes == sum(path.stat().st_size for path in paths)
+    assert split.paths == tuple(paths)
+    assert dataclasses.replace(split, file_bytes=whole.file_bytes, paths=whole.paths) == whole
+
+
+def test_a_first_file_without_tensors_is_read(tmp_path: Path) -> None:
+    file = sample()
+    paths = write_parts(file, tmp_path, 1, "own")
+    keys = file.keys
+    first = GgufFile(keys=[*keys, ("split.no", U16, b"\0\0"), ("split.count", U16, b"\2\0")])
+    (tmp_path / "own-00001-of-00002.gguf").write_bytes(first.build())
+    second = GgufFile(keys=[("split.no", U16, b"\1\0"), ("split.count", U16, b"\2\0")], tensors=file.tensors)
+    second.data = file.data
+    (tmp_path / "own-00002-of-00002.gguf").write_bytes(second.build())
+    header = gguf.read_header(tmp_path / "own-00001-of-00002.gguf")
+    assert (header.tensors, header.parameters) == (2, gguf.read_header(paths[0]).parameters)
+
+
+def test_every_file_of_a_model_is_checked_before_it_is_loaded(tmp_path: Path) -> None:
+    first, second = write_parts(sample(), tmp_path, 2)
+    good = second.read_bytes()
+    assert "is part 2 of 2" in refused(second)
+    second.write_bytes(good[:-32])
+    assert f"{second} is cut short" in refused(first)
+    second.write_bytes(good.replace(b"GGUF", b"GGML", 1))
+    assert f"{second} is not a GGUF file" in refused(first)
+    second.write_bytes(first.read_bytes())
+    assert f"{second} is part 1 of 2" in refused(first)
+    second.unlink()
+    assert f"{second} does not exist" in refused(first)
+    assert "is one of 2 files" in refused(first.rename(tmp_path / "other.gguf"))
+
+
+def test_a_model_of_too_many_files_is_refused(tmp_path: Path) -> None:
+    file = sample()
+    file.keys += [("split.no", U16, b"\0\0"), ("split.count", U16, b"\xff\xff")]
+    path = tmp_path / "model-00001-of-65535.gguf"
+    path.write_bytes(file.build())
+    assert "65535 files" in refused(path)
 
 
 @pytest.mark.model

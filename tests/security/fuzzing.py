@@ -392,7 +392,7 @@ def _files(folder: Path) -> Iterator[Target]:
     def gguf_headers(rng: Rng) -> None:
         data = nearly(rng, model)
         try:
-            header = gguf._Reader(io.BytesIO(data), path, len(data)).header()
+            header = gguf._header([gguf._Reader(io.BytesIO(data), path, len(data)).read()])
             assert header.tensor_bytes <= max(len(data), 1) * 4096
             gguf.memory_limit_bytes(header, 0, 1, 1)
             gguf.check_memory(header, 0, 1, available_bytes=1 << 30)

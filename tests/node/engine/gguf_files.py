@@ -2,8 +2,9 @@
 
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 
-STRING, ARRAY, U32, U64, BOOL, F32 = 8, 9, 4, 10, 7, 6
+STRING, ARRAY, U16, U32, I32, U64, BOOL, F32 = 8, 9, 2, 4, 5, 10, 7, 6
 
 
 def string(text: str) -> bytes:
@@ -49,6 +50,26 @@ class GgufFile:
     def build(self) -> bytes:
         header = self.header()
         return header + b"\0" * (-len(header) % 32) + self.data
+
+
+def write_parts(file: GgufFile, folder: Path, count: int, name: str = "model") -> list[Path]:
+    """The same model in so many files, as llama.cpp splits one: the first has the keys, each some of the tensors."""
+    ends = [offset for _, _, _, offset in file.tensors[1:]] + [len(file.data)]
+    size = -(-len(file.tensors) // count)
+    paths = []
+    for number in range(count):
+        part = GgufFile(keys=list(file.keys) if number == 0 else [])
+        part.keys += [("split.no", U16, struct.pack("<H", number)), ("split.count", U16, struct.pack("<H", count))]
+        part.keys.append(("split.tensors.count", I32, struct.pack("<i", len(file.tensors))))
+        taken = range(number * size, min((number + 1) * size, len(file.tensors)))
+        for at in taken:
+            tensor, shape, kind, offset = file.tensors[at]
+            part.tensors.append((tensor, shape, kind, len(part.data)))
+            part.data += file.data[offset : ends[at]]
+            part.data += b"\0" * (-len(part.data) % 32)
+        paths.append(folder / f"{name}-{number + 1:05}-of-{count:05}.gguf")
+        paths[-1].write_bytes(part.build())
+    return paths
 
 
 def sample() -> GgufFile:

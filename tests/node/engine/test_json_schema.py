@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from typing import Any
 
 import pytest
@@ -129,6 +130,47 @@ def test_patterns_hold_and_stay_json() -> None:
     assert texts({"type": "string", "pattern": r"^(a.c|[^x]\w{2}\.)+$"})
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "^foo|bar$",
+        "^(a|b)|c|d{2}$",
+        r"^$|^\d+$|^[$|^]:$",
+        r"^[\w\.-]+:[\w\.-]+\.\w+$",
+        r"^[a-z\+\*\(\)]+$",
+        r"^[^\.\s\d]+$",
+        r"^[\]\[\^\-]+$",
+        r"^\S+$",
+        r"^\D\W\w$",
+        "^a+?b*?c??d{1,2}?$",
+        "^(?:ab|c)+$",
+        r"^\+\?*:[.+]?$",
+    ],
+)
+def test_all_that_is_said_under_a_pattern_is_json_that_matches_it(pattern: str) -> None:
+    wanted = re.compile(pattern, re.ASCII)
+    for (value,) in texts(
+        {"type": "array", "items": {"type": "string", "pattern": pattern}, "minItems": 1, "maxItems": 1}
+    ):
+        assert wanted.search(value), value
+
+
+@pytest.mark.parametrize("pattern", [r"^\S$", r"^[^\s]$"])
+def test_what_is_no_space_is_none_of_unicode(pattern: str) -> None:
+    grammar = Grammar(to_gbnf(json.dumps({"type": "string", "pattern": pattern})))
+    quoted = grammar.move(grammar.start, '"', Budget(1000))
+    assert quoted is not None
+    for space in " \xa0\u2003\u3000\ufeff":
+        assert grammar.move(quoted, space, Budget(1000)) is None
+    assert grammar.move(quoted, "é", Budget(1000)) is not None
+
+
+def test_a_class_of_a_pattern_that_is_not_known_is_said_of_the_schema() -> None:
+    with pytest.raises(KithError, match=r"class .* of a pattern") as caught:
+        to_gbnf(json.dumps({"type": "string", "pattern": r"^[\p{L}]$"}))
+    assert caught.value.code == "bad-schema"
+
+
 kinds = st.sampled_from(["string", "integer", "number", "boolean", "null"])
 leaves = st.one_of(
     kinds.map(lambda kind: {"type": kind}),
@@ -175,6 +217,7 @@ def test_any_schema_of_the_usual_parts_gives_json(schema: dict[str, Any]) -> Non
         ('{"type": "string", "pattern": "^[!-~]$"}', "control characters"),
         ('{"type": "string", "pattern": "^\\"$"}', "quotation"),
         ('{"type": "string", "pattern": "^(?=a)$"}', "can not be converted"),
+        ('{"type": "string", "pattern": "^(a$|b)$"}', "inside"),
         ('{"$ref": "https://example.org/schema.json"}', "not allowed"),
         ('{"$ref": "#/$defs/nothing"}', "can not be converted"),
         ('{"properties": {"a": 3}}', "no schema"),

@@ -134,10 +134,11 @@ def test_layouts_with_other_numbers_have_other_names() -> None:
 
 
 def test_fingerprint_tells_files_apart(tmp_path: Path) -> None:
-    path = tmp_path / "model"
+    path, other = tmp_path / "model", tmp_path / "other"
+    other.write_bytes(b"c")
     prints = set()
     for data in (b"", b"a", b"a" * 10_000_000, b"b" + b"a" * 9_999_999, b"a" * 10_000_001):
         path.write_bytes(data)
-        assert kv_state.model_fingerprint(path) == kv_state.model_fingerprint(path)
-        prints.add(kv_state.model_fingerprint(path))
-    assert len(prints) == 5
+        assert kv_state.model_fingerprint([path]) == kv_state.model_fingerprint([path])
+        prints |= {kv_state.model_fingerprint([path]), kv_state.model_fingerprint([other, path])}
+    assert len(prints) == 10

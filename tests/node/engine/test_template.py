@@ -45,6 +45,31 @@ def test_special_tokens_and_helpers_are_there() -> None:
     assert prompt == '<s>[{"role": "user", "content": "<語>"}]4</s>'
 
 
+def test_marks_of_what_the_model_says_show_what_is_between_them() -> None:
+    source = (
+        "{%- for message in messages -%}{%- if message.role == 'assistant' -%}"
+        "{% generation %}\n{%- set text = message.content | trim -%}{{ '<A>' + text + eos_token }}{% endgeneration %}"
+        "{%- else -%}{{ '<U>' + message.content }}{%- endif -%}{%- endfor -%}{{ text is defined }}"
+    )
+    prompt = ChatTemplate(source, eos="</s>").render(messages(("user", "Hi"), ("assistant", " Ho "), ("user", "Hm")))
+    assert prompt == "<U>Hi<A>Ho</s><U>HmFalse"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", '[{"type": "t", "name": "é"}]'),
+        ("separators=(',', ':')", '[{"type":"t","name":"é"}]'),
+        ("ensure_ascii=True", '[{"type": "t", "name": "\\u00e9"}]'),
+        ("sort_keys=true", '[{"name": "é", "type": "t"}]'),
+        ("indent=1", '[\n {\n  "type": "t",\n  "name": "é"\n }\n]'),
+    ],
+)
+def test_tools_are_spelt_as_the_template_wants(options: str, expected: str) -> None:
+    source = f"{{{{ tools | tojson({options}) }}}}"
+    assert ChatTemplate(source).render(HELLO, '[{"type": "t", "name": "é"}]') == expected
+
+
 def test_broken_template_names_its_line() -> None:
     with pytest.raises(KithError, match="line 2") as caught:
         ChatTemplate("fine\n{% for %}")

@@ -15,6 +15,10 @@ KINDS = ("llama", "gemma2", "mamba")
 
 
 def write(kind: str, path: Path) -> None:
+    path.write_bytes(made(kind).build())
+
+
+def made(kind: str) -> GgufFile:
     file = GgufFile()
     file.text("general.architecture", kind).text("tokenizer.ggml.model", "no_vocab")
     numbers = {
@@ -33,7 +37,7 @@ def write(kind: str, path: Path) -> None:
     file.keys += [(f"{kind}.{name}", U32, struct.pack("<I", value)) for name, value in numbers.items()]
     file.keys.append((f"{kind}.attention.layer_norm_rms_epsilon", F32, struct.pack("<f", 1e-5)))
     add_tensors(file, shapes(kind))
-    path.write_bytes(file.build())
+    return file
 
 
 def add_tensors(file: GgufFile, shapes: dict[str, tuple[int, ...]]) -> None:

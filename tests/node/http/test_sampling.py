@@ -38,6 +38,14 @@ def test_every_field_arrives() -> None:
     assert list(applied(stop="x").stop) == ["x"]
 
 
+def test_no_probability_at_all_leaves_the_likeliest_token_and_not_every_one() -> None:
+    # In the engine's request 0 means that it was not given.
+    assert 0 < applied(top_p=0).sampling.top_p <= 1e-6
+    assert 0 < applied(top_p=0.0).sampling.top_p <= 1e-6
+    assert applied(top_p=None).sampling.top_p == applied().sampling.top_p == 0
+    assert applied(top_p=1).sampling.top_p == 1
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

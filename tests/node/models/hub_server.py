@@ -25,8 +25,9 @@ class Hub:
     go_on: threading.Event = field(default_factory=threading.Event)
     ranges: list[str] = field(default_factory=list)  # asked for, in order; "" for a whole file
     tokens: list[str] = field(default_factory=list)
+    revisions: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})  # branches and tags → commits
 
-    def info(self) -> dict[str, Any]:
+    def info(self, commit: str) -> dict[str, Any]:
         siblings = [
             {
                 "rfilename": name,
@@ -41,7 +42,7 @@ class Hub:
             for name, content in self.files.items()
         ]
         card = {"license": "apache-2.0"}
-        return {"id": REPO, "modelId": REPO, "sha": COMMIT, "tags": [], "siblings": siblings, "cardData": card}
+        return {"id": REPO, "modelId": REPO, "sha": commit, "tags": [], "siblings": siblings, "cardData": card}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -64,17 +65,17 @@ class _Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/api/models/(\w+/[\w-]+)/revision/(\w+)", path):
             if found[1] != REPO:
                 self._error(404, "RepoNotFound")
-            elif found[2] not in ("main", COMMIT):
+            elif found[2] not in (*hub.revisions, *hub.revisions.values()):
                 self._error(404, "RevisionNotFound")
             else:
-                body = json.dumps(hub.info()).encode()
+                body = json.dumps(hub.info(hub.revisions.get(found[2], found[2]))).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
             return
-        file = path.removeprefix(f"/{REPO}/resolve/{COMMIT}/")
+        file = re.sub(rf"^/{REPO}/resolve/[0-9a-f]{{40}}/", "", path)
         if file not in hub.files:
             self._error(404, "EntryNotFound")
         elif hub.gated:

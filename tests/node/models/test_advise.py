@@ -68,6 +68,17 @@ def test_rates_scale_with_what_a_node_measured() -> None:
     assert "measured with small" in advise(LIST, machine, "chat").rates_from
 
 
+def test_a_measured_mixture_of_experts_is_as_fast_as_it_was_measured_and_the_others_by_what_it_reads() -> None:
+    sparse = model("sparse", 10, 4, active=0.2)
+    mixed = Catalogue("", (*LIST.local, sparse), ())
+    measured = Measured("sparse", sparse.bytes, sparse.parameters, 100.0, 20.0, active_share=0.25)
+    machine = dataclasses.replace(LAPTOP, measured=measured)
+    [one] = [one for one in advise(mixed, machine, "chat").candidates if one.measured]
+    assert (one.model, one.prefill_tokens_per_s, one.decode_tokens_per_s) == (sparse, 100.0, 20.0)
+    # A token of it reads 2.5 GB and takes 5 billion parameters; of the dense one 0.5 GB and a billion.
+    assert rates(LIST.local[0], machine) == pytest.approx((500.0, 100.0))
+
+
 def test_what_is_here_is_known_by_its_source_or_its_hash_and_what_was_measured_by_its_size() -> None:
     measured = Measured("any name", 3_000_000_000, 6_000_000_000, 100.0, 9.0)
     machine = dataclasses.replace(LAPTOP, measured=measured)

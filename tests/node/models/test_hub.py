@@ -80,6 +80,17 @@ def test_connection_that_breaks_is_taken_up_again(hub: Hub, store: ModelStore) -
     assert hub.ranges[1].startswith("bytes=")
 
 
+def test_file_that_is_too_large_for_one_request_says_how_to_get_it(
+    hub: Hub, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "MAX_HTTP_DOWNLOAD_SIZE", len(CONTENT) - 1)
+    with pytest.raises(KithError, match="too large") as caught:
+        hub_module.pull(SOURCE, store)
+    assert f"hf download {REPO} {FILE}" in caught.value.remedy
+    assert hub.ranges == []
+    assert store.unfinished() == []
+
+
 def test_damaged_part_is_thrown_away(hub: Hub, store: ModelStore) -> None:
     with store.part(SHA256, len(CONTENT)) as file:
         file.write(b"not its beginning")

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,40 @@ def test_interrupted_copy_leaves_nothing(store: ModelStore, tmp_path: Path, monk
         pull_file(tmp_path / "Own.gguf", store, progress=interrupt)
     assert store.entries() == []
     assert list((store.folder / ".unfinished").iterdir()) == []
+
+
+def test_what_a_killed_copy_left_is_known_and_can_be_removed(store: ModelStore, tmp_path: Path) -> None:
+    content = write_gguf(tmp_path / "Own.gguf", elements=4096)
+    script = f"""
+import errno, os, signal
+from pathlib import Path
+from node.models.local import pull_file
+from node.models.store import ModelStore
+
+def refuse(*arguments):
+    raise OSError(errno.EXDEV, "another disk")
+
+os.link = refuse
+kill = lambda done, size: os.kill(os.getpid(), signal.SIGKILL)
+pull_file(Path({str(tmp_path / "Own.gguf")!r}), ModelStore(Path({str(store.folder)!r})), progress=kill)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=False).returncode
+    assert ended == -signal.SIGKILL
+    assert store.entries() == []
+    # What the process had not written out is lost with it.
+    [(_, size)] = store.unfinished()
+    assert 0 < size <= len(content)
+    assert store.drop_unfinished() == size
+    assert list((store.folder / ".unfinished").iterdir()) == []
+
+
+def test_a_copy_under_way_is_not_removed(store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_links(monkeypatch)
+    content = write_gguf(tmp_path / "Own.gguf")
+    freed: list[int] = []
+    entry = pull_file(tmp_path / "Own.gguf", store, progress=lambda _done, _size: freed.append(store.drop_unfinished()))
+    assert entry.path.read_bytes() == content
+    assert freed == [0]
 
 
 def test_file_that_is_no_model_is_refused_before_it_is_copied(store: ModelStore, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from huggingface_hub import close_session
 
 from node.errors import KithError
 from node.models.obtaining import Tenths, obtain
+from node.models.source import resolve_model
 from node.models.store import ModelStore
 from scripts.daemons import until
 from tests.conftest import DaemonFactory
 from tests.node.models.gguf_files import gguf_bytes, write_gguf
-from tests.node.models.hub_server import REPO, serving
+from tests.node.models.hub_server import COMMIT, REPO, serving
 
 
 def test_model_of_the_hub_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +34,57 @@ def test_model_of_the_hub_is_fetched_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert obtain(f"hf://{REPO}/T.gguf", said.append) == path  # also without any network
     assert obtain("T", said.append) == path
     assert said == []
+
+
+def test_another_revision_than_the_one_that_is_here_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KITH_MODELS", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    source = f"hf://{REPO}/T.gguf"
+    with serving({"T.gguf": gguf_bytes()}) as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        hub.revisions |= {"v1": COMMIT, "v2": "2" * 40}
+        path = obtain(f"{source}@v1", print)
+        hub.files["T.gguf"] = gguf_bytes(fill=b"2")
+        with pytest.raises(KithError, match="with other content"):
+            obtain(f"{source}@v2", print)
+        close_session()
+    for named in (source, f"{source}@v1", f"{source}@{COMMIT}", f"{source}@{COMMIT[:8]}"):
+        assert obtain(named, print) == path  # also without any network
+    with pytest.raises(KithError, match="was not pulled yet"):
+        resolve_model(f"{source}@v2")
+
+
+def test_the_same_file_is_known_by_each_revision_that_it_was_pulled_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KITH_MODELS", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    source = f"hf://{REPO}/T.gguf"
+    with serving({"T.gguf": gguf_bytes()}) as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        hub.revisions |= {"v1": COMMIT, "v2": "2" * 40}
+        path = obtain(source, print)
+        assert obtain(f"{source}@v1", print) == obtain(f"{source}@v2", print) == path
+        close_session()
+    for named in (source, f"{source}@main", f"{source}@v1", f"{source}@v2", f"{source}@{COMMIT}"):
+        assert obtain(named, print) == path
+    assert len(hub.ranges) == 1
+
+
+def test_what_an_earlier_release_pulled_is_taken_for_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KITH_MODELS", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving({"T.gguf": gguf_bytes()}) as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        path = obtain(f"hf://{REPO}/T.gguf", print)
+        close_session()
+    manifest = path.with_name("T.gguf.json")
+    kept = json.loads(manifest.read_text())
+    kept.pop("pulled_as", None)
+    manifest.write_text(json.dumps(kept))
+    assert obtain(f"hf://{REPO}/T.gguf@v1", print) == path
 
 
 def test_what_is_named_and_not_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from node.models import serving as serving_module
 from node.models.local import pull_file
 from node.models.serving import Serving, known_sha256
 from node.models.store import ModelStore, file_sha256, in_use
+from tests.node.engine.gguf_files import sample, write_parts
 from tests.node.models.gguf_files import write_gguf
 
 
@@ -53,3 +54,11 @@ def test_file_of_the_store_has_its_hash_already(tmp_path: Path, monkeypatch: pyt
     serving = Serving(store)
     assert serving.use(entry.path) == entry
     serving.close()
+
+
+def test_the_first_file_of_several_is_described_as_what_it_is(tmp_path: Path) -> None:
+    first, _ = write_parts(sample(), tmp_path, 2)
+    serving = Serving(ModelStore(tmp_path / "models"))
+    manifest = serving.use(first).manifest
+    serving.close()
+    assert (manifest.size_bytes, manifest.sha256) == (first.stat().st_size, file_sha256(first))
