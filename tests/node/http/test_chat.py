@@ -94,6 +94,14 @@ def test_whole_and_streamed_say_the_same(client: openai.OpenAI) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_a_long_prompt_of_prose_is_answered(client: openai.OpenAI) -> None:
+    """2,201 words, which are its tokens here, in a context of 4,096; by its length alone it would have 4,402."""
+    messages: Any = [{"role": "user", "content": "Yes. " + "herons " * 2200}]
+    answer = client.chat.completions.create(model="kith", messages=messages, max_tokens=4)
+    assert answer.usage
+    assert 2200 <= answer.usage.prompt_tokens < 2300
+
+
 async def test_async_and_a_limit_and_choices(door: Door) -> None:
     async with door.async_client() as client:
         whole = await client.chat.completions.create(model=door.model, messages=HERONS, n=3, max_completion_tokens=2)
