@@ -84,18 +84,14 @@ def messages_of(command: engine_pb2.GenerateRequest | engine_pb2.ScoreRequest) -
 
 def read_json(text: str, kind: type, what: str) -> Any:
     """Raises `KithError` (`bad-request`) unless the text is JSON of this kind."""
-    wrong = None
-    if len(text) > FORM_BYTES_MAX:
-        wrong = f"longer than {FORM_BYTES_MAX:,} bytes"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        wrong = "no JSON"
     else:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            wrong = "no JSON"
-        else:
-            if isinstance(value, kind):
-                return value
-            wrong = f"no JSON {'object' if kind is dict else 'array'}"
+        if isinstance(value, kind):
+            return value
+        wrong = f"no JSON {'object' if kind is dict else 'array'}"
     raise KithError("bad-request", f"{what}: this is {wrong}", "Correct it.", ExitCode.BAD_INPUT)
 
 
@@ -108,6 +104,9 @@ _DATA = {"const", "enum", "default", "examples"}
 def read_schema(text: str) -> dict[str, Any]:
     """A JSON schema. Raises `KithError` (`bad-request`) for one that nothing fits by a slip: a type that there is not,
     a reference to nowhere. Servers take such a schema and then hold the answer to nothing."""
+    if len(text) > FORM_BYTES_MAX:
+        message = f"the JSON schema: this is longer than {FORM_BYTES_MAX:,} bytes"
+        raise KithError("bad-request", message, "Simplify it.", ExitCode.BAD_INPUT)
     schema: dict[str, Any] = read_json(text, dict, "the JSON schema")
     waiting: list[Any] = [schema]
     while waiting:
