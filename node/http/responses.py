@@ -84,7 +84,7 @@ def responses_ask(body: dict[str, Any], store: ResponseStore, who: Hashable) -> 
         "tool_choice": echoed(body.get("tool_choice") or "auto", "tool_choice"),
         "tools": echoed(body.get("tools") or [], "tools"),
         "top_logprobs": request.top_logprobs,
-        "top_p": request.sampling.top_p or 1.0,
+        "top_p": request.sampling.top_p,
         "truncation": "disabled",
         "background": False,
     }

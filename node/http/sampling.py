@@ -14,6 +14,8 @@ from node.http.fields import Refused, integer, mapping, number, text
 #: Where nothing is said. OpenAI's is 1: too hot for small models.
 TEMPERATURE = 0.7
 TEMPERATURE_MAX = 2.0
+#: Less holds no other tokens, and to an engine 0 would mean all of them.
+TOP_P_MIN = 1e-6
 SEED_MAX = (1 << 63) - 1
 STOPS_MAX = 8
 BIASES_MAX = 1024
@@ -26,7 +28,7 @@ def apply_sampling(body: Mapping[str, Any], request: engine_pb2.GenerateRequest)
     """Raises `Refused`."""
     sampling = request.sampling
     sampling.temperature = number(body, "temperature", TEMPERATURE, 0.0, TEMPERATURE_MAX)
-    sampling.top_p = number(body, "top_p", 0.0, 0.0, 1.0)
+    sampling.top_p = max(TOP_P_MIN, number(body, "top_p", 1.0, 0.0, 1.0))
     sampling.top_k = integer(body, "top_k", 0, 0, 1 << 20)
     sampling.min_p = number(body, "min_p", 0.0, 0.0, 1.0)
     sampling.repeat_penalty = number(body, "repeat_penalty", 0.0, 0.0, 10.0)

@@ -63,6 +63,12 @@ def test_what_is_out_of_bounds_is_refused(body: dict[str, Any], param: str) -> N
     assert caught.value.param == param
 
 
+def test_the_least_nucleus_is_not_taken_for_none() -> None:
+    """0 means "off" to an engine; to OpenAI's clients it means the likeliest token."""
+    assert 0 < applied(top_p=0).sampling.top_p < 1e-3
+    assert applied().sampling.top_p == applied(top_p=1).sampling.top_p == 1
+
+
 def test_seeds_differ_where_none_is_given() -> None:
     assert len({applied().sampling.seed for _ in range(20)}) > 1
 
