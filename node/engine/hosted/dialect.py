@@ -56,8 +56,27 @@ class Dialect(Protocol):
 
 def estimate_tokens(text: str) -> int:
     """One for each Chinese, Japanese or Korean character, one for four bytes of anything else."""
-    characters = len(_CJK.findall(text))
-    return characters + -(-(len(text.encode("utf-8", "replace")) - 3 * characters) // 4)
+    return TokenCount().add(Piece(text))
+
+
+class TokenCount:
+    """Tokens of an answer that comes in pieces: told by the server, else estimated from the text as a whole. Servers
+    that do not tell mostly send token by token, and each of those rounded up counts half as much again (measured: 1.4
+    to 1.7 times the tokens of English prose, Markdown and Python)."""
+
+    def __init__(self) -> None:
+        self._characters = self._bytes = 0  # those that count one each, and four a token
+        self._estimated = 0
+
+    def add(self, piece: Piece) -> int:
+        """How many more with this one."""
+        if piece.tokens or not piece.text:
+            return piece.tokens
+        characters = len(_CJK.findall(piece.text))
+        self._characters += characters
+        self._bytes += len(piece.text.encode("utf-8", "replace")) - 3 * characters
+        before, self._estimated = self._estimated, self._characters - (-self._bytes // 4)
+        return self._estimated - before
 
 
 def estimate_prompt(command: engine_pb2.GenerateRequest) -> int:
