@@ -277,6 +277,21 @@ async def test_what_is_worth_a_retry_is_retried_by_the_client(stream: bool) -> N
 
 
 @pytest.mark.parametrize("stream", [False, True])
+async def test_a_defect_of_ours_is_told_and_not_asked_for_again(stream: bool) -> None:
+    def broken(*_: object) -> Any:
+        raise RuntimeError("the prompt was: my secret")
+
+    mesh = Scripted(says=broken)
+    async with mesh.client() as client:
+        patient = client.with_options(max_retries=2)
+        with pytest.raises(openai.InternalServerError) as caught:
+            await patient.chat.completions.create(model="kith", messages=HERONS, stream=stream)
+    assert (caught.value.code, caught.value.type) == ("internal-error", "server_error")
+    assert "secret" not in caught.value.response.text
+    assert len(mesh.asked) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_goes_away_ends_the_generation(stream: bool) -> None:
     mesh = Scripted(says=lambda request, route: [started(), delta("Hel"), asyncio.Event()])
     async with mesh.client() as client:
