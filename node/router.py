@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Collection, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from mesh.agent_load import load_of_agent
@@ -36,7 +36,15 @@ from node.leader import agent_id, load_of
 from node.limits import ANSWER_WITHIN_S, DEADLINE_MARGIN_S, OUTPUT_TOKENS_MAX
 from node.links import Links
 from node.questions import Questions
-from node.route import Route, agents_named, estimated_tokens, weights_of, went_away
+from node.route import (
+    CHARACTERS_PER_TOKEN,
+    CHARACTERS_PER_TOKEN_MOST,
+    Route,
+    agents_named,
+    estimated_tokens,
+    weights_of,
+    went_away,
+)
 from node.rpc import calling
 from solver.costs import AgentLoad, Cached, TaskNeed, cost_terms, rates, why_not
 
@@ -109,11 +117,11 @@ class Router:
         without: Collection[str] = (),
         like: str = "",
     ) -> tuple[list[Route], list[str]]:
-        """All agents that can serve it but `without`, the cheapest first, those of the model `like` before others;
-        and why the rest can not."""
+        """All agents that can serve it but `without`, the cheapest first, those of the model `like` before others,
+        and last whose context may be too small: their engines know it. And why the rest can not."""
         blocks = blocks_of(_parts(request))
-        need = need_of(request)
-        found: list[tuple[bool, float, str, Route]] = []
+        need, least = need_of(request), need_of(request, CHARACTERS_PER_TOKEN_MOST)
+        found: list[tuple[bool, bool, float, str, Route]] = []
         reasons: list[str] = []
         agents = agents_named(self._replica, model, node)
         # Whoever is named answers; it may take KV from anyone.
@@ -123,7 +131,7 @@ class Router:
             ref = common_pb2.AgentRef(node_id=node_id, agent=agent.agent)
             if agent_id(node_id, agent.agent) in without:
                 continue
-            reason = why_not(load, need)
+            reason = why_not(load, least)
             if request.adapter and request.adapter not in agent.adapters:
                 reason = f"it has no adapter {request.adapter!r}"
             if self._replica.membership.load_of(node_id).engine_stalled:
@@ -134,7 +142,8 @@ class Router:
             own = int(need.prompt_tokens * self.prefixes.held(blocks, load.agent_id, capacity_of(agent)))
             prefill, decode = rates(load)
             holder, cached = self._cheapest_source(node_id, agent, own, holders, need.prompt_tokens, prefill)
-            terms = cost_terms(load, need, cached)
+            may_not_fit = bool(why_not(load, need))
+            terms = cost_terms(replace(load, context_tokens=0), need, cached)
             assert terms is not None
             moves = not request.adapter and cached.moves(need.prompt_tokens, prefill)
             busy = max(self._told(node_id, agent).requests, self._open_at(load.agent_id))
@@ -156,8 +165,8 @@ class Router:
             )
             # Ties go to this node itself: no hop is cheaper than one.
             tie = "" if node_id == self._replica.me else node_id
-            found.append((bool(like) and agent.model != like, route.cost_s, tie, route))
-        return [entry[3] for entry in sorted(found, key=lambda entry: entry[:3])], reasons
+            found.append((may_not_fit, bool(like) and agent.model != like, route.cost_s, tie, route))
+        return [entry[-1] for entry in sorted(found, key=lambda entry: entry[:-1])], reasons
 
     async def generate(
         self,
@@ -362,13 +371,13 @@ class Router:
         return KithError("no-agent", f"no agent can answer now: {why}", "Wait a moment; `kith status` tells more.")
 
 
-def need_of(request: engine_pb2.GenerateRequest) -> TaskNeed:
+def need_of(request: engine_pb2.GenerateRequest, characters_per_token: float = CHARACTERS_PER_TOKEN) -> TaskNeed:
     """What a request asks of an agent; the prompt's tokens are estimated from its length."""
     characters = len(request.prompt) + len(request.continue_from)
     characters += sum(len(message.content) for message in request.messages)
     return TaskNeed(
         task_id="chat",
-        prompt_tokens=estimated_tokens(characters) + len(request.continue_tokens),
+        prompt_tokens=estimated_tokens(characters, characters_per_token) + len(request.continue_tokens),
         output_tokens=min(request.max_tokens, OUTPUT_TOKENS_MAX) or OUTPUT_TOKENS_GUESS,
         ability="chat" if request.messages else "generate",
         abilities=needed(request),

@@ -2,8 +2,13 @@
 
 Idea: it is part of the request's time: taken from its usefulness, and told as `queue_seconds` with what it waits in the
 engine's own queue.
+
+What was waited for (a place, a model in memory) is held while the engine is at work, and no longer: an answer is read
+by a task of its own, so a client that takes its words slowly, or not at all, keeps nobody else waiting. Its text waits
+for it here, within the bounds of an inbox (engine/inbox.py).
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -11,6 +16,7 @@ from typing import Protocol, TypeVar
 
 from mesh.wire import engine_pb2
 from node.engine.api import AskedT
+from node.engine.inbox import Inbox
 from node.errors import ExitCode, KithError
 
 #: What is left of a request's usefulness when the wait ended at the last moment, seconds: 0 would mean "for ever".
@@ -28,12 +34,29 @@ class Generates(Protocol):
 async def generated(
     wait: Wait, engine: Generates, request: engine_pb2.GenerateRequest
 ) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
-    """As `Engine.generate`, after `wait`."""
-    async with wait as waited_s, contextlib.aclosing(engine.generate(after(waited_s, request))) as events:
-        async for event in events:
-            if event.WhichOneof("event") == "finished":
-                event.finished.usage.queue_seconds += waited_s
+    """As `Engine.generate`, after `wait`, which ends with the engine's work."""
+    inbox = Inbox()
+    reading = asyncio.create_task(_read(inbox, wait, engine, request), name="engine's answer")
+    try:
+        while True:
+            event = (await inbox.get()).generate
             yield event
+            if event.HasField("finished"):
+                return
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _read(inbox: Inbox, wait: Wait, engine: Generates, request: engine_pb2.GenerateRequest) -> None:
+    try:
+        async with wait as waited_s, contextlib.aclosing(engine.generate(after(waited_s, request))) as events:
+            async for event in events:
+                if event.HasField("finished"):
+                    event.finished.usage.queue_seconds += waited_s
+                inbox.put(engine_pb2.EngineEvent(generate=event))
+    except Exception as error:  # a programmer's error is the asker's to hear, not this task's alone
+        inbox.fail(error)
 
 
 async def answered(wait: Wait, request: AskedT, answer: Callable[[AskedT], Awaitable[Reply]]) -> Reply:

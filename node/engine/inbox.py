@@ -21,7 +21,7 @@ class Inbox:
     def __init__(self, *, looks: bool = False) -> None:
         self.looks = looks
         self._events: deque[engine_pb2.EngineEvent] = deque()
-        self._error: KithError | None = None
+        self._error: Exception | None = None
         self._arrived = asyncio.Event()
         self.ended = False  # the last event is here, or an error
         self.overflowed = False  # ended by this side while the engine still talks
@@ -49,7 +49,7 @@ class Inbox:
             self.ended = kind != "generate" or generate == "finished"
         self._arrived.set()
 
-    def fail(self, error: KithError) -> None:
+    def fail(self, error: Exception) -> None:
         """What has arrived can still be read; then `error` is raised."""
         if not self.ended:
             self._error = error
@@ -57,7 +57,7 @@ class Inbox:
         self._arrived.set()
 
     async def get(self) -> engine_pb2.EngineEvent:
-        """The next event. Raises the `KithError` that ended the request."""
+        """The next event. Raises what ended the request, a `KithError` unless somebody erred in the program."""
         while not self._events:
             if self._error is not None:
                 raise self._error

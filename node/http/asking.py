@@ -15,6 +15,7 @@ from node.http.embeddings import owner_of
 from node.http.fields import Refused
 from node.http.naming import PANEL, Named, check_abilities, live_agents, resolve
 from node.http.panel import convened
+from node.route import CHARACTERS_PER_TOKEN_MOST
 from node.router import Router, need_of
 
 
@@ -67,12 +68,12 @@ def _say_first(request: engine_pb2.GenerateRequest, words: str) -> None:
 
 def _check_length(request: engine_pb2.GenerateRequest, named: Named) -> None:
     """Too long for everybody is the client's to change, and not worth a retry."""
-    need = need_of(request)
+    need = need_of(request, CHARACTERS_PER_TOKEN_MOST)
     needed = need.prompt_tokens + need.output_tokens
     most = max((one.agent.context_tokens or needed for one in named.agents), default=needed)
     if most < needed:
         raise Refused(
-            f"the request needs about {needed:,} tokens with its answer; the largest context holds {most:,}",
+            f"the request needs {needed:,} tokens or more with its answer; the largest context holds {most:,}",
             "messages" if request.messages else "prompt",
             "Send less text, or allow for a shorter answer.",
             "prompt-too-long",

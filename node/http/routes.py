@@ -51,7 +51,7 @@ def application(daemon: "Daemon") -> Starlette:
             Route("/v1/responses/{id}", _caught(here.response), methods=["GET"]),
             Route("/v1/responses/{id}", _caught(here.forget), methods=["DELETE"]),
         ],
-        exception_handlers={HTTPException: _no_route},
+        exception_handlers={HTTPException: _no_route, Exception: _defect},
     )
 
 
@@ -146,3 +146,9 @@ async def _no_route(request: Request, error: Exception) -> Response:
         answer.headers.update(error.headers or {})
         return answer
     return error_response(KithError("no-such-path", "there is nothing here", "See docs/http.md.", ExitCode.NOT_FOUND))
+
+
+async def _defect(_: Request, error: Exception) -> Response:
+    """A programmer's error: uvicorn logs it, the client hears its kind and nothing that could quote a prompt."""
+    what = f"the node failed inside ({type(error).__name__})"
+    return error_response(KithError("internal-error", what, "The node's log says where; please report it."))

@@ -4,7 +4,8 @@ Idea: text flows through; what may be the beginning of a call is held back until
 
     Hermes, Qwen     <tool_call>{"name": …, "arguments": {…}}</tool_call>, after text or not, several
     Llama 3          the whole answer is {"name": …, "parameters": {…}}, after <|python_tag|> or not, several with `;`
-    Mistral          [TOOL_CALLS][{"name": …, "arguments": {…}}, …]
+    Mistral          [TOOL_CALLS][{"name": …, "arguments": {…}}, …]; or the list alone, where the mark is a token
+                     without text, as llama.cpp has it
     forced           the whole answer is {"name": …, "arguments": {…}}: a grammar saw to it
 
 Not guaranteed: a call that is cut off, is no JSON, or names a tool that nobody offered is text: it is given out as the
@@ -12,13 +13,20 @@ model wrote it, never dropped.
 """
 
 import json
-import uuid
+import re
+import secrets
+import string
 from dataclasses import dataclass, field
 from typing import Any
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 #: What an answer begins with that is calls as a whole.
 WHOLE = ("<|python_tag|>", "[TOOL_CALLS]")
+#: Or with an object, or a list of such.
+_OBJECTS = re.compile(r"\[?\s*\{")
+#: Letters and digits of an id: Mistral's chat templates take no other.
+ID_LENGTH = 9
+_ID_LETTERS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Call:
 
     name: str
     arguments: str  # JSON text of an object
-    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
+    id: str = field(default_factory=lambda: "".join(secrets.choice(_ID_LETTERS) for _ in range(ID_LENGTH)))
 
 
 class ToolReader:
@@ -73,9 +81,9 @@ class ToolReader:
         match self._state:
             case "start":
                 begun = self._held.lstrip()
-                if not begun or any(mark.startswith(begun) for mark in WHOLE):
+                if not begun.removeprefix("[").strip() or any(mark.startswith(begun) for mark in WHOLE):
                     return False
-                self._state = "whole" if begun.startswith(("{", *WHOLE)) else "text"
+                self._state = "whole" if begun.startswith(WHOLE) or _OBJECTS.match(begun) else "text"
                 return True
             case "text":
                 before, mark, after = self._held.partition(OPENING)

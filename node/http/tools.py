@@ -17,6 +17,8 @@ from node.http.fields import Refused, canonical, listing, mapping, text
 TOOLS_MAX = 128
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 AUTO, NONE, REQUIRED = "auto", "none", "required"
+#: Words of a JSON schema that bound the type of what follows it.
+_SAYS_TYPE = {"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Toolbox:
         calls = [
             {
                 "type": "object",
-                "properties": {"name": {"const": tool.name}, "arguments": tool.parameters},
+                "properties": {"name": {"const": tool.name}, "arguments": _of_objects(tool.parameters)},
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
@@ -90,6 +92,11 @@ class Toolbox:
             + "\n".join(lines)
             + '\nAnswer with one JSON object and nothing else: {"name": the function, "arguments": {…}}.'
         )
+
+
+def _of_objects(schema: dict[str, Any]) -> dict[str, Any]:
+    """With the type that arguments have, where a schema leaves it open: `{}` would allow a number."""
+    return schema if schema.keys() & _SAYS_TYPE else {"type": "object"} | schema
 
 
 def toolbox_of(body: dict[str, Any]) -> Toolbox:

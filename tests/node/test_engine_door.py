@@ -104,8 +104,9 @@ async def test_the_wait_for_a_turn_is_told_as_waiting_and_taken_from_the_usefuln
         request.useful_seconds = 500.0
         async with taken(door):
             second = asyncio.create_task(told(door, "b", request))
-            await asyncio.sleep(0)
-            assert door.turns.waiting == 1
+            async with asyncio.timeout(PATIENCE):
+                while not door.turns.waiting:  # noqa: ASYNC110 - a queue tells nobody
+                    await asyncio.sleep(0)
             await asyncio.sleep(0.05)  # what is measured
         finished = await second
         assert finished.usage.queue_seconds > 0.05
@@ -113,3 +114,42 @@ async def test_the_wait_for_a_turn_is_told_as_waiting_and_taken_from_the_usefuln
         assert 400.0 < given[1] < 499.96
         vectors = await door.embed("b", engine_pb2.EmbedRequest(texts=["x"]))
         assert vectors.usage.queue_seconds < finished.usage.queue_seconds
+
+
+async def test_who_does_not_read_its_answer_keeps_nobody_waiting_once_it_is_written() -> None:
+    """A client that stops reading, and stays, would hold the only place for as long as its connection lives."""
+    async with running(slots=1, echo_tokens_per_s=2000.0) as watched:
+        door = EngineDoor(watched.engine)
+        async with contextlib.aclosing(door.generate("a", ask(WORDS))) as events:
+            assert (await anext(events)).HasField("started")
+            async with asyncio.timeout(PATIENCE):
+                assert (await told(door, "b", ask("Hello there."))).reason == "stop"
+            assert door.turns.running == 0
+            text = "".join([event.delta.text async for event in events])
+        assert text == WORDS, "what was written meanwhile is still there"
+
+
+async def test_an_answer_that_is_left_ends_at_the_engine_and_gives_its_place_back() -> None:
+    async with running(**SLOW) as watched:
+        door = EngineDoor(watched.engine)
+        async with taken(door):
+            assert door.turns.running == 1
+        assert door.turns.running == 0
+        async with asyncio.timeout(PATIENCE):
+            while (await watched.engine.stats()).slots_busy:
+                pass
+        assert (await watched.engine.stats()).tokens_generated < 200
+
+
+async def test_what_ends_an_answer_comes_after_what_was_said() -> None:
+    async with running(**SLOW) as watched:
+        door = EngineDoor(watched.engine)
+        events = door.generate("a", ask(WORDS))
+        await anext(events)
+        await anext(events)
+        await watched.engine.stop()
+        with pytest.raises(KithError) as caught:
+            async for _ in events:
+                pass
+        assert caught.value.code == "engine-gone"
+        assert door.turns.running == 0

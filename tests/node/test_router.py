@@ -397,3 +397,18 @@ def test_hedges_are_a_part_of_the_answers() -> None:
     assert granted == HEDGES_BURST
     router._answers += 30
     assert sum(router._may_hedge() for _ in range(50)) == 3
+
+
+def test_whom_a_prompt_may_not_fit_is_asked_where_it_surely_fits_nobody() -> None:
+    """English prose has 5 characters a token and more; by the estimate for all texts this one has 4,286 tokens. Who
+    holds it, the engine knows."""
+    world = World()
+    world.agent(ME)
+    prose = chat("x" * 15_000)
+    assert world.router.choose(prose).id == f"{ME}/default"
+    world.agent(ONE, context_tokens=8192, prefill_tokens_per_s=10.0)
+    assert world.router.choose(prose).id == f"{ONE}/default", "though it is ten times as slow"
+    assert world.router.choose(chat("x" * 10_000)).id == f"{ME}/default"
+    with pytest.raises(KithError, match="its context holds 4096") as caught:
+        world.router.choose(chat("x" * 40_000), node=ME)
+    assert caught.value.code == "no-agent"

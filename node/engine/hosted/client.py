@@ -11,7 +11,7 @@ are free of the prompt; they go to the asker only, cut short.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -89,24 +89,30 @@ class HttpClient:
         async with self._opened("POST", path, body, root, within_s) as response:
             return json.loads(await _body(response))
 
-    async def stream(self, path: str, body: dict[str, Any], *, root: bool = False) -> AsyncIterator[dict[str, Any]]:
-        """The JSON objects of a stream of events, until it ends or the consumer leaves. Raises `KithError`."""
+    async def stream(
+        self, path: str, body: dict[str, Any], ends: Callable[[dict[str, Any]], bool], *, root: bool = False
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The JSON objects of a stream of events, until it ends or the consumer leaves. Raises `KithError`, also where
+        it ends before [DONE] and before an object that `ends` the answer: a proxy closes a stream properly whose server
+        died."""
         parser = SseParser()
         async with self._opened("POST", path, body, root, None) as response:
-            empty = True
+            empty, whole = True, False
             async for block in response.aiter_bytes():
                 for data in parser.feed(block):
                     if data == "[DONE]":
                         return
                     chunk = json.loads(data)
                     if isinstance(chunk, dict) and "error" in chunk:
-                        raise self._broken_off(chunk["error"])
+                        raise self.broken_off(chunk["error"])
                     if not isinstance(chunk, dict):
                         raise self._nonsense()
-                    empty = False
+                    empty, whole = False, whole or ends(chunk)
                     yield chunk
             if empty:
                 raise self._nonsense()
+            if not whole:
+                raise self.broken_off("its end is missing")
 
     @asynccontextmanager
     async def _opened(
@@ -178,8 +184,8 @@ class HttpClient:
         error.status = status
         return error
 
-    def _broken_off(self, error: Any) -> KithError:
-        """An error in the midst of a stream."""
+    def broken_off(self, error: Any) -> KithError:
+        """An error in the midst of a stream: what the server says of it, as the value of "error" in its JSON."""
         words, _ = _reason(json.dumps({"error": error}).encode())
         message = f"{self.called} broke off its answer" + (f": {words}" if words else "")
         return KithError("engine-failed", message, "Try again; its log may say more.")

@@ -56,8 +56,27 @@ class Dialect(Protocol):
 
 def estimate_tokens(text: str) -> int:
     """One for each Chinese, Japanese or Korean character, one for four bytes of anything else."""
-    characters = len(_CJK.findall(text))
-    return characters + -(-(len(text.encode("utf-8", "replace")) - 3 * characters) // 4)
+    return TokenCount().add(Piece(text))
+
+
+class TokenCount:
+    """Tokens of an answer that comes in pieces: told by the server, else estimated from the text as a whole. Servers
+    that do not tell mostly send token by token, and each of those rounded up counts half as much again (measured: 1.4
+    to 1.7 times the tokens of English prose, Markdown and Python)."""
+
+    def __init__(self) -> None:
+        self._characters = self._bytes = 0  # those that count one each, and four a token
+        self._estimated = 0
+
+    def add(self, piece: Piece) -> int:
+        """How many more with this one."""
+        if piece.tokens or not piece.text:
+            return piece.tokens
+        characters = len(_CJK.findall(piece.text))
+        self._characters += characters
+        self._bytes += len(piece.text.encode("utf-8", "replace")) - 3 * characters
+        before, self._estimated = self._estimated, self._characters - (-self._bytes // 4)
+        return self._estimated - before
 
 
 def estimate_prompt(command: engine_pb2.GenerateRequest) -> int:
@@ -84,18 +103,14 @@ def messages_of(command: engine_pb2.GenerateRequest | engine_pb2.ScoreRequest) -
 
 def read_json(text: str, kind: type, what: str) -> Any:
     """Raises `KithError` (`bad-request`) unless the text is JSON of this kind."""
-    wrong = None
-    if len(text) > FORM_BYTES_MAX:
-        wrong = f"longer than {FORM_BYTES_MAX:,} bytes"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        wrong = "no JSON"
     else:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            wrong = "no JSON"
-        else:
-            if isinstance(value, kind):
-                return value
-            wrong = f"no JSON {'object' if kind is dict else 'array'}"
+        if isinstance(value, kind):
+            return value
+        wrong = f"no JSON {'object' if kind is dict else 'array'}"
     raise KithError("bad-request", f"{what}: this is {wrong}", "Correct it.", ExitCode.BAD_INPUT)
 
 
@@ -108,6 +123,9 @@ _DATA = {"const", "enum", "default", "examples"}
 def read_schema(text: str) -> dict[str, Any]:
     """A JSON schema. Raises `KithError` (`bad-request`) for one that nothing fits by a slip: a type that there is not,
     a reference to nowhere. Servers take such a schema and then hold the answer to nothing."""
+    if len(text) > FORM_BYTES_MAX:
+        message = f"the JSON schema: this is longer than {FORM_BYTES_MAX:,} bytes"
+        raise KithError("bad-request", message, "Simplify it.", ExitCode.BAD_INPUT)
     schema: dict[str, Any] = read_json(text, dict, "the JSON schema")
     waiting: list[Any] = [schema]
     while waiting:

@@ -51,7 +51,9 @@ class LlamaServer:
             yield _whole(await self._client.post("/completion", body, root=True), command)
             return
         told, numbered = 0, True  # tokens so far; are all their numbers known?
-        stream = self._client.stream("/completion", body | {"stream": True}, root=True)
+        stream = self._client.stream(
+            "/completion", body | {"stream": True}, lambda chunk: bool(chunk.get("stop")), root=True
+        )
         async with aclosing(stream) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 if "prompt_progress" in chunk:

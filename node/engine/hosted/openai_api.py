@@ -2,7 +2,8 @@
 server's defaults, because strict servers refuse fields that they do not know.
 
 A server's tool calls come in fields of their own; here they are written out after the text, as most local models write
-them: `<tool_call>{"name": …, "arguments": …}</tool_call>`. What a server thinks before it answers is left out.
+them: `<tool_call>{"name": …, "arguments": …}</tool_call>`. What a server thinks before it answers is left out. An
+answer is whole where the server gives a reason for its end, or says [DONE].
 
 Not guaranteed: numbers of tokens (the API has none: `token` of a log-probability is 0), or that a server does what it
 says; probe.py tries it. Source: OpenAI's API reference; vLLM's extra parameters in its OpenAI-compatible server's page.
@@ -11,6 +12,7 @@ says; probe.py tries it. Source: OpenAI's API reference; vLLM's extra parameters
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from mesh.wire import engine_pb2
@@ -28,6 +30,18 @@ from node.engine.hosted.dialect import (
 
 #: Completions (not chat) give at most so many alternatives a token.
 TOP_OF_COMPLETIONS_MAX = 5
+#: Reasons for an end that is none: vLLM's, and that of proxies whose server failed.
+GIVEN_UP = frozenset({"abort", "error"})
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call as far as it came. `number`, `id`: what the server calls it; None, empty: it does not say."""
+
+    number: int | None
+    id: str
+    name: str = ""
+    arguments: str = ""
 
 
 class OpenaiApi:
@@ -48,16 +62,21 @@ class OpenaiApi:
 
     async def generate(self, command: engine_pb2.GenerateRequest) -> AsyncGenerator[Piece, None]:
         path = "/chat/completions" if command.messages else "/completions"
-        calls: dict[int, dict[str, str]] = {}
-        async with aclosing(self._client.stream(path, self.body(command))) as chunks:  # type: ignore[type-var]
+        calls: list[_Call] = []
+        chunks = self._client.stream(path, self.body(command), lambda chunk: bool(_reason(_first_choice(chunk))))
+        async with aclosing(chunks):  # type: ignore[type-var]
             async for chunk in chunks:
                 choice = _first_choice(chunk)
+                if (reason := _reason(choice)) in GIVEN_UP:
+                    raise self._client.broken_off(reason)
                 _gather_calls(choice, calls)
                 piece = _piece(chunk, choice)
                 if piece.reason and calls:
-                    piece.text += written_calls(calls)
-                    calls = {}
+                    piece.text += _written(calls)
+                    calls = []
                 yield piece
+        if calls:
+            yield Piece(text=_written(calls), reason="stop")
 
     async def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         async def ask(part: list[str]) -> Any:
@@ -159,13 +178,19 @@ def _first_choice(chunk: dict[str, Any]) -> dict[str, Any]:
     return choices[0] if isinstance(choices, list) and isinstance(choices[0], dict) else {}
 
 
+def _reason(choice: dict[str, Any]) -> str:
+    """Why the answer ends; empty: it goes on."""
+    reason = choice.get("finish_reason")
+    return reason if isinstance(reason, str) else ""
+
+
 def _piece(chunk: dict[str, Any], choice: dict[str, Any]) -> Piece:
     delta = choice.get("delta")
     text = delta.get("content") if isinstance(delta, dict) else choice.get("text")
-    ended = choice.get("finish_reason")
+    reason = _reason(choice)
     piece = Piece(
         text=text if isinstance(text, str) else "",
-        reason="" if not isinstance(ended, str) else "length" if ended == "length" else "stop",
+        reason=reason if reason in ("", "length") else "stop",
         logprobs=_logprobs(choice.get("logprobs")),
     )
     if isinstance(usage := chunk.get("usage"), dict):
@@ -196,24 +221,31 @@ def _ranked(top: Any) -> list[dict[str, Any]]:
     return [{"token": token, "logprob": value} for token, value in pairs]
 
 
-def _gather_calls(choice: dict[str, Any], calls: dict[int, dict[str, str]]) -> None:
-    """Tool calls come in parts: the name once, the arguments bit by bit."""
+def _gather_calls(choice: dict[str, Any], calls: list[_Call]) -> None:
+    """Tool calls come in parts: the name once, the arguments bit by bit. Servers number them as they like: Ollama calls
+    all of them 0, others give no number, some no id. So a part begins a call where anything says that it is another."""
     delta = choice.get("delta")
     for part in (delta.get("tool_calls") or []) if isinstance(delta, dict) else []:
         function = part.get("function") or {}
-        call = calls.setdefault(int(part.get("index") or 0), {"name": "", "arguments": ""})
-        for name in call:
-            call[name] += function.get(name) or ""
+        number, own_id, name = part.get("index"), part.get("id") or "", function.get("name") or ""
+        like = [call for call in calls if number is None or call.number == number]
+        call = like[-1] if like else None
+        if call is None or (call.id != own_id if own_id else name and not call.id and call.arguments):
+            call = _Call(number, own_id)
+            calls.append(call)
+        if call.name != name:
+            call.name += name
+        call.arguments += function.get("arguments") or ""
 
 
-def written_calls(calls: dict[int, dict[str, str]]) -> str:
+def _written(calls: Sequence[_Call]) -> str:
     """As models write them. Arguments that are no JSON stay the text that they are."""
     lines = []
-    for _, call in sorted(calls.items()):
+    for call in calls:
         try:
-            arguments = json.loads(call["arguments"] or "{}")
+            arguments = json.loads(call.arguments or "{}")
         except ValueError:
-            arguments = call["arguments"]
-        written = json.dumps({"name": call["name"], "arguments": arguments}, ensure_ascii=False)
+            arguments = call.arguments
+        written = json.dumps({"name": call.name, "arguments": arguments}, ensure_ascii=False)
         lines.append(f"<tool_call>\n{written}\n</tool_call>")
     return "\n".join(lines)

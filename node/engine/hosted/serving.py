@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from mesh.wire import common_pb2, engine_pb2
 from node.engine.backend import Request, cancelled, embeds_only, queue_full, unsupported
-from node.engine.hosted.dialect import Dialect, Piece, estimate_prompt, estimate_tokens
+from node.engine.hosted.dialect import Dialect, Piece, TokenCount, estimate_prompt
 from node.engine.hosted.places import Places
 from node.errors import ExitCode, KithError
 
@@ -222,7 +222,7 @@ class Serving:
         request.flush()
         first = decode_s = 0.0
         reason = "stop"
-        written = 0  # tokens in deltas
+        count, written = TokenCount(), 0  # tokens in deltas
         async with aclosing(self._dialect.generate(command)) as pieces:
             async for piece in pieces:
                 usage.prompt_tokens = piece.prompt_tokens or usage.prompt_tokens
@@ -232,7 +232,9 @@ class Serving:
                 reason = piece.reason or reason
                 if piece.text or piece.token_ids or piece.logprobs:
                     first = first or time.monotonic()
-                    written += _say(request, piece)
+                    tokens = count.add(piece)
+                    written += tokens
+                    _say(request, piece, tokens)
                 if 0 < limit <= written and not command.max_tokens:
                     reason = "length"
                     break
@@ -248,15 +250,12 @@ class Serving:
         request.finished(reason, usage)
 
 
-def _say(request: Request, piece: Piece) -> int:
-    """Send a delta; its tokens."""
-    tokens = piece.tokens or estimate_tokens(piece.text)
+def _say(request: Request, piece: Piece, tokens: int) -> None:
     delta = engine_pb2.GenerateEvent.Delta(
         text=piece.text, tokens=tokens, token_ids=piece.token_ids, logprobs=piece.logprobs
     )
     request.put(engine_pb2.EngineEvent(generate=engine_pb2.GenerateEvent(delta=delta)))
     request.flush()
-    return tokens
 
 
 async def calibrate(
@@ -272,14 +271,14 @@ async def calibrate(
     begun = time.monotonic()
     prompt_tokens = estimate_prompt(command)
     arrivals: list[float] = []
-    written = reported = 0
+    count, written, reported = TokenCount(), 0, 0
     async with aclosing(generate(command)) as pieces:
         async for piece in pieces:
             prompt_tokens = piece.prompt_tokens or prompt_tokens
             reported = piece.completion_tokens or reported
             if piece.text:
                 arrivals.append(time.monotonic())
-                written += piece.tokens or estimate_tokens(piece.text)
+                written += count.add(piece)
     if not arrivals:
         raise KithError("engine-failed", "the model answers nothing", "Try another.")
     tokens = reported or written

@@ -8,6 +8,7 @@ from node.http.answering import Ask
 from node.http.asking import answered
 from node.http.fields import Refused
 from node.http.tools import toolbox_of
+from node.route import CHARACTERS_PER_TOKEN_MOST
 from node.router import need_of
 from tests.node.http.scripted import Scripted, agent
 
@@ -70,10 +71,11 @@ def test_what_is_too_long_for_all_is_the_clients_to_change(monkeypatch: pytest.M
     assert long.value.param == "messages"
 
 
-@pytest.mark.parametrize(("characters", "code"), [(13_439, "no-agent"), (13_440, "prompt-too-long")])
+@pytest.mark.parametrize(("characters", "code"), [(30_719, "no-agent"), (30_720, "prompt-too-long")])
 def test_its_length_is_what_the_router_goes_by(characters: int, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     request = talk("x" * characters)
-    assert need_of(request).prompt_tokens + need_of(request).output_tokens == 4096 + (code != "no-agent")
+    need = need_of(request, CHARACTERS_PER_TOKEN_MOST)
+    assert need.prompt_tokens + need.output_tokens == 4096 + (code != "no-agent")
     mesh = Scripted()
 
     def nobody(*_: object) -> None:

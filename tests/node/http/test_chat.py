@@ -94,6 +94,14 @@ def test_whole_and_streamed_say_the_same(client: openai.OpenAI) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_a_long_prompt_of_prose_is_answered(client: openai.OpenAI) -> None:
+    """2,201 words, which are its tokens here, in a context of 4,096; by its length alone it would have 4,402."""
+    messages: Any = [{"role": "user", "content": "Yes. " + "herons " * 2200}]
+    answer = client.chat.completions.create(model="kith", messages=messages, max_tokens=4)
+    assert answer.usage
+    assert 2200 <= answer.usage.prompt_tokens < 2300
+
+
 async def test_async_and_a_limit_and_choices(door: Door) -> None:
     async with door.async_client() as client:
         whole = await client.chat.completions.create(model=door.model, messages=HERONS, n=3, max_completion_tokens=2)
@@ -266,6 +274,21 @@ async def test_what_is_worth_a_retry_is_retried_by_the_client(stream: bool) -> N
         again = client.with_options(max_retries=1)
         await again.chat.completions.create(model="kith", messages=HERONS, stream=stream)
     assert len(mesh.asked) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_defect_of_ours_is_told_and_not_asked_for_again(stream: bool) -> None:
+    def broken(*_: object) -> Any:
+        raise RuntimeError("the prompt was: my secret")
+
+    mesh = Scripted(says=broken)
+    async with mesh.client() as client:
+        patient = client.with_options(max_retries=2)
+        with pytest.raises(openai.InternalServerError) as caught:
+            await patient.chat.completions.create(model="kith", messages=HERONS, stream=stream)
+    assert (caught.value.code, caught.value.type) == ("internal-error", "server_error")
+    assert "secret" not in caught.value.response.text
+    assert len(mesh.asked) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -77,6 +77,15 @@ def test_choices_differ_and_a_seed_repeats(model: openai.OpenAI) -> None:
     assert said(1)[0]
 
 
+def test_the_least_nucleus_holds_the_likeliest_token_alone(model: openai.OpenAI) -> None:
+    def said(**how: Any) -> str:
+        answer = model.chat.completions.create(model="kith", messages=ASKED, max_tokens=12, **how)
+        return str(answer.choices[0].message.content)
+
+    greedy = said(temperature=0)
+    assert [said(temperature=2, top_p=0, seed=seed) for seed in (1, 2, 3)] == [greedy] * 3
+
+
 def test_a_text_goes_on(model: openai.OpenAI) -> None:
     whole = model.completions.create(
         model="kith", prompt="The capital of France is", temperature=0, max_tokens=8, stop="\n"

@@ -1,6 +1,7 @@
 """Calls are found in what a model writes, wherever it was cut."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -44,6 +45,8 @@ FORMATS: list[tuple[str, Found]] = [
     (f"  {OSLO}; {NOON}", [WEATHER, TIME]),
     (f"<|python_tag|>{OSLO}", [WEATHER]),
     (f"[TOOL_CALLS][{OSLO}, {NOON}]", [WEATHER, TIME]),
+    (f"[{OSLO}, {NOON}]", [WEATHER, TIME]),  # the mark is a control token, which llama.cpp gives no text
+    (' [\n {"name": "weather", "arguments": {"city": "Oslo"}, "id": "VvvODy9mT"}]', [WEATHER]),
     ('{"type": "function", "function": ' + OSLO + "}", [WEATHER]),
     ('{"name": "weather", "arguments": "{\\"city\\": \\"Oslo\\"}"}', [WEATHER]),
 ]
@@ -63,6 +66,11 @@ TEXTS = [
     '{"name": "weather", "arguments": {"city": "\\ud800"}}',
     "[" * 50_000,
     "<|python_tag|>print(1)",
+    "[1] is a note, [2] another",
+    "[link](https://example.org)",
+    '[{"temperature": 3}, {"temperature": 4}]',
+    "[TOOL",
+    " [ ",
     "",
 ]
 
@@ -91,6 +99,9 @@ def test_text_flows_while_it_can_be_no_call() -> None:
     assert reader.feed("It rains") == ["It rains"]
     assert reader.feed(" <") == []
     assert reader.feed("b") == [" <b"]
+    listing = ToolReader(NAMES)
+    assert listing.feed("[") == []
+    assert listing.feed("1] is") == ["[1] is"]
 
 
 def test_a_forced_answer_is_one_call() -> None:
@@ -103,5 +114,8 @@ def test_only_the_first_of_several_where_they_may_not_be_parallel() -> None:
     assert read(text, parallel=False) == [WEATHER]
 
 
-def test_ids_differ() -> None:
-    assert Call("a", "{}").id != Call("a", "{}").id
+def test_ids_differ_and_are_such_as_every_template_takes() -> None:
+    """Mistral's templates refuse a dialogue with others: the answer to a call of ours would never reach the model."""
+    ids = {Call("a", "{}").id for _ in range(100)}
+    assert len(ids) == 100
+    assert all(re.fullmatch("[A-Za-z0-9]{9}", one) for one in ids)

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from node.engine.grammar import Grammar, Matcher, Vocabulary
+from node.engine.json_schema import to_gbnf
 from node.http.fields import Refused
 from node.http.tools import toolbox_of
 
@@ -16,6 +18,12 @@ BOTH = [WEATHER, TIME]
 
 def named(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
+
+
+def follows(schema: str, text: str) -> bool:
+    """Whether an engine that is held to the schema could write this."""
+    matcher = Matcher(Grammar(to_gbnf(schema)), Vocabulary([text.encode(), b""], [1]))
+    return matcher.allows(0)
 
 
 def test_both_apis_write_tools_in_their_own_way() -> None:
@@ -50,6 +58,15 @@ def test_a_call_that_is_required_has_a_schema() -> None:
     assert one["required"] == ["name", "arguments"]
     several = json.loads(toolbox_of({"tools": BOTH, "tool_choice": "required"}).call_schema())
     assert [call["properties"]["name"]["const"] for call in several["anyOf"]] == ["weather", "time"]
+
+
+@pytest.mark.parametrize("parameters", [{}, {"description": "none"}, {"additionalProperties": False}])
+def test_arguments_are_an_object_whatever_their_schema_leaves_open(parameters: dict[str, Any]) -> None:
+    """A model that may write anything there writes a text or a number, and that is no call."""
+    tools = [{"type": "function", "name": "ring", "parameters": parameters}]
+    schema = toolbox_of({"tools": tools, "tool_choice": "required"}).call_schema()
+    assert not follows(schema, '{"name": "ring", "arguments": 5}')
+    assert follows(schema, '{"name": "ring", "arguments": {}}')
 
 
 def test_definitions_are_found_from_the_root() -> None:

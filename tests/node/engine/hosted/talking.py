@@ -78,13 +78,13 @@ def says(body: Any, status: int = 200, headers: dict[str, str] | None = None) ->
     return answer
 
 
-def streams(*chunks: Any) -> Answer:
-    """A stream of events, ended as OpenAI's are."""
+def streams(*chunks: Any, done: bool = True) -> Answer:
+    """A stream of events, ended as OpenAI's are; `done`: it says that this is its end."""
 
     async def answer(request: Request, asked: Any) -> Response:
         del request, asked
         lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
-        return Response("".join([*lines, "data: [DONE]\n\n"]), media_type="text/event-stream")
+        return Response("".join([*lines, "data: [DONE]\n\n" * done]), media_type="text/event-stream")
 
     return answer
 

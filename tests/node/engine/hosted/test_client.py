@@ -98,7 +98,7 @@ async def test_error_in_a_stream_ends_it(server: Told) -> None:
     got = []
 
     async def read() -> None:
-        async for chunk in server.client().stream("/x", {}):
+        async for chunk in server.client().stream("/x", {}, bool):
             got.append(chunk)
 
     with pytest.raises(KithError, match="broke off its answer: out of memory"):

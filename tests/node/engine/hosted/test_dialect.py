@@ -18,6 +18,7 @@ from node.engine.hosted.dialect import (
     unit_vectors,
 )
 from node.errors import KithError
+from node.limits import TOOLS_CHARACTERS_MAX
 
 
 def test_estimate_counts_characters_where_words_have_no_spaces() -> None:
@@ -45,11 +46,23 @@ def test_messages_keep_what_tools_need() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "3", "[" * 100_000, '"' + "x" * FORM_BYTES_MAX + '"'])
+@pytest.mark.parametrize("text", ["{", "[]", "3", "[" * 100_000])
 def test_what_is_no_json_object_is_refused(text: str) -> None:
     with pytest.raises(KithError) as caught:
         read_json(text, dict, "it")
     assert caught.value.code == "bad-request"
+
+
+def test_long_calls_and_tools_are_taken_and_a_long_schema_is_not() -> None:
+    """Who wrote a file by a tool has a call as long as the file in its dialogue, and goes on with it."""
+    written = json.dumps([{"id": "a", "function": {"name": "write", "arguments": "x" * 4 * FORM_BYTES_MAX}}])
+    command = engine_pb2.GenerateRequest(messages=[engine_pb2.ChatMessage(role="assistant", tool_calls_json=written)])
+    assert messages_of(command)[0]["tool_calls"] == json.loads(written)
+    tools = json.dumps([{"type": "function", "function": {"name": "f", "description": "x" * 3 * FORM_BYTES_MAX}}])
+    assert len(tools) < TOOLS_CHARACTERS_MAX
+    assert read_json(tools, list, "the tools") == json.loads(tools)
+    with pytest.raises(KithError, match="longer than"):
+        read_schema(json.dumps({"type": "object", "description": "x" * FORM_BYTES_MAX}))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mesh.wire import engine_pb2
-from node.engine.hosted.openai_api import OpenaiApi, written_calls
+from node.engine.hosted.openai_api import OpenaiApi
 from node.errors import KithError
 from tests.node.engine import model_server
 from tests.node.engine.hosted.talking import Told, chat, client_of, pieces_of, says, streams, text_of, told_server
@@ -116,8 +116,91 @@ async def test_tool_calls_come_written_out_after_the_text(server: Told) -> None:
     assert server.asked[-1][1]["tools"] == json.loads(tools)
 
 
-def test_arguments_that_are_no_json_stay_text() -> None:
-    assert '"arguments": "{x"' in written_calls({0: {"name": "f", "arguments": "{x"}})
+@pytest.mark.parametrize(
+    "parts",
+    [
+        # Ollama 0.20: each call whole, and all of them number 0.
+        [
+            {"index": 0, "id": "a", "function": {"name": "add", "arguments": '{"x": 1}'}},
+            {"index": 0, "id": "b", "function": {"name": "add", "arguments": '{"x": 2}'}},
+        ],
+        # Gemini and others: no number, and no id that would tell.
+        [
+            {"id": "", "function": {"name": "add", "arguments": '{"x": 1}'}},
+            {"id": "", "function": {"name": "add", "arguments": '{"x": 2}'}},
+        ],
+        # No number, but an id; the rest of the arguments belongs to the call that came last.
+        [
+            {"id": "a", "function": {"name": "add", "arguments": '{"x"'}},
+            {"function": {"arguments": ": 1}"}},
+            {"id": "b", "function": {"name": "add", "arguments": '{"x": '}},
+            {"function": {"arguments": "2}"}},
+        ],
+        # The name is said again with each part.
+        [
+            {"index": 0, "id": "a", "function": {"name": "add", "arguments": ""}},
+            {"index": 0, "id": "a", "function": {"name": "add", "arguments": '{"x": 1}'}},
+            {"index": 1, "id": "b", "function": {"name": "add", "arguments": ""}},
+            {"index": 1, "id": "b", "function": {"name": "add", "arguments": '{"x": 2}'}},
+        ],
+        # Parts of two calls, mixed.
+        [
+            {"index": 0, "id": "a", "function": {"name": "add", "arguments": '{"x"'}},
+            {"index": 1, "id": "b", "function": {"name": "add", "arguments": '{"x"'}},
+            {"index": 0, "function": {"arguments": ": 1}"}},
+            {"index": 1, "function": {"arguments": ": 2}"}},
+        ],
+    ],
+    ids=["one number", "no number, no id", "no number", "name again", "mixed"],
+)
+@pytest.mark.parametrize("reason", ["tool_calls", None])
+async def test_calls_are_told_apart_however_a_server_numbers_them(
+    server: Told, parts: list[Any], reason: str | None
+) -> None:
+    server.answers["/v1/chat/completions"] = streams(
+        *({"choices": [{"delta": {"tool_calls": [part]}}]} for part in parts),
+        {"choices": [{"delta": {}, "finish_reason": reason}]},
+    )
+    text = text_of(await pieces_of(OpenaiApi(server.client(), "m"), chat("Hi")))
+    calls = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert calls == [{"name": "add", "arguments": {"x": number}} for number in (1, 2)]
+
+
+async def test_arguments_that_are_no_json_stay_text(server: Told) -> None:
+    part = {"index": 0, "function": {"name": "f", "arguments": "{x"}}
+    server.answers["/v1/chat/completions"] = streams({"choices": [{"delta": {"tool_calls": [part]}}]})
+    assert '"arguments": "{x"' in text_of(await pieces_of(OpenaiApi(server.client(), "m"), chat("Hi")))
+
+
+@pytest.mark.parametrize(
+    ("last", "done", "whole"),
+    [
+        ({"choices": [{"delta": {"content": "!"}}]}, False, False),
+        ({"choices": [{"delta": {"content": "!"}}]}, True, True),  # Ollama may end so, without a reason
+        ({"choices": [{"delta": {"content": "!"}, "finish_reason": "stop"}]}, False, True),
+        ({"choices": [{"delta": {"content": "!"}, "finish_reason": "abort"}]}, True, False),
+        ({"choices": [{"delta": {"content": "!"}, "finish_reason": "error"}]}, True, False),
+    ],
+)
+async def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(
+    server: Told, last: Any, done: bool, whole: bool
+) -> None:
+    """A proxy may end a stream properly though the server behind it died; vLLM gives up with a reason of its own."""
+    server.answers["/v1/chat/completions"] = streams({"choices": [{"delta": {"content": "Well"}}]}, last, done=done)
+    said: list[str] = []
+
+    async def read() -> None:
+        async for piece in OpenaiApi(server.client(), "m").generate(chat("Hi")):
+            said.append(piece.text)
+
+    if whole:
+        await read()
+        assert "".join(said) == "Well!"
+    else:
+        with pytest.raises(KithError, match="broke off its answer") as caught:
+            await read()
+        assert caught.value.code == "engine-failed"
+        assert said[0] == "Well", "what came stays, for another agent to go on from"
 
 
 async def test_logprobs_of_completions_are_read_too(server: Told) -> None:

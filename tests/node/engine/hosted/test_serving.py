@@ -11,7 +11,7 @@ import pytest
 from mesh.wire import engine_pb2
 from node.engine.backend import Outbox, Request
 from node.engine.hosted.client import HttpClient
-from node.engine.hosted.dialect import Dialect, Piece, estimate_prompt
+from node.engine.hosted.dialect import Dialect, Piece, estimate_prompt, estimate_tokens
 from node.engine.hosted.llama_server import LlamaServer
 from node.engine.hosted.openai_api import OpenaiApi
 from node.engine.hosted.serving import CALIBRATION_TOKENS, Serving, calibrate
@@ -133,6 +133,44 @@ async def test_a_limit_beyond_the_context_is_kept_back_only_where_servers_refuse
             serving.run(client.close())
             end_of(serving)
         assert [body.get(field) for _, body in server.asked] == [told]
+
+
+class Kept(Outbox):
+    """Events, as they are sent."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: None)
+        self.events: list[engine_pb2.GenerateEvent] = []
+
+    def put(self, event: engine_pb2.EngineEvent) -> None:
+        self.events.append(event.generate)
+
+
+async def test_a_limit_that_is_held_here_is_reached_by_the_whole_text_and_not_by_each_piece_rounded_up() -> None:
+    """A server that streams token by token was cut at two thirds of what was asked for."""
+    done = threading.Event()
+    command = engine_pb2.EngineCommand(id=1, generate=engine_pb2.GenerateRequest(prompt="x " * 20, max_tokens=90))
+    kept = Kept()
+    async with told_server() as server:
+        server.answers["/v1/completions"] = streams(*({"choices": [{"text": text}]} for text in [" and", "."] * 200))
+        serving = Serving("test")
+
+        async def connect() -> HttpClient:
+            return client_of(server.url)
+
+        client = serving.run(connect())
+        try:
+            serving.use(OpenaiApi(client, "m"), ("generate",), 1, 100)
+            serving.submit(Request(command, kept, lambda _: done.set()))
+            assert await asyncio.to_thread(done.wait, 10)
+        finally:
+            serving.run(client.close())
+            end_of(serving)
+    deltas = [event.delta for event in kept.events if event.HasField("delta")]
+    assert estimate_tokens("".join(delta.text for delta in deltas)) == 90
+    assert sum(delta.tokens for delta in deltas) == 90
+    assert deltas[0].tokens == 1
+    assert (kept.events[-1].finished.reason, kept.events[-1].finished.usage.completion_tokens) == ("length", 90)
 
 
 @pytest.mark.parametrize("when", ["before", "at once"])
