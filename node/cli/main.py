@@ -22,7 +22,9 @@ from node.cli import chat, config, doctor, inviting, jobs, keys, knowledge, memb
 from node.errors import ExitCode, KithError
 
 #: `kith COMMAND` in a remedy that means the node which was asked, on this machine.
-_OF_THE_NODE = re.compile(r"\bkith (?=(?:cancel|down|explain|jobs|logs|nodes|result|status|story|up|watch)\b(?!`? there))")
+_OF_THE_NODE = re.compile(
+    r"\bkith (?=(?:cancel|down|explain|jobs|logs|nodes|result|status|story|up|watch)\b(?!`? there))"
+)
 #: An output that takes nothing more.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 

@@ -161,7 +161,7 @@ def test_a_huge_file_is_refused_by_its_size_alone(tmp_path: Path) -> None:
 def test_a_file_whose_name_is_no_utf8_is_read(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/caf\xe9.md"
     try:
-        with open(path, "wb") as file:  # noqa: PTH123  (a Path is no bytes)
+        with open(path, "wb") as file:
             file.write(b"# Rivers\n\nThe Rhine rises in the Alps.\n")
     except OSError:
         pytest.skip("this disk takes names in UTF-8 only")

@@ -157,6 +157,15 @@ def test_doctor_fails_on_what_stops_a_node(kith: Kith, data_dir: object, monkeyp
     assert "did you mean echo?" in done.out
 
 
+def test_doctor_knows_every_variable_that_counts(kith: Kith, monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("KITH_ENGINE", "echo")
+    monkeypatch.setenv("KITH_MDNS", "no")
+    monkeypatch.setenv("KITH_MODELS", str(tmp_path))
+    assert "means nothing" not in kith("doctor").out
+    monkeypatch.setenv("KITH_MODLE", "x")
+    assert "$KITH_MODLE means nothing to kith" in kith("doctor").out
+
+
 def test_doctor_wants_the_key_private(kith: Kith, data_dir: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KITH_ENGINE", "echo")
     monkeypatch.setenv("KITH_MDNS", "no")
