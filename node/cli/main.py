@@ -23,7 +23,8 @@ from node.errors import ExitCode, KithError
 
 #: `kith COMMAND` in a remedy that means the node which was asked, on this machine.
 _OF_THE_NODE = re.compile(
-    r"\bkith (?=(?:cancel|down|explain|jobs|logs|nodes|result|status|story|up|watch)\b(?!`? there))"
+    r"\bkith (?=(?:cancel|down|explain|init|jobs|join|leave|logs|nodes|promote|result|status|story|up|watch)\b"
+    r"(?!`? there))"
 )
 #: An output that takes nothing more.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
