@@ -71,7 +71,7 @@ def read_document(path: str | os.PathLike[str], stdin: BinaryIO | None = None) -
         raw = _read_bounded(stdin or sys.stdin.buffer, "standard input")
         return document_from_bytes(raw, "standard input")
     file = Path(path).expanduser()
-    name = file.name or str(file)
+    name = os.fsencode(file.name or file).decode(errors="replace")  # a name may be any bytes, what is sent may not
     try:
         with _open_document(file) as stream:
             raw = _read_bounded(stream, name)

@@ -32,6 +32,8 @@ MULTICAST_WAIT_S = 1.0
 #: Below this much free disk space a journal and a model are in danger, bytes.
 DISK_FREE_BYTES_MIN = 1024**3
 DEADLINE_S = 3.0
+#: Environment variables that are no settings.
+OTHER_VARIABLES = ("KITH_DATA_DIR", "KITH_MODELS", "KITH_DEBUG")
 #: Where messages begin, columns.
 INDENT = 18
 
@@ -125,7 +127,7 @@ def _settings(state: _State) -> Iterator[Finding]:
     state.config = load_config(state.folder, {})
     chosen = [name for name, origin in state.config.origins.items() if origin != DEFAULT]
     yield Finding("settings", "ok", f"set by you: {', '.join(chosen)}" if chosen else "all as they come")
-    known = [environment_name(setting.name) for setting in SETTINGS]
+    known = [*OTHER_VARIABLES, *(environment_name(setting.name) for setting in SETTINGS)]
     for variable in sorted(name for name in os.environ if name.startswith("KITH_") and name not in known):
         if near := difflib.get_close_matches(variable, known, 1, 0.8):
             yield Finding("settings", "warn", f"${variable} means nothing to kith", f"did you mean ${near[0]}?")

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from node.client import NodeClient
 
 QUESTION_CHARACTERS_MAX = 8000
-JOB_COLUMNS = ("job", "state", "kind", "title", "tasks", "submitted")
+JOB_COLUMNS = (
+    output.Column("job"),
+    output.Column("state"),
+    output.Column("kind", "drop"),
+    output.Column("title", "crop"),
+    output.Column("tasks"),
+    output.Column("submitted", "crop"),
+)
 STORY_COLUMNS = (
     output.Column("seconds", number=True),
     output.Column("node", "crop"),
@@ -267,7 +274,7 @@ def jobs(
         ]
         for job in found
     ]
-    output.table([output.Column(n, "crop" if n == "title" else "keep") for n in JOB_COLUMNS], rows)
+    output.table(JOB_COLUMNS, rows)
 
 
 def watch(ctx: typer.Context, job: JobArgument, as_json: session.Json = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ from node.cli import output, session
 
 if TYPE_CHECKING:
     from node.api_keys import ApiKeys
+
+COLUMNS = (output.Column("name"), output.Column("good for", "fold"), output.Column("made", "drop"))
 
 group = typer.Typer(help="API keys of the HTTP door.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -35,7 +38,7 @@ def add(
         output.emit({"name": name, "key": secret, "scopes": scopes})
         return
     print(secret)
-    print(output.dim(f"for {name}: {', '.join(scopes)}. It is shown this once."))
+    output.note(output.styled(f"for {name}: {', '.join(scopes)}. It is shown this once.", "2", sys.stderr))
 
 
 @group.command("list")
@@ -49,9 +52,8 @@ def list_(ctx: typer.Context, as_json: session.Json = False) -> None:
         return
     if not keys:
         print("no API keys: on loopback the HTTP door asks for none, elsewhere it does not open")
-    for key in keys:
-        made = time.strftime("%Y-%m-%d", time.localtime(key.created_ms / 1000))
-        print(f"{key.name:<20} {', '.join(key.scopes):<24} {output.dim(f'made {made}')}")
+    if keys:
+        output.table(COLUMNS, [[key.name, ", ".join(key.scopes), _day(key.created_ms)] for key in keys])
 
 
 @group.command("rm")
@@ -66,6 +68,10 @@ def remove(
         output.emit({"removed": name})
         return
     print(f"removed {name}")
+
+
+def _day(time_ms: int) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(time_ms / 1000))
 
 
 def _keys(ctx: typer.Context) -> ApiKeys:

@@ -42,7 +42,7 @@ def add(
 
         document = read_document(file)
         text, media_type = document.text, document.media_type
-        title, source = title or document.title, source or file.name
+        title, source = title or document.title, source or document.source_name
     elif text == "-":
         text = sys.stdin.read()
     assert text is not None

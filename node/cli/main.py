@@ -2,10 +2,14 @@
 
 Idea: a command is a plain function that prints or raises. Here every end is turned into an exit code and, where people
 need one, into a line that says what to do: a `KithError` never shows a traceback, Ctrl-C says what goes on without us,
-a reader that stopped reading is no error.
+a reader that stopped reading is no error. What only shows deep inside a library, text that is no UTF-8 or an output
+that takes nothing more, is put into words here, once for all commands.
 """
 
+import errno
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +20,14 @@ import typer
 import node
 from node.cli import chat, config, doctor, inviting, jobs, keys, knowledge, membership, models, nodes, output, service
 from node.errors import ExitCode, KithError
+
+#: `kith COMMAND` in a remedy that means the node which was asked, on this machine.
+_OF_THE_NODE = re.compile(
+    r"\bkith (?=(?:cancel|down|explain|init|jobs|join|leave|logs|nodes|promote|result|status|story|up|watch)\b"
+    r"(?!`? there))"
+)
+#: An output that takes nothing more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 app = typer.Typer(
     name="kith",
@@ -61,17 +73,36 @@ def run(arguments: Sequence[str]) -> int:
     as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
     # gRPC's core writes lines of its own to standard error ("Failed to add port"); what matters is said in our words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows "?", not a traceback
+    _prepare_streams()
     try:
         code = _run(list(arguments), as_json)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # Whoever read our output has read enough (`kith jobs | head`). What is left must not fail at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has read enough (`kith jobs | head`)
+        _write_no_more()
         return ExitCode.OK
+    except OSError as error:  # nothing can be written to standard output, an error as JSON neither
+        _write_no_more()
+        problem = _not_written(error)
+        output.emit_error(problem, as_json=False)
+        return problem.exit_code
+
+
+def _prepare_streams() -> None:
+    """Streams that a shell closed (`>&-`) are there and empty; letters that do not fit are no traceback."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (as long as the process)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows "?"
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as in arguments; `_known` says what was wrong
+
+
+def _write_no_more() -> None:
+    """What is left in the buffer must not fail at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str], as_json: bool) -> int:
@@ -100,15 +131,35 @@ def _run(arguments: list[str], as_json: bool) -> int:
     except BrokenPipeError:
         raise
     except Exception as bug:
-        if os.environ.get("KITH_DEBUG"):
+        known = _known(bug)
+        if known is None and os.environ.get("KITH_DEBUG"):
             raise
-        error = KithError(
+        error = known or KithError(
             "internal",
             f"an error that should not happen: {type(bug).__name__}: {bug}",
             f"the traceback: KITH_DEBUG=1 kith …; the node's log: {_log_path(arguments)}",
         )
+    if (folder := _data_dir_given(arguments)) is not None:
+        at = f"kith --data-dir {shlex.quote(str(folder))} "
+        error.remedy = _OF_THE_NODE.sub(lambda _: at, error.remedy)
     output.emit_error(error, as_json)
     return error.exit_code
+
+
+def _known(bug: Exception) -> KithError | None:
+    """What a person did or met that only a library noticed."""
+    if isinstance(bug, UnicodeEncodeError) and any("\udc80" <= letter <= "\udcff" for letter in bug.object):
+        text = bug.object[max(0, bug.start - 20) : bug.end + 20]
+        remedy = "Convert it, as in: iconv -f LATIN1 -t UTF-8 FILE | kith …"
+        return KithError("bad-request", f"this is not UTF-8: {output.one_line(text)!r}", remedy, ExitCode.BAD_INPUT)
+    if isinstance(bug, OSError) and bug.errno in _FULL and bug.filename is None:
+        return _not_written(bug)
+    return None
+
+
+def _not_written(error: OSError) -> KithError:
+    why = error.strerror or str(error)
+    return KithError("not-written", f"it could not be written: {why}", "Make room on that disk, or write elsewhere.")
 
 
 def _interrupted() -> KithError:
@@ -134,13 +185,20 @@ def command_names() -> list[str]:
     return names
 
 
+def _data_dir_given(arguments: Sequence[str]) -> Path | None:
+    """As it was typed."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--data-dir":
+            return Path(following)
+        if word.startswith("--data-dir="):
+            return Path(word.removeprefix("--data-dir="))
+    return None
+
+
 def _log_path(arguments: Sequence[str]) -> Path:
     from node.paths import NodePaths, default_data_dir
 
-    folder = default_data_dir()
-    if "--data-dir" in arguments[:-1]:
-        folder = Path(arguments[list(arguments).index("--data-dir") + 1])
-    return NodePaths(folder).log
+    return NodePaths(_data_dir_given(arguments) or default_data_dir()).log
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 group = typer.Typer(help="Model files, and which one to choose.", no_args_is_help=True, rich_markup_mode=None)
 
 COLUMNS = (
-    output.Column("model", "fold"),
+    output.Column("model"),
     output.Column("size", number=True),
-    output.Column("quantisation"),
-    output.Column("licence", "crop"),
+    output.Column("quantisation", "drop"),
+    output.Column("licence", "drop"),
     output.Column("from", "crop"),
     output.Column("used"),
 )
@@ -113,7 +113,7 @@ def _show_stored(ctx: typer.Context, name: str, verify: bool, as_json: bool) -> 
 
 def _print(lines: dict[str, str]) -> None:
     for key, text in lines.items():
-        print(f"{output.dim(f'{key:<13}')}{output.one_line(text)}")
+        print(output.dim(f"{key:<13}") + output.wrapped(output.one_line(text), " " * 13, ""))
 
 
 def _stored_lines(manifest: Manifest, path: str, used: bool, verified: str) -> dict[str, str]:
@@ -155,7 +155,7 @@ def _lines(reply: local_pb2.ShowModelReply) -> dict[str, str]:
         if engine.model_bytes
         else "–",
         "architecture": engine.architecture or "–",
-        "context": f"{engine.context_tokens} tokens a slot, {engine.slots} slots"
+        "context": f"{engine.context_tokens} tokens a slot, {engine.slots} slot{'s' if engine.slots != 1 else ''}"
         + (f"; trained on {engine.trained_context_tokens}" if engine.trained_context_tokens else ""),
         "threads": str(engine.threads),
         "template": "in the file" if engine.has_chat_template else "none",

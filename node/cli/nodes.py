@@ -20,12 +20,12 @@ WAIT_POLL_S = 0.2
 
 COLUMNS = (
     output.Column("name", "crop"),
-    output.Column("id", "drop"),
-    output.Column("state"),
+    output.Column("state", "crop"),
     output.Column("model", "crop"),
-    output.Column("tok/s in/out"),
-    output.Column("load"),
+    output.Column("tok/s in/out", "drop"),
+    output.Column("load", "drop"),
     output.Column("address"),
+    output.Column("id", "drop"),
     output.Column("found by", "drop"),
 )
 
@@ -105,11 +105,11 @@ def _row(member: local_pb2.NodeInfo) -> list[str]:
         load += " stalled"
     return [
         member.name,
-        member.node_id[:12],
         state,
         agent.model if agent else "–",
         f"{output.rate(agent.prefill_tokens_per_s)}/{output.rate(agent.decode_tokens_per_s)}" if agent else "–",
         load if member.load.slots_total else "–",
         shapes.address_text(member.addresses[0]) if member.addresses else "–",
+        member.node_id[:12],
         "this node" if member.self else member.found_by or "–",
     ]

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,15 +88,15 @@ def console(stream: IO[str] | None = None) -> Console:
 
     stream = stream or sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(
-        file=stream, width=width, highlight=False, markup=False, emoji=False, no_color=not wants_colour(stream)
-    )
+    colours: Literal["auto"] | None = "auto" if wants_colour(stream) else None  # None: no bold and dim either
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False, color_system=colours)
 
 
 @dataclass(frozen=True)
 class Column:
-    """`narrow` says what gives way where the terminal is too narrow: nothing ("keep"), the end of each cell ("crop"),
-    one line a cell ("fold"), or the whole column ("drop")."""
+    """`narrow` says what gives way where the terminal is too narrow: nothing ("keep": what people copy is in one
+    piece), the end of each cell and at last the whole column ("crop"), one line a cell ("fold"), or the whole column
+    ("drop")."""
 
     header: str
     narrow: str = "keep"
@@ -114,6 +114,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     view = console()
     on_terminal = sys.stdout.isatty()
     widths = _fit(columns, natural, view.width) if on_terminal else dict(enumerate(natural))
+    view.width = max(view.width, _width(widths))  # where too little gave way the terminal wraps the lines
     grid = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for index, width in widths.items():
         column = columns[index]
@@ -140,7 +141,7 @@ def _fit(columns: Sequence[Column], natural: Sequence[int], width: int) -> dict[
     shown = dict(enumerate(natural))
 
     def excess() -> int:
-        return sum(shown.values()) + GAP * (len(shown) - 1) - width
+        return _width(shown) - width
 
     def slack() -> int:
         return sum(max(0, w - NARROW_CELL) for i, w in shown.items() if columns[i].narrow in ("crop", "fold"))
@@ -150,10 +151,18 @@ def _fit(columns: Sequence[Column], natural: Sequence[int], width: int) -> dict[
             del shown[index]
     while excess() > 0:
         giving = [i for i, w in shown.items() if columns[i].narrow in ("crop", "fold") and w > NARROW_CELL]
-        if not giving:
-            break  # too narrow a terminal: it wraps the lines
-        shown[max(giving, key=lambda i: shown[i])] -= 1
+        cropped = [i for i in shown if columns[i].narrow == "crop" and i]
+        if giving:
+            shown[max(giving, key=lambda i: shown[i])] -= 1
+        elif cropped:
+            del shown[cropped[-1]]
+        else:
+            break
     return shown
+
+
+def _width(widths: Mapping[int, int]) -> int:
+    return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
 def wrapped(text: str, indent: str = "", first: str | None = None) -> str:

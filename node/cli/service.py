@@ -344,7 +344,7 @@ def status(ctx: typer.Context, as_json: session.Json = False) -> None:
     for warning in membership_warnings(now):
         lines["warning"] = f"{lines['warning']}; {warning}" if "warning" in lines else warning
     for key, text in lines.items():
-        print(f"{output.dim(f'{key:<9}')}{output.one_line(text)}")
+        print(output.dim(f"{key:<9}") + output.wrapped(output.one_line(text), " " * 9, ""))
 
 
 def _mesh_line(now: local_pb2.StatusReply) -> str:

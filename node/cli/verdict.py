@@ -16,7 +16,8 @@ QUOTES_MAX = 3
 
 TOTALS = (
     output.Column("node", "crop"),
-    *(output.Column(n, number=True) for n in ("tasks", "tokens read", "tokens written", "tok/s", "attempts")),
+    *(output.Column(n, number=True) for n in ("tasks", "tokens read", "tokens written")),
+    *(output.Column(n, "drop", number=True) for n in ("tok/s", "attempts")),
 )
 BALLOTS = (
     output.Column("node", "crop"),

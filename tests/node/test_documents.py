@@ -156,3 +156,14 @@ def test_a_huge_file_is_refused_by_its_size_alone(tmp_path: Path) -> None:
     check(caught.value)
     with pytest.raises(KithError, match="more than 32 MiB"):
         read_document("-", io.BytesIO(b"\0" * (FILE_BYTES_MAX + 1)))
+
+
+def test_a_file_whose_name_is_no_utf8_is_read(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.md"
+    try:
+        with open(path, "wb") as file:
+            file.write(b"# Rivers\n\nThe Rhine rises in the Alps.\n")
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 only")
+    document = read_document(Path(os.fsdecode(path)))
+    assert (document.source_name, document.media_type) == ("caf\N{REPLACEMENT CHARACTER}.md", "text/markdown")

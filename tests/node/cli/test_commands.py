@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from node.errors import ExitCode, KithError
 from node.paths import NodePaths
 from tests.node.cli.conftest import Kith
 from tests.node.cli.local_node import IDS, LocalNode
+from tests.node.cli.test_output import on_a_terminal
 
 
 def test_status(kith: Kith, local_node: LocalNode) -> None:
@@ -85,11 +87,11 @@ def test_chat_as_json(kith: Kith, local_node: LocalNode) -> None:
     assert value["usage"]["completion_tokens"] == 3
 
 
-def test_chat_says_what_the_node_says(kith: Kith, local_node: LocalNode) -> None:
+def test_chat_says_what_the_node_says(kith: Kith, local_node: LocalNode, data_dir: Path) -> None:
     local_node.chat_problem = KithError("no-agent", "no agent is ready", "wait for one: kith nodes")
     done = kith("chat", "hi")
     assert done.code == ExitCode.UNAVAILABLE
-    assert done.err == "kith: no agent is ready\n  → wait for one: kith nodes\n"
+    assert done.err == f"kith: no agent is ready\n  → wait for one: kith --data-dir {data_dir} nodes\n"
     assert kith("chat", "  ").code == ExitCode.BAD_INPUT
 
 
@@ -157,6 +159,15 @@ def test_doctor_fails_on_what_stops_a_node(kith: Kith, data_dir: object, monkeyp
     assert "did you mean echo?" in done.out
 
 
+def test_doctor_knows_every_variable_that_counts(kith: Kith, monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("KITH_ENGINE", "echo")
+    monkeypatch.setenv("KITH_MDNS", "no")
+    monkeypatch.setenv("KITH_MODELS", str(tmp_path))
+    assert "means nothing" not in kith("doctor").out
+    monkeypatch.setenv("KITH_MODLE", "x")
+    assert "$KITH_MODLE means nothing to kith" in kith("doctor").out
+
+
 def test_doctor_wants_the_key_private(kith: Kith, data_dir: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KITH_ENGINE", "echo")
     monkeypatch.setenv("KITH_MDNS", "no")
@@ -167,3 +178,48 @@ def test_doctor_wants_the_key_private(kith: Kith, data_dir: object, monkeypatch:
     done = kith("doctor")
     assert done.code == ExitCode.FAILED
     assert f"chmod 600 {key}" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "whole"),
+    [
+        (("jobs",), ["a1a1a1a1a1a1", "completed"]),
+        (("nodes",), ["anna", "127.0.0.1:7420"]),
+        (("model", "list"), ["a-model-of-some-length-Q4_K_M.gguf"]),
+    ],
+)
+def test_tables_fit_a_narrow_terminal(
+    kith: Kith,
+    local_node: LocalNode,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    whole: list[str],
+) -> None:
+    (tmp_path / "a-model-of-some-length-Q4_K_M.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("KITH_MODELS", str(tmp_path))
+    terminal = on_a_terminal(monkeypatch, 60)
+    assert kith(*arguments).code == ExitCode.OK
+    lines = [line.rstrip() for line in terminal.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 60
+    assert all(any(word in line.split() for line in lines) for word in whole), lines
+
+
+def test_the_lines_of_status_are_folded_between_words(
+    kith: Kith, local_node: LocalNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = on_a_terminal(monkeypatch, 60)
+    kith("status")
+    lines = terminal.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert any(line.startswith(" " * 9) for line in lines), "what follows is under what went before"
+
+
+def test_a_new_key_is_all_that_key_add_writes(kith: Kith, data_dir: Path) -> None:
+    done = kith("key", "add", "bot")
+    assert done.out.count("\n") == 1
+    assert done.out.startswith("kith-")
+    assert "for bot: chat, models, embeddings" in done.err
+    head, row = kith("key", "list").out.splitlines()
+    assert head.split() == ["name", "good", "for", "made"]
+    assert row.startswith("bot ")

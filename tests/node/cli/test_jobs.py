@@ -153,7 +153,7 @@ def test_jobs_that_ended_badly(kith: Kith, local_node: LocalNode, command: str) 
 def test_result_of_an_open_job_says_to_watch(kith: Kith, local_node: LocalNode) -> None:
     done = kith("result", OPEN.hex()[:3])
     assert done.code == ExitCode.UNAVAILABLE
-    assert "kith watch" in done.err
+    assert " watch follows it" in done.err
 
 
 @pytest.mark.parametrize("text", ["9", "zz", "", "a" * 65, "9" * 64])

@@ -87,7 +87,7 @@ def test_interrupted_watch_says_that_the_job_goes_on(local_node: LocalNode, data
     assert "Traceback" not in err
     assert err.splitlines()[-2:] == [
         "kith: stopped watching; job e1e1e1e1e1e1 goes on",
-        "  → kith watch e1e1e1e1e1e1, or kith cancel e1e1e1e1e1e1",
+        f"  → kith --data-dir {data_dir} watch e1e1e1e1e1e1, or kith --data-dir {data_dir} cancel e1e1e1e1e1e1",
     ]
 
 
@@ -148,3 +148,65 @@ def test_shell_completion_knows_the_commands() -> None:
     environment = os.environ | {"_KITH_COMPLETE": "complete_bash", "COMP_WORDS": "kith s", "COMP_CWORD": "1"}
     done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["status", "story", "submit"]
+
+
+NOT_UTF8 = "caf\udce9?"  # as Python reads the Latin-1 word for it
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ask", NOT_UTF8),
+        ("chat", NOT_UTF8),
+        ("chat", "hi", "--system", NOT_UTF8),
+        ("knowledge", "add", NOT_UTF8),
+        ("knowledge", "search", NOT_UTF8),
+        ("cancel", "e1", "--reason", NOT_UTF8),
+    ],
+)
+def test_what_is_no_utf8_is_refused_in_words(kith: Kith, local_node: LocalNode, arguments: tuple[str, ...]) -> None:
+    done = kith(*arguments)
+    assert done.code == ExitCode.BAD_INPUT
+    assert done.err.startswith("kith: this is not UTF-8: 'caf\N{REPLACEMENT CHARACTER}?'\n")
+    assert "iconv" in done.err
+
+
+@pytest.mark.parametrize("arguments", [("ask", "-"), ("knowledge", "add", "-"), ("chat",)])
+@pytest.mark.parametrize("decoding", ["utf-8:strict", "utf-8:surrogateescape"])
+def test_standard_input_that_is_no_utf8_is_refused_in_words(
+    local_node: LocalNode, data_dir: Path, arguments: tuple[str, ...], decoding: str
+) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--data-dir", str(data_dir), *arguments],
+        input=b"caf\xe9?\n",
+        env=os.environ | {"PYTHONIOENCODING": decoding},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert done.stderr.startswith(b"kith: this is not UTF-8: "), done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device on this system")
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_output_onto_a_full_disk_is_said_in_words(local_node: LocalNode, data_dir: Path, more: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "--data-dir", str(data_dir), "jobs", *more], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == ExitCode.FAILED
+    assert done.stderr.splitlines()[0] == b"kith: it could not be written: No space left on device"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["jobs", "status --json", "result zz"])
+def test_closed_streams_are_no_traceback(local_node: LocalNode, data_dir: Path, closed: str, command: str) -> None:
+    line = f'"{sys.executable}" -m node.cli.main --data-dir "{data_dir}" {command} {closed}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == (ExitCode.NOT_FOUND if "zz" in command else ExitCode.OK)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_remedy_names_the_data_directory_that_was_meant(kith: Kith, local_node: LocalNode, data_dir: Path) -> None:
+    assert kith("result", "zz").err.splitlines()[1] == f"  → kith --data-dir {data_dir} jobs lists them"
+    assert kith("result", "zz", "--json").json["error"]["remedy"] == f"kith --data-dir {data_dir} jobs lists them"

@@ -1,5 +1,8 @@
 """Tests of node/cli/output.py."""
 
+import io
+import sys
+
 import pytest
 
 from node.cli import output
@@ -57,4 +60,30 @@ def test_columns_give_way_in_order() -> None:
     narrow = output._fit(columns, natural, 80)
     assert narrow == {0: 10, 1: 22, 2: 22, 3: 20}
     assert output._fit(columns, natural, 50) == {0: 10, 1: 18, 2: 18}
-    assert output._fit(columns, natural, 5) == {0: 10, 1: 12, 2: 12}
+    assert output._fit(columns, natural, 5) == {0: 10, 2: 12}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> Terminal:
+    """What is printed from now on is shown on it. Rich takes the width from the environment before it asks."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    return terminal
+
+
+def test_what_people_copy_is_in_one_piece_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = ["0123456789ab", "192.168.100.100:42000", "a title of some length", "note"]
+    columns = [Column("job"), Column("address"), Column("title", "crop"), Column("note", "drop")]
+    terminal = on_a_terminal(monkeypatch, 40)
+    output.table(columns, [row])
+    assert terminal.getvalue().splitlines()[1].split() == row[:2]
+    terminal = on_a_terminal(monkeypatch, 20)
+    output.table(columns, [row])
+    assert row[0] in terminal.getvalue()
+    assert row[1] in terminal.getvalue()
