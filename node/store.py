@@ -111,6 +111,7 @@ class Store:
             raise self.unusable(error) from error
         term = int(self._meta("term") or 0)
         voted_for = self._meta("voted_for") or ""
+        self._noted_seen_ms = int(self._meta("last_seen_ms") or 0)
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         return self._facts(), term, voted_for
@@ -255,8 +256,8 @@ class Store:
 
     async def note_seen(self, wall_clock_ms: int) -> None:
         """Remember that the node was here, at most once in `NOTE_EVERY_S`: one that was away for a year starts empty
-        (node/away.py)."""
-        if abs(wall_clock_ms - self._noted_seen_ms) < NOTE_EVERY_S * 1000:
+        (node/away.py). Only the latest counts: a start with the clock in the past must not make it long ago."""
+        if wall_clock_ms - self._noted_seen_ms < NOTE_EVERY_S * 1000:
             return
         self._noted_seen_ms = wall_clock_ms
         row = ("last_seen_ms", str(wall_clock_ms))
