@@ -20,6 +20,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
@@ -39,6 +40,7 @@ from mesh.wire import (
     mesh_pb2_grpc,
 )
 from node import __version__, agent_load, clock, enrolment, gguf, logs
+from node.addresses import target
 from node.authors import Authors
 from node.away import set_aside
 from node.background import Background
@@ -54,12 +56,12 @@ from node.engines import FIRST, Engines, agent_profile, engine_config, memory_bu
 from node.errors import KithError
 from node.grpc_options import PORT_OPTIONS
 from node.hellos import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
-from node.interfaces import choose
+from node.interfaces import Interface, choose
 from node.keys import load_or_make_key
 from node.kv_moves import KvMoves
 from node.leader import Leader
 from node.limits import CALLS_MAX
-from node.listening import Bound, Lock, address_of, bind, prepare_folders, require_loopback, where_to_listen
+from node.listening import Bound, Lock, Network, address_of, bind, prepare_folders, require_loopback, where_to_listen
 from node.local_service import LocalService
 from node.mesh_service import MeshService
 from node.models.peers import PeerModels
@@ -69,6 +71,7 @@ from node.models.source import is_hub
 from node.paths import NodePaths
 from node.peers import load_peers, save_peers
 from node.plans import Plans
+from node.rediscovery import Rediscovery
 from node.router import Router
 from node.shell import Shell
 from node.snapshots import Snapshots
@@ -95,9 +98,8 @@ class Daemon:
         self.name = config.name or socket.gethostname()
         self.started_at = time.monotonic()
         self._bound: Bound | None = None
-        self.discovery: Discovery | None = None
+        self.discovery: Rediscovery | None = None
         self.trust: Trust | None = None  # None: in no mesh
-        self.mdns = False
         self.http_address = ""
         self.model_path: Path | None = None
         self.serving = Serving()
@@ -129,7 +131,7 @@ class Daemon:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
-        self.interfaces = choose(config.interfaces, where_to_listen(config.listen)[0])
+        choose(config.interfaces, where_to_listen(config.listen)[0])  # one that is not there ends the start
         prepare_folders(self.paths)
         stack.enter_context(Lock(self.paths))
         logs.set_up(self.paths.log, config.log_level, terminal=False)
@@ -224,7 +226,10 @@ class Daemon:
                 self.shell.post(events.AddressFound(host, port, "cache"))
             for host, port in map(address_of, config.seeds):
                 self.shell.post(events.AddressFound(host, port, "seed"))
-            self._background.spawn(self._discover(self.enrolment.mesh_id), "discover")
+            if config.mdns and self._bound is not None:
+                begin = partial(self._discovery, self.enrolment.mesh_id, self._bound.port)
+                self.discovery = Rediscovery(self._bound.network, begin)
+                self._background.spawn(self.discovery.run(), "discover")
         if self.trust is not None:
             self._background.spawn(self.trust.renewal.run(), "renewal")
         self._background.spawn(self._bring_up_engine(), "engine")
@@ -237,7 +242,7 @@ class Daemon:
             self.http_address = await stack.enter_async_context(serve(self, config.http))
         if self.enrolment is not None:
             mesh = f"mesh {self.enrolment.mesh_id} ({self.enrolment.label}), as {self.enrolment.identity.role}"
-            logs.log("info", f"serving on {', '.join(f'{host}:{port}' for host, port in self.addresses)}, {mesh}")
+            logs.log("info", f"serving on {', '.join(target(*at) for at in self.addresses)}, {mesh}")
         else:
             unheard = "; --seed is not looked at" if config.seeds else ""
             logs.log("warning", f"in no mesh, so alone{unheard}: `kith init` makes one, `kith join` enters one")
@@ -267,24 +272,12 @@ class Daemon:
         self._fatal = text
         self.request_stop(0.0)
 
-    async def _discover(self, mesh_id: str) -> None:
-        if not self.config.mdns:
-            return
-        at = self.addresses
-        self.discovery = Discovery(
-            self.replica.me,
-            at[0][1],
-            [host for host, _ in at],
-            self.interfaces,
-            lambda host, port: self.shell.post(events.AddressFound(host, port, "mdns")),
-            logs.logger,
-            mesh_id,
-        )
-        reason = await self.discovery.start()
-        self.mdns = not reason
-        if reason:
-            # It is left running: a slow machine may hear its own advert late, and a network may come up later.
-            logs.log("warning", f"mDNS does not work here: {reason}; only --seed and known peers are dialled")
+    def _discovery(self, mesh_id: str, port: int, network: Network) -> Discovery:
+        hosts = [host for host, _ in network.addresses]
+        return Discovery(self.replica.me, port, hosts, network.interfaces, self._found, logs.logger, mesh_id)
+
+    def _found(self, host: str, port: int) -> None:
+        self.shell.post(events.AddressFound(host, port, "mdns"))
 
     async def _bring_up_engine(self) -> None:
         try:
@@ -406,6 +399,16 @@ class Daemon:
     def addresses(self) -> list[tuple[str, int]]:
         """Where others find this node now."""
         return self._bound.addresses() if self._bound is not None else []
+
+    @property
+    def interfaces(self) -> list[Interface]:
+        """Those for mDNS now."""
+        return self._bound.network().interfaces if self._bound is not None else []
+
+    @property
+    def mdns(self) -> bool:
+        """Whether multicast works here."""
+        return self.discovery is not None and self.discovery.works
 
     @property
     def profile(self) -> facts_pb2.NodeProfile:

@@ -6,7 +6,8 @@ By default the interfaces of the LAN: up, with an address, and none of those tha
   A bridge that has a hardware port is kept: it is how a host that runs virtual machines reaches its LAN;
 - by name: container and virtual machine interfaces, and tunnels. A tunnel carries no multicast, and whoever wants mesh
   traffic in it names it with `--interface`;
-- loopback, unless the node listens on loopback: then loopback only.
+- loopback, unless the node listens on loopback: then loopback only. A machine that is on no network has nothing else,
+  so its nodes use loopback among themselves until it is on one.
 
 Interfaces are judged by name and by `/sys/class/net/NAME/bridge`, never by their driver: inside a network namespace the
 only interface is often a virtual one that is called eth0. Where there is no `/sys` (macOS), names alone decide.
@@ -112,15 +113,17 @@ def choose(named: Sequence[str], listen_host: str, present: Sequence[Interface] 
         return list(dict.fromkeys(_find(name, here) for name in named))
     if is_loopback(listen_host):
         return [interface for interface in here if interface.loopback and interface.up]
-    return [interface for interface in here if not interface.why_left_out()]
+    lan = [interface for interface in here if not interface.why_left_out()]
+    return lan or [interface for interface in here if interface.loopback and interface.up]
 
 
 def addresses_for(listen_host: str, named: Sequence[str] = (), present: Sequence[Interface] | None = None) -> list[str]:
     """The addresses that a node listening on `listen_host` gives to others, best first.
 
-    An unspecified host (`0.0.0.0`, `::`) stands for the addresses of the chosen interfaces: IPv4 ones, and with `::`
-    IPv6 ones too. Link-local IPv6 addresses are given only where an interface has no other, since their zone means
-    nothing elsewhere. A name is resolved. Raises `KithError` (`interface-unknown`, `bad-address`).
+    An unspecified host (`0.0.0.0`, `::`) stands for the addresses of the chosen interfaces, so for loopback where this
+    machine is on no network: IPv4 ones, and with `::` IPv6 ones too. Link-local IPv6 addresses are given only where an
+    interface has no other, since their zone means nothing elsewhere. A name is resolved. Raises `KithError`
+    (`interface-unknown`, `bad-address`).
     """
     host = resolve(listen_host)
     if not host.is_unspecified:

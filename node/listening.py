@@ -13,14 +13,14 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
 
 from node.addresses import split_address, target
 from node.errors import ExitCode, KithError
-from node.interfaces import addresses_for, choose, is_loopback, resolve
+from node.interfaces import Interface, addresses_for, choose, is_loopback, resolve
 from node.paths import NodePaths
 
 
@@ -85,10 +85,8 @@ class Lock:
 
 
 def where_to_listen(listen: str) -> tuple[str, int]:
-    """Host and port of the setting; where it is empty: every address of this machine, if it is on a network."""
-    if listen:
-        return address_of(listen)
-    return ("0.0.0.0" if choose((), "0.0.0.0") else "127.0.0.1"), 0
+    """Host and port of the setting; where it is empty: every address of this machine, those that it gets later too."""
+    return address_of(listen) if listen else ("0.0.0.0", 0)
 
 
 def require_loopback(listen: str) -> None:
@@ -102,6 +100,13 @@ def require_loopback(listen: str) -> None:
         )
 
 
+class Network(NamedTuple):
+    """Where others find this node, and the interfaces for mDNS."""
+
+    addresses: list[tuple[str, int]]
+    interfaces: list[Interface]
+
+
 @dataclass
 class Bound:
     """Where the mesh service is bound, and the addresses that others find it at."""
@@ -112,11 +117,21 @@ class Bound:
     found: list[tuple[str, int]] = field(default_factory=list)
 
     def addresses(self) -> list[tuple[str, int]]:
-        """As of now: a machine may get another address while the node runs. Without a network: those it had last."""
+        """As of now: a machine may get another address while the node runs. Without a network: those it had last, or
+        loopback where it had none yet."""
         with contextlib.suppress(KithError):  # an address that was named is gone
             now = [(address, self.port) for address in addresses_for(self.host, self.interfaces)]
-            self.found = now or self.found
+            if now and not (self.found and all(is_loopback(address) for address, _ in now)):
+                self.found = now
         return self.found
+
+    def network(self) -> Network:
+        """As of now; without interfaces where those that were named are gone."""
+        try:
+            interfaces = choose(self.interfaces, self.host)
+        except KithError:
+            interfaces = []
+        return Network(self.addresses(), interfaces)
 
 
 def bind(

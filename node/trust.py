@@ -61,7 +61,6 @@ class Trust:
         self._renewals_said = Once(RENEWAL_SAID_AGAIN_S)
         self.renewal = Renewal(enrolment, self._linked_issuers, shell.links.stub, self._take_into_use)
         host = str(resolve(where_to_listen(daemon.config.listen)[0]))
-        hosts = [address for address, _ in daemon.addresses]
         mesh_port = daemon.addresses[0][1] if daemon.addresses else 0
         self.door = Door(
             enrolment,
@@ -70,11 +69,14 @@ class Trust:
             mesh_port + 1 if 0 < mesh_port < 65535 else 0,
             self._addresses,
             shell.denied,
-            Adverts(hosts, daemon.interfaces, logs.logger) if daemon.config.mdns else None,
+            Adverts(self._hosts, lambda: daemon.interfaces, logs.logger) if daemon.config.mdns else None,
         )
 
+    def _hosts(self) -> list[str]:
+        return [host for host, _ in self._daemon.addresses]
+
     def door_addresses(self, port: int) -> list[Address]:
-        return [(host, port) for host, _ in self._daemon.addresses]
+        return [(host, port) for host in self._hosts()]
 
     # What members ask
 

@@ -146,6 +146,14 @@ class Network:
         _run([*device, "add", f"{ipv4}/24", "brd", "+", "dev", "eth0"])
         self.addresses[host] = ipv4
 
+    def unplug(self, host: str) -> None:
+        """Take a host's interface down; its IPv4 address waits for `plug`."""
+        _run(["ip", "-n", self.namespace(host), "link", "set", "dev", "eth0", "down"])
+
+    def plug(self, host: str) -> None:
+        _run(["ip", "-n", self.namespace(host), "link", "set", "dev", "eth0", "up"])
+        _run(["ip", "-n", self.namespace(host), "route", "replace", "224.0.0.0/4", "dev", "eth0"])
+
     def cuts(self) -> list[tuple[str, str]]:
         """What is cut now, as (from, to)."""
         listing = _run(["ip", "netns", "exec", self._switch, "nft", "list", "chain", "bridge", TABLE, "forward"])

@@ -326,7 +326,7 @@ def _interfaces(state: _State) -> Iterator[Finding]:
     if not state.config.mdns:
         yield Finding("network", "ok", "mDNS is off: peers come from seeds")
         return
-    from node.interfaces import choose, interfaces
+    from node.interfaces import choose, interfaces, is_loopback
     from node.listening import where_to_listen
 
     host = where_to_listen(state.config.listen)[0]
@@ -336,8 +336,11 @@ def _interfaces(state: _State) -> Iterator[Finding]:
         if address is not None:
             yield _multicast(interface.name, str(address))
     left_out = [one for one in interfaces() if one not in chosen]
+    if chosen and not (state.config.listen or state.config.interfaces) and all(one.loopback for one in chosen):
+        words = "this machine is on no network, so only nodes on it find each other"
+        yield Finding("network", "warn", words, "join a network: a running node notices within seconds")
     if left_out:
-        why = "because the node listens on loopback" if all(one.loopback for one in chosen) else ""
+        why = "because the node listens on loopback" if is_loopback(host) else ""
         words = ", ".join(
             f"{one.name}" + ("" if why else f" ({one.why_left_out() or 'not named'})") for one in left_out
         )

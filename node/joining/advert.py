@@ -14,7 +14,7 @@ Source: RFC 6762 (mDNS), RFC 6763 (DNS-SD); python-zeroconf.
 import asyncio
 import ipaddress
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from logging import Logger
 from typing import Any
 
@@ -37,16 +37,19 @@ Address = tuple[str, int]
 
 
 class Adverts:
-    """The adverts of one door: one an invite. Use from one event loop."""
+    """The adverts of one door: one an invite. Use from one event loop.
+
+    Args: `addresses` that others should dial, and `interfaces` to speak on, as they are when an invite is shown.
+    """
 
     def __init__(
         self,
-        addresses: Sequence[str],
-        interfaces: Sequence[Interface],
+        addresses: Callable[[], Sequence[str]],
+        interfaces: Callable[[], Sequence[Interface]],
         log: Logger,
         service_type: str = SERVICE_TYPE,
     ) -> None:
-        self._addresses = [address.partition("%")[0] for address in addresses]
+        self._addresses = addresses
         self._interfaces = interfaces
         self._log = log
         self._service_type = service_type
@@ -57,7 +60,7 @@ class Adverts:
         """Advertise an invite: its token's id, its nameplate ("" for none). Returns whether mDNS can be used at all."""
         try:
             if self._zeroconf is None:
-                self._zeroconf = open_multicast(self._interfaces, self._log)
+                self._zeroconf = open_multicast(self._interfaces(), self._log)
             if self._zeroconf is None:
                 return False
             name = secrets.token_hex(4)
@@ -67,7 +70,7 @@ class Adverts:
                 port=port,
                 properties={"txtvers": "1", "v": "1", "t": invite, **({"n": nameplate} if nameplate else {})},
                 server=f"kith-{name}.local.",
-                parsed_addresses=self._addresses,
+                parsed_addresses=[address.partition("%")[0] for address in self._addresses()],
             )
             announcing = await self._zeroconf.async_register_service(info, cooperating_responders=True)
         except OSError as error:

@@ -67,6 +67,22 @@ async def test_an_address_changes_under_a_running_node(lan_of: LanFactory) -> No
     await agreed(everyone, [job])
 
 
+async def test_a_node_that_starts_before_its_network_comes_into_the_mesh_with_it(lan_of: LanFactory) -> None:
+    """After a power cut a board is up before the access point is. Nobody has its address; mDNS has to tell it."""
+    lan = lan_of(2, start=False)
+    for one in lan.daemons.values():
+        one.arguments = ["--engine", "echo"]
+    lan.network.unplug("h2")
+    lan.start()
+    first, late = lan.daemons["h1"], lan.daemons["h2"]
+    await late.ready()
+    assert [address.host for address in (await late.status()).addresses] == ["127.0.0.1"]
+    lan.network.plug("h2")
+    await formed([first, late], 60.0)
+    seen = {node.name: node for node in await first.nodes()}
+    assert [address.host for address in seen["h2"].addresses] == [lan.network.ipv4("h2")]
+
+
 async def finds(one: Daemon, name: str) -> bool:
     """Whether a node was told the new address, and reaches what was moved there beside the link too."""
     seen = {node.name: node for node in await one.nodes()}

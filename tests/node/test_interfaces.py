@@ -42,6 +42,12 @@ def test_a_node_on_loopback_uses_loopback_only(host: str) -> None:
     assert is_loopback(host)
 
 
+def test_on_no_network_there_is_loopback_only() -> None:
+    assert choose((), "0.0.0.0", [LO, DOCKER, DOWN, BARE]) == [LO]
+    assert addresses_for("0.0.0.0", present=[LO, DOCKER, DOWN]) == ["127.0.0.1"]
+    assert addresses_for("192.168.1.7", present=[LO, DOWN]) == ["192.168.1.7"]
+
+
 def test_names_and_addresses_override_in_the_order_given_and_once() -> None:
     assert choose(["wg0", "192.168.1.7", "eth0", "fe80::8"], "127.0.0.1", MACHINE) == [WG, ETH, WIFI]
 

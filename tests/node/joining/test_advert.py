@@ -23,7 +23,7 @@ class Network:
         self.service_type = f"_kj{secrets.token_hex(4)}._tcp.local."
 
     def door(self, *addresses: str) -> Adverts:
-        adverts = Adverts(addresses or ["127.0.0.1"], [LOOPBACK], LOG, self.service_type)
+        adverts = Adverts(lambda: addresses or ["127.0.0.1"], lambda: [LOOPBACK], LOG, self.service_type)
         self._stack.push_async_callback(adverts.close)
         return adverts
 
@@ -84,7 +84,7 @@ async def test_an_advert_tells_nothing_of_mesh_or_machine(network: Network, monk
 
 
 async def test_without_an_interface_nothing_is_advertised_or_found() -> None:
-    adverts = Adverts(["192.0.2.1"], [], LOG)
+    adverts = Adverts(lambda: ["192.0.2.1"], list, LOG)
     assert not await adverts.show("abcdef", "7", 4001)
     await adverts.hide("abcdef")
     assert await find("7", [], LOG, 0.1) == []

@@ -69,7 +69,7 @@ async def test_an_invite_that_was_used_is_refused(doors: Doors, by: Callable[[Op
 @pytest.mark.parametrize("by", [code_of, token_of])
 async def test_the_inviter_is_found_by_mdns(doors: Doors, by: Callable[[OpenInvite], str]) -> None:
     service_type = f"_kj{secrets.token_hex(4)}._tcp.local."
-    door = doors.door(adverts=Adverts(["127.0.0.1"], [LOOPBACK], LOG, service_type))
+    door = doors.door(adverts=Adverts(lambda: ["127.0.0.1"], lambda: [LOOPBACK], LOG, service_type))
     opened = await invite(door)
     assert opened.advertised
     asked: list[str] = []
@@ -90,7 +90,7 @@ async def test_the_inviter_is_found_by_mdns(doors: Doors, by: Callable[[OpenInvi
 async def test_two_doors_with_one_nameplate_are_not_asked(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them may be somebody else's, and each that is asked has a guess."""
     service_type = f"_kj{secrets.token_hex(4)}._tcp.local."
-    adverts = Adverts(["127.0.0.1"], [LOOPBACK], LOG, service_type)
+    adverts = Adverts(lambda: ["127.0.0.1"], lambda: [LOOPBACK], LOG, service_type)
     door = doors.door(adverts=adverts)
     opened = await invite(door)
     assert opened.invite.code is not None
