@@ -22,7 +22,8 @@ HERE = Network([("127.0.0.1", PORT)], [LOOPBACK])
 async def test_who_starts_without_a_network_is_found_once_it_is_on_one(
     nodes: Nodes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    at, begun, found = NOWHERE, [], asyncio.Queue[tuple[str, int]]()
+    at, found = NOWHERE, asyncio.Queue[tuple[str, int]]()
+    begun: list[list[str]] = []
     tried = asyncio.Event()
 
     def now() -> Network:
