@@ -5,6 +5,7 @@ need one, into a line that says what to do: a `KithError` never shows a tracebac
 a reader that stopped reading is no error.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -102,13 +103,29 @@ def _run(arguments: list[str], as_json: bool) -> int:
     except Exception as bug:
         if os.environ.get("KITH_DEBUG"):
             raise
-        error = KithError(
+        error = _of_the_disk(bug) or KithError(
             "internal",
             f"an error that should not happen: {type(bug).__name__}: {bug}",
             f"the traceback: KITH_DEBUG=1 kith …; the node's log: {_log_path(arguments)}",
         )
     output.emit_error(error, as_json)
     return error.exit_code
+
+
+def _of_the_disk(error: Exception) -> KithError | None:
+    """Any command may be the one that finds that a disk takes nothing."""
+    if not isinstance(error, OSError) or error.errno not in _DISK:
+        return None
+    code, words, remedy = _DISK[error.errno]
+    return KithError(code, words + (f": {error.filename}" if error.filename else ""), remedy)
+
+
+_DISK = {
+    errno.ENOSPC: ("disk-full", "the disk is full", "Make room, then try again."),
+    errno.EDQUOT: ("disk-full", "your part of the disk is used up", "Make room, then try again."),
+    errno.EROFS: ("disk-failed", "the disk can only be read", "Mount it for writing, then try again."),
+    errno.EIO: ("disk-failed", "the disk does not read or write", "Check it, then try again."),
+}
 
 
 def _interrupted() -> KithError:

@@ -203,7 +203,9 @@ async def test_an_engine_that_dies_while_no_file_can_be_opened_is_started_again_
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # what is open stays so
         try:
             os.kill(engine.pid, signal.SIGKILL)
-            await watched.until(lambda: any("can not be started: Too many open files" in line for line in watched.lines))
+            await watched.until(
+                lambda: any("can not be started: Too many open files" in line for line in watched.lines)
+            )
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await watched.until(lambda: engine.state == "ready")
