@@ -19,7 +19,7 @@ def new_private_key() -> ec.EllipticCurvePrivateKey:
 
 
 def load_or_make_key(path: Path) -> NodeKey:
-    """The key in `path`; made there when the file is missing. Raises `KithError` (`key-unreadable`, `key-unwritten`)."""
+    """The key in `path`; made there where it is missing. Raises `KithError` (`key-unreadable`, `key-unwritten`)."""
     try:
         if not path.exists():
             write_atomically(path, private_pem(new_private_key()))
