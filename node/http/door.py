@@ -16,11 +16,12 @@ import uvicorn
 
 from node.addresses import target
 from node.api_keys import ApiKeys
+from node.config import NodeConfig
 from node.errors import ExitCode, KithError
 from node.http.guard import Connection, Guard
 from node.http.routes import NEEDS, OPEN_PATHS, application
 from node.http.tls import Certificate, hosts_of
-from node.interfaces import addresses_for, is_loopback
+from node.interfaces import addresses_for, is_loopback, resolve
 from node.limits import CONNECTIONS_MAX
 from node.listening import address_of
 
@@ -43,9 +44,14 @@ async def serve(daemon: "Daemon", listen: str) -> AsyncIterator[str]:
             "Make one with `kith key add NAME`, or use --http 127.0.0.1:PORT.",
             ExitCode.CANNOT_START,
         )
+    address, config = str(resolve(host)), daemon.config
+
+    def hosts() -> frozenset[str]:
+        return hosts_of(host, addresses_for(address, config.interfaces), config.http_hosts, certificate)
+
     guarded = Guard(
         application(daemon),
-        hosts=hosts_of(host, addresses_for(host, daemon.config.interfaces), daemon.config.http_hosts, certificate),
+        hosts=hosts,
         keys=keys,
         keys_needed=keys_needed,
         needs=NEEDS,
@@ -53,7 +59,7 @@ async def serve(daemon: "Daemon", listen: str) -> AsyncIterator[str]:
     )
     # Whoever sends nonsense must not fill the log with it.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    config = uvicorn.Config(
+    served = uvicorn.Config(
         guarded,
         host=host,
         port=port,
@@ -66,11 +72,11 @@ async def serve(daemon: "Daemon", listen: str) -> AsyncIterator[str]:
         proxy_headers=False,  # else any local program could name another host as its own
         limit_concurrency=CONNECTIONS_MAX,
     )
-    config.load()
-    config.ssl = certificate.context if certificate is not None else None
-    server = _Server(config)
+    served.load()
+    served.ssl = certificate.context if certificate is not None else None
+    server = _Server(served)
     try:
-        listening = config.bind_socket()
+        listening = served.bind_socket()
     except SystemExit:
         raise KithError(
             "port-taken", f"{listen} is taken", "Choose another one with --http.", ExitCode.CANNOT_START
@@ -88,12 +94,17 @@ async def serve(daemon: "Daemon", listen: str) -> AsyncIterator[str]:
         listening.close()
 
 
+def scheme(config: NodeConfig) -> str:
+    """What the door speaks."""
+    return "https" if config.http_cert or not is_loopback(address_of(config.http)[0]) else "http"
+
+
 def _certificate(daemon: "Daemon", host: str) -> Certificate | None:
     """What the door shows; None: plain HTTP, on loopback only. Raises `KithError`."""
     config = daemon.config
     if config.http_cert:
         return Certificate(Path(config.http_cert), Path(config.http_key or config.http_cert))
-    if is_loopback(host):
+    if scheme(config) == "http":
         return None
     if daemon.enrolment is None:
         raise KithError(

@@ -11,10 +11,11 @@ Does not: know routes beyond the scope that each needs.
 """
 
 import asyncio
+import contextlib
 import json
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,6 +33,9 @@ from node.limits import (
     too_many,
 )
 
+#: A name that is not this machine's makes the guard look at the machine's addresses anew, at most once in this time,
+#: seconds: it may be on another network than at the start, and strangers must not make it look all the time.
+HOSTS_AGAIN_S = 2.0
 #: Key in a request's `state`: on whose behalf it is made, for the fair queue at the engine.
 CALLER = "kith_caller"
 #: And whether it may know the state of the node.
@@ -105,7 +109,7 @@ class Guard:
     """ASGI middleware.
 
     Args:
-        hosts: names and addresses of this machine, as a Host header may name it; `*.example.org` is one label more.
+        hosts: names and addresses of this machine now, as a Host header may name it; `*.example.org` is one label more.
         needs: path → scope that a key must have, also for what lies below the path; other paths need any key.
         open_paths: paths that need none.
         keys_needed: whether a key is needed even where none was ever made.
@@ -115,14 +119,15 @@ class Guard:
         self,
         app: ASGIApp,
         *,
-        hosts: frozenset[str],
+        hosts: Callable[[], frozenset[str]],
         keys: ApiKeys,
         keys_needed: bool,
         needs: Mapping[str, str],
         open_paths: frozenset[str],
     ) -> None:
         self._app = app
-        self._hosts = hosts
+        self._hosts_now = hosts
+        self._hosts, self._looked_at = hosts(), -math.inf
         self._keys = keys
         self._keys_needed = keys_needed
         self._needs = needs
@@ -170,6 +175,17 @@ class Guard:
 
     def _is_here(self, header: str) -> bool:
         name = host_of_header(header)
+        if self._is_known(name):
+            return True
+        now = asyncio.get_running_loop().time()
+        if now < self._looked_at + HOSTS_AGAIN_S:
+            return False
+        self._looked_at = now
+        with contextlib.suppress(KithError):  # an interface that was named is gone
+            self._hosts = self._hosts_now()
+        return self._is_known(name)
+
+    def _is_known(self, name: str) -> bool:
         return name in self._hosts or f"*.{name.partition('.')[2]}" in self._hosts
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -47,15 +48,39 @@ async def asked(guard: Guard, path: str = "/v1/models", host: str = "localhost",
     return next(status for status in statuses if status)
 
 
-def guard(keys: ApiKeys, *, keys_needed: bool = True, app: Any = passed) -> Guard:
+def guard(
+    keys: ApiKeys, *, keys_needed: bool = True, app: Any = passed, hosts: Callable[[], frozenset[str]] | None = None
+) -> Guard:
     return Guard(
         app,
-        hosts=frozenset({"localhost", "*.lab.example"}),
+        hosts=hosts or (lambda: frozenset({"localhost", "*.lab.example"})),
         keys=keys,
         keys_needed=keys_needed,
         needs=NEEDS,
         open_paths=frozenset({"/health"}),
     )
+
+
+async def test_an_address_that_the_machine_got_later_names_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, looks = {"10.0.0.7"}, 0
+
+    def now() -> frozenset[str]:
+        nonlocal looks
+        looks += 1
+        return frozenset(here)
+
+    door = guard(ApiKeys(tmp_path / "keys.json"), keys_needed=False, hosts=now)
+    assert await asked(door, host="10.0.0.7:8420") == 200
+    assert await asked(door, host="10.0.0.8:8420") == 421
+    looked = looks
+    assert [await asked(door, host="10.0.0.8:8420") for _ in range(20)] == [421] * 20
+    assert looks == looked, "a stranger's name does not make it look each time"
+    here = {"10.0.0.8"}
+    monkeypatch.setattr(http_guard, "HOSTS_AGAIN_S", 0.0)
+    assert await asked(door, host="10.0.0.8:8420") == 200
+    assert await asked(door, host="10.0.0.7:8420") == 421
 
 
 async def test_a_key_opens_what_its_scopes_say(tmp_path: Path) -> None:
