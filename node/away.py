@@ -6,7 +6,8 @@ such jobs would bring them back as open ones, and they would be done again.
 Idea: the store notes now and then when the node was last here. If that is more than a year before now, the journal is
 moved aside, never deleted: a clock that is wrong costs nothing that can not be moved back.
 
-Does not: judge which of the open jobs still matter; a person does.
+Does not: judge which of the open jobs still matter; a person does. Nor notice the absence of a node whose clock was far
+ahead when it was last here.
 """
 
 import contextlib

@@ -3,7 +3,8 @@
 Idea: a blob is named by its hash, so it may come from anybody. Where copies belong is decided by mesh/copies.py; this
 carries it out, and tells it of every blob that became durable here. `get` reads the own disk, then asks live peers, the
 likeliest holder first; one that says nothing for a moment (a frozen machine looks alive for seconds) is not waited for:
-the next is asked beside it, and the first whole answer counts.
+the next is asked beside it, and the first whole answer counts. Who reads the same blob at the same time shares one
+transfer: all tasks of a job begin with its document, and its holder would send it to each.
 
 Does not: decide who holds what.
 """
@@ -12,7 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 
 from mesh import effects, events
@@ -26,6 +27,7 @@ from node.errors import KithError
 from node.limits import BLOB_BYTES_BURST, BLOB_BYTES_PER_S
 from node.logs import log, where
 from node.rpc import calling
+from node.shared import Shared
 from node.store import Store
 
 CHUNK_BYTES = 256 << 10
@@ -67,6 +69,7 @@ class Blobs:
         self._live_peers = live_peers
         self._transfers = Background()
         self._pace = pace or Rate(BLOB_BYTES_PER_S, BLOB_BYTES_BURST)
+        self._reading: Shared[bytes, bytes | None] = Shared()
         self._read_lately: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()  # when, in the loop's time
 
     async def put(self, content: bytes) -> common_pb2.BlobRef:
@@ -87,8 +90,7 @@ class Blobs:
             content = await self._store.get_blob(ref.sha256)
             if content is not None:
                 return content
-        peers = self._live_peers()
-        content = await self._first_of(holders(ref.sha256, peers, count=len(peers)), ref)
+        content = await self._from_peers(ref)
         if content is not None:
             self._remember(ref.sha256, content)
             return content
@@ -97,6 +99,17 @@ class Blobs:
             f"no node in sight holds the content {ref.sha256.hex()[:12]}",
             "Bring back a node that held it; the job goes on by itself then.",
         )
+
+    async def _from_peers(self, ref: common_pb2.BlobRef) -> bytes | None:
+        def ask() -> Coroutine[None, None, bytes | None]:
+            peers = self._live_peers()
+            return self._first_of(holders(ref.sha256, peers, count=len(peers)), ref)
+
+        while True:
+            joined = ref.sha256 in self._reading
+            async with self._reading.of(ref.sha256, ask) as content:
+                if content is not None or not joined:  # a holder may have come since the other began
+                    return content
 
     async def _first_of(self, peers: list[NodeId], ref: common_pb2.BlobRef) -> bytes | None:
         """The first whole answer; peers are asked in turn, and beside each other where the earlier are silent."""

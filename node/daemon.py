@@ -40,6 +40,7 @@ from mesh.wire import (
     mesh_pb2_grpc,
 )
 from node import __version__, agent_load, clock, enrolment, gguf, logs
+from node.addresses import target
 from node.authors import Authors
 from node.away import set_aside
 from node.background import Background
@@ -238,7 +239,7 @@ class Daemon:
             self.http_address = await stack.enter_async_context(serve(self, config.http))
         if self.enrolment is not None:
             mesh = f"mesh {self.enrolment.mesh_id} ({self.enrolment.label}), as {self.enrolment.identity.role}"
-            logs.log("info", f"serving on {', '.join(f'{host}:{port}' for host, port in self.addresses)}, {mesh}")
+            logs.log("info", f"serving on {', '.join(target(*at) for at in self.addresses)}, {mesh}")
         else:
             unheard = "; --seed is not looked at" if config.seeds else ""
             logs.log("warning", f"in no mesh, so alone{unheard}: `kith init` makes one, `kith join` enters one")

@@ -19,13 +19,15 @@ def new_private_key() -> ec.EllipticCurvePrivateKey:
 
 
 def load_or_make_key(path: Path) -> NodeKey:
-    """The key in `path`; made there when the file is missing. Raises `KithError` (`key-unreadable`)."""
+    """The key in `path`; made there where it is missing. Raises `KithError` (`key-unreadable`, `key-unwritten`)."""
     try:
         if not path.exists():
             write_atomically(path, private_pem(new_private_key()))
-        return load_key(path)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        message = f"the node's key {path} can not be written: {error.strerror or error}"
+        remedy = "Make room and the folder writable, then try again."
+        raise KithError("key-unwritten", message, remedy, ExitCode.CANNOT_START) from error
+    return load_key(path)
 
 
 def load_key(path: Path) -> NodeKey:

@@ -16,8 +16,7 @@ Who a peer is, TLS proves (credentials.py): a node is dialled with the certifica
 does not answer, or none is known, a handshake of our own reads which one is there (handshake.py). A Hello must say what
 the certificate says (hellos.py). A connection outlives the certificate that began it, so none may grow old:
 whoever dialled a link dials it anew before the other side's age limit, the new one takes the place of the old one, and
-a peer whose certificate has ended meanwhile is not reached any more. A node that belongs to no mesh has no credentials
-and dials nobody.
+a peer whose certificate has ended meanwhile is not reached any more. A node that belongs to no mesh dials nobody.
 
 Does not: know what messages mean or judge liveness.
 """
@@ -25,7 +24,7 @@ Does not: know what messages mean or judge liveness.
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import unquote
@@ -46,6 +45,7 @@ from node.grpc_options import GRPC_OPTIONS
 from node.handshake import DENIED, NOT_LISTENING, SILENT, HandshakeError, identify
 from node.hellos import HelloError, check, named_by
 from node.limits import LINK_MESSAGES_BURST, LINK_MESSAGES_PER_S
+from node.logs import where
 from node.once import Once
 
 #: Messages waiting for one slow peer.
@@ -452,13 +452,24 @@ class Links:
                 if link.dialled:
                     link.close()
 
+    @contextlib.contextmanager
+    def _ending(self, peer: NodeId) -> Iterator[None]:
+        """Around reading and writing: whatever goes wrong ends the link; what is not the connection's end is told."""
+        try:
+            yield
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            pass
+        except Exception as error:
+            if self._once.due((peer, said := f"the link with {peer} ended by {where(error)}")):
+                self._owner.log("error", said)
+
     async def _write(self, link: Link, write: Write) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+        with self._ending(link.peer):
             while (message := await link.outbox.get()) is not None:
                 await write(message)
 
     async def _read(self, link: Link, read: Read) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+        with self._ending(link.peer):
             clock = asyncio.get_running_loop().time
             while (message := await read()) is not None:
                 # Nothing is dropped: a peer that says too much is read more slowly.

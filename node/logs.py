@@ -1,4 +1,8 @@
-"""The node's log: one rotated file, and the terminal of a node that runs in the foreground. Never prompt text."""
+"""The node's log: one rotated file, and the terminal of a node that runs in the foreground. Never prompt text.
+
+What a library catches of our own faults (a callback of asyncio, a handler of gRPC or of the HTTP server) it would print
+with a traceback, whose text may quote anything. Here it becomes a line like any other: kind and place.
+"""
 
 import logging
 import logging.handlers
@@ -6,11 +10,30 @@ import sys
 import traceback
 from pathlib import Path
 
+from node.once import Once
+
 LOG_BYTES_MAX = 5 << 20
 LOG_FILES = 3
 LEVELS = ("debug", "info", "warning", "error")
+#: Libraries that catch faults of ours, by the names of their loggers.
+CATCHERS = ("asyncio", "grpc", "uvicorn")
+#: The same fault is told again after this, seconds.
+FAULT_AGAIN_S = 60.0
 
 logger = logging.getLogger("kith")
+
+
+class _Faults(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._once = Once(FAULT_AGAIN_S)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        what = where(error) if error is not None else str(record.msg).partition("\n")[0]
+        said = f"{record.name.partition('.')[0]}: {what}"
+        if self._once.due(said):
+            logger.error("%s", said)
 
 
 def set_up(path: Path, level: str, *, terminal: bool) -> None:
@@ -24,20 +47,24 @@ def set_up(path: Path, level: str, *, terminal: bool) -> None:
     handlers: list[logging.Handler] = [file_handler]
     if terminal:
         handlers.append(logging.StreamHandler(sys.stderr))
-    for old in list(logger.handlers):
-        logger.removeHandler(old)
-        old.close()
+    tear_down()
     for handler in handlers:
         handler.setFormatter(form)
         logger.addHandler(handler)
     logger.setLevel(level.upper())
     logger.propagate = False
+    faults = _Faults()
+    for name in CATCHERS:
+        logging.getLogger(name).addHandler(faults)
 
 
 def tear_down() -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+    for catcher in map(logging.getLogger, CATCHERS):
+        for handler in [one for one in catcher.handlers if isinstance(one, _Faults)]:
+            catcher.removeHandler(handler)
 
 
 def where(error: BaseException) -> str:

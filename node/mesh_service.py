@@ -19,6 +19,7 @@ from node.limits import HOPS_MAX
 from node.links import Links
 from node.models.sharing import ModelSharing
 from node.rpc import CLOCK_KEY, abort
+from node.shared import Shared
 from node.store import Store
 from node.trust import Trust
 
@@ -38,6 +39,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         self._engine = engine
         self._store = store
         self._trust = trust
+        self._sending: Shared[bytes, bytes | None] = Shared()
         self._models = models or ModelSharing(list)
 
     async def Link(  # type: ignore[override]  # the stubs know handlers only as generators
@@ -120,14 +122,16 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         self, request: mesh_pb2.FetchBlobRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[mesh_pb2.BlobChunk]:
         try:
-            content = await self._store.get_blob(request.sha256)
-            if content is None:
-                raise KithError("blob-missing", "this node does not hold it", "Ask another one.", ExitCode.NOT_FOUND)
+            async with self._sending.of(request.sha256, lambda: self._store.get_blob(request.sha256)) as content:
+                if content is None:
+                    raise KithError(
+                        "blob-missing", "this node does not hold it", "Ask another one.", ExitCode.NOT_FOUND
+                    )
+                yield mesh_pb2.BlobChunk(size_bytes=len(content))
+                for start in range(request.offset_bytes, len(content), CHUNK_BYTES):
+                    yield mesh_pb2.BlobChunk(data=content[start : start + CHUNK_BYTES])
         except KithError as error:
             await abort(context, error)
-        yield mesh_pb2.BlobChunk(size_bytes=len(content))
-        for start in range(request.offset_bytes, len(content), CHUNK_BYTES):
-            yield mesh_pb2.BlobChunk(data=content[start : start + CHUNK_BYTES])
 
     async def Renew(
         self, request: mesh_pb2.RenewRequest, context: "grpc.aio.ServicerContext[Any, Any]"

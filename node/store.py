@@ -4,9 +4,10 @@ Idea: one connection in one thread. Writers hand over what to write and await; t
 it in one transaction with one sync (group commit), and answers everybody. WAL with synchronous=FULL, so an answer means
 that the data survives a power cut. apsw brings a current SQLite: the standard library's may carry the WAL-reset bug.
 
-An error while writing facts or votes is fatal to the node: it could no longer keep its word (`on_fatal`). A blob for
-which there is no room is refused, and a reading that fails fails alone. Whoever waits is told in any case, also at the
-end of a node whose disk hangs.
+An error while writing facts or votes is fatal to the node: it could no longer keep its word (`on_fatal`). None is
+written after it, also where the disk has room again: each fact names the one before, and a stream with a hole could not
+be read at the next start. A blob for which there is no room is refused, and a reading that fails fails alone. Whoever
+waits is told in any case, also at the end of a node whose disk hangs.
 
 Does not: decide what is stored or dropped (mesh/retention.py does).
 """
@@ -84,6 +85,7 @@ class Store:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting: set[asyncio.Future[object]] = set()
         self._closed = False
+        self._failed: KithError | None = None  # why a write was not done; none is from then on
         self._thread = threading.Thread(target=self._run, name="kith-store", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: apsw.Connection | None = None
@@ -111,6 +113,7 @@ class Store:
             raise self.unusable(error) from error
         term = int(self._meta("term") or 0)
         voted_for = self._meta("voted_for") or ""
+        self._noted_seen_ms = int(self._meta("last_seen_ms") or 0)
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         return self._facts(), term, voted_for
@@ -255,8 +258,8 @@ class Store:
 
     async def note_seen(self, wall_clock_ms: int) -> None:
         """Remember that the node was here, at most once in `NOTE_EVERY_S`: one that was away for a year starts empty
-        (node/away.py)."""
-        if abs(wall_clock_ms - self._noted_seen_ms) < NOTE_EVERY_S * 1000:
+        (node/away.py). Only the latest counts: a start with the clock in the past must not make it long ago."""
+        if wall_clock_ms - self._noted_seen_ms < NOTE_EVERY_S * 1000:
             return
         self._noted_seen_ms = wall_clock_ms
         row = ("last_seen_ms", str(wall_clock_ms))
@@ -278,7 +281,12 @@ class Store:
         assert self._loop is not None
         if self._closed:
             raise KithError("node-stops", "the journal is closed", "Start the node again.", ExitCode.UNAVAILABLE)
+        if kind is _Kind.WRITE and self._failed is not None:
+            raise self._failed
         if self._jobs.qsize() >= QUEUE_MAX:
+            if kind is _Kind.WRITE:
+                self._failed = _slow()
+                self._on_fatal(self._failed.message)
             raise _slow()
         future: asyncio.Future[object] = self._loop.create_future()
         self._waiting.add(future)
@@ -311,7 +319,7 @@ class Store:
     def _commit(self, batch: list[_Job]) -> None:
         """Do all of it and tell everybody how it went. Raises nothing: the thread has others to serve."""
         try:
-            while batch:
+            while batch := self._still_possible(batch):
                 try:
                     results = self._write(batch)
                 except apsw.FullError:
@@ -336,10 +344,20 @@ class Store:
                 "Make room or mend the disk, then start the node again.",
                 ExitCode.FAILED,
             )
+            self._failed = problem
             # First the node learns that it has to end, then those who wait that they waited in vain.
             self._on_loop(self._on_fatal, problem.message)
             for job in batch:
                 self._answer(job, problem)
+
+    def _still_possible(self, batch: list[_Job]) -> list[_Job]:
+        """Without the writes, where one before them was not done: who waits for them is told."""
+        if (failed := self._failed) is None:
+            return batch
+        for job in batch:
+            if job.kind is _Kind.WRITE:
+                self._answer(job, failed)
+        return [job for job in batch if job.kind is not _Kind.WRITE]
 
     def _broke(self, broke: _Broke) -> None:
         error = broke.__cause__ or broke
@@ -353,6 +371,7 @@ class Store:
         if broke.job.kind is not _Kind.READ or self._once.due(problem.message):  # whoever asks must not fill the log
             log("error", problem.message)
         if broke.job.kind is _Kind.WRITE:
+            self._failed = problem
             self._on_loop(self._on_fatal, problem.message)
         self._answer(broke.job, problem)
 

@@ -338,6 +338,9 @@ def _interfaces(state: _State) -> Iterator[Finding]:
         if address is not None:
             yield _multicast(interface.name, str(address))
     left_out = [one for one in interfaces() if one not in chosen]
+    if chosen and not (state.config.listen or state.config.interfaces) and all(one.loopback for one in chosen):
+        words = "this machine is on no network, so only nodes on it find each other"
+        yield Finding("network", "warn", words, "join a network: a running node notices within seconds")
     if left_out:
         why = "because the node listens on loopback" if is_loopback(host) else ""
         words = ", ".join(

@@ -212,7 +212,7 @@ def _print_opened(opened: local_pb2.InviteOpened, no_wait: bool, as_json: bool) 
     mesh = fingerprint_of(opened.mesh_id)
     print(f"  good     for {uses} as {opened.role}, for {output.seconds(opened.ttl_s)}; mesh {mesh}")
     if all(address.startswith(("127.", "[::1]")) for address in addresses):
-        print("  note     this node listens on this machine only (see `kith up --listen`), so nobody else can join")
+        print("  note     no other machine can join: this one is on no network, or `kith up --listen` names loopback")
     if not no_wait:
         print("waiting; Ctrl-C ends the invite", flush=True)
 

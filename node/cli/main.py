@@ -26,8 +26,13 @@ _OF_THE_NODE = re.compile(
     r"\bkith (?=(?:cancel|down|explain|init|jobs|join|leave|logs|nodes|promote|result|status|story|up|watch)\b"
     r"(?!`? there))"
 )
-#: An output that takes nothing more.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+#: Of a disk that takes nothing: code, words, remedy.
+_DISK = {
+    errno.ENOSPC: ("disk-full", "the disk is full", "Make room, then try again."),
+    errno.EDQUOT: ("disk-full", "your part of the disk is used up", "Make room, then try again."),
+    errno.EROFS: ("disk-failed", "the disk can only be read", "Mount it for writing, then try again."),
+    errno.EIO: ("disk-failed", "the disk does not read or write", "Check it, then try again."),
+}
 
 app = typer.Typer(
     name="kith",
@@ -147,13 +152,14 @@ def _run(arguments: list[str], as_json: bool) -> int:
 
 
 def _known(bug: Exception) -> KithError | None:
-    """What a person did or met that only a library noticed."""
+    """What a person did or met that only a library noticed. Any command may be the one that finds a disk full."""
     if isinstance(bug, UnicodeEncodeError) and any("\udc80" <= letter <= "\udcff" for letter in bug.object):
         text = bug.object[max(0, bug.start - 20) : bug.end + 20]
         remedy = "Convert it, as in: iconv -f LATIN1 -t UTF-8 FILE | kith …"
         return KithError("bad-request", f"this is not UTF-8: {output.one_line(text)!r}", remedy, ExitCode.BAD_INPUT)
-    if isinstance(bug, OSError) and bug.errno in _FULL and bug.filename is None:
-        return _not_written(bug)
+    if isinstance(bug, OSError) and bug.errno in _DISK:
+        code, words, remedy = _DISK[bug.errno]
+        return KithError(code, words + (f": {bug.filename}" if bug.filename else ""), remedy)
     return None
 
 

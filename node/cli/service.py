@@ -175,7 +175,9 @@ def _print_ready(now: local_pb2.StatusReply, config: NodeConfig) -> None:
         print(f"  mesh     {output.one_line(now.mesh.label)} ({now.mesh.mesh_id[:12]}), as {now.mesh.role}")
     print(f"  exposed  {EXPOSED if at else ALONE}")
     if now.http_address:
-        print(f"  http     http://{now.http_address}")
+        from node.http.door import scheme
+
+        print(f"  http     {scheme(config)}://{now.http_address}")
     print(f"  ask      kith --data-dir {config.data_dir} ask 'Which planet is the largest?'")
     print("  stop     Ctrl-C, or: kith down", flush=True)
     for warning in membership_warnings(now):

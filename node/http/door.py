@@ -16,6 +16,7 @@ import uvicorn
 
 from node.addresses import target
 from node.api_keys import ApiKeys
+from node.config import NodeConfig
 from node.errors import ExitCode, KithError
 from node.http.guard import Connection, Guard
 from node.http.routes import NEEDS, OPEN_PATHS, application
@@ -53,7 +54,7 @@ async def serve(daemon: "Daemon", listen: str) -> AsyncIterator[str]:
     )
     # Whoever sends nonsense must not fill the log with it.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    config = uvicorn.Config(
+    served = uvicorn.Config(
         guarded,
         host=host,
         port=port,
@@ -66,11 +67,11 @@ async def serve(daemon: "Daemon", listen: str) -> AsyncIterator[str]:
         proxy_headers=False,  # else any local program could name another host as its own
         limit_concurrency=CONNECTIONS_MAX,
     )
-    config.load()
-    config.ssl = certificate.context if certificate is not None else None
-    server = _Server(config)
+    served.load()
+    served.ssl = certificate.context if certificate is not None else None
+    server = _Server(served)
     try:
-        listening = config.bind_socket()
+        listening = served.bind_socket()
     except SystemExit:
         raise KithError(
             "port-taken", f"{listen} is taken", "Choose another one with --http.", ExitCode.CANNOT_START
@@ -88,12 +89,17 @@ async def serve(daemon: "Daemon", listen: str) -> AsyncIterator[str]:
         listening.close()
 
 
+def scheme(config: NodeConfig) -> str:
+    """What the door speaks."""
+    return "https" if config.http_cert or not is_loopback(address_of(config.http)[0]) else "http"
+
+
 def _certificate(daemon: "Daemon", host: str) -> Certificate | None:
     """What the door shows; None: plain HTTP, on loopback only. Raises `KithError`."""
     config = daemon.config
     if config.http_cert:
         return Certificate(Path(config.http_cert), Path(config.http_key or config.http_cert))
-    if is_loopback(host):
+    if scheme(config) == "http":
         return None
     if daemon.enrolment is None:
         raise KithError(

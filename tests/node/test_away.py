@@ -79,6 +79,19 @@ async def test_a_shorter_absence_changes_nothing(tmp_path: Path, after_s: float)
     assert names(tmp_path) == [path]
 
 
+async def test_a_start_with_the_clock_in_the_past_does_not_make_a_node_away(tmp_path: Path) -> None:
+    """A board without a battery for its clock begins years ago, until it hears the time; it may be stopped before."""
+    path = tmp_path / "journal.db"
+    await written(path, jobs())
+    store = Store(path, no_fatal)
+    store.open(KEY.node_id)
+    await store.note_seen(int((THEN_S - 9 * YEAR_S) * 1000))
+    await store.close()
+    assert set_aside(path, THEN_S + 60) == ""
+    assert names(tmp_path) == [path]
+    assert set_aside(path, THEN_S + YEAR_S + 1), "it was last here when its clock was right"
+
+
 async def test_a_journal_that_never_said_when_is_kept(tmp_path: Path) -> None:
     """Of the first release: nobody knows how old it is."""
     path = tmp_path / "journal.db"

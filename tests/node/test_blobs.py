@@ -191,6 +191,90 @@ async def test_a_silent_holder_holds_up_nobody(world: World) -> None:
     await server.stop(None)
 
 
+class Holding(MeshService):
+    """Sends the beginning of what it holds, and the rest once it may."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(cast(Any, None), cast(Any, None), store, cast(Any, None))
+        self.asked = self.ended = 0
+        self.may = asyncio.Event()
+
+    async def FetchBlob(self, request: Any, context: Any) -> AsyncIterator[mesh_pb2.BlobChunk]:
+        self.asked += 1
+        try:
+            yield mesh_pb2.BlobChunk(size_bytes=len(LARGE))
+            await self.may.wait()
+            yield mesh_pb2.BlobChunk(data=LARGE)
+        finally:
+            self.ended += 1
+
+
+async def test_who_reads_the_same_at_the_same_time_shares_one_transfer(world: World) -> None:
+    """All tasks of a job read its document at once, from the same likeliest holder; each may be stopped alone."""
+    holding = Holding(world.peer)
+    server = grpc.aio.server()
+    mesh_pb2_grpc.add_MeshServicer_to_server(holding, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():  # noqa: ASYNC110 - any state may be asked for
+                await asyncio.sleep(0.01)
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = mesh_pb2_grpc.MeshStub(channel)
+        blobs = Blobs(world.store, world.posted.post, {PEER: stub}.get, lambda: [PEER])
+        given_up = [asyncio.ensure_future(blobs.get(ref_of(LARGE))) for _ in range(2)]
+        await until(lambda: holding.asked == 1)
+        for one in given_up:
+            one.cancel()
+        assert [type(one) for one in await asyncio.gather(*given_up, return_exceptions=True)] == [
+            asyncio.CancelledError
+        ] * 2
+        await until(lambda: holding.ended == 1)
+        reading = [asyncio.ensure_future(blobs.get(ref_of(LARGE))) for _ in range(8)]
+        await until(lambda: holding.asked == 2)
+        reading.pop(0).cancel()
+        holding.may.set()
+        found = await asyncio.wait_for(asyncio.gather(*reading), 60)
+        assert [one == LARGE for one in found] == [True] * 7
+        assert holding.asked == 2
+        await blobs.close()
+    await server.stop(None)
+
+
+async def test_who_sends_one_blob_to_many_at_once_reads_it_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 readers of a document of 16 MiB would be a gigabyte."""
+    await world.peer.put_blob(LARGE)
+    read, reads = world.peer.get_blob, 0
+
+    async def counted(sha256: bytes) -> bytes | None:
+        nonlocal reads
+        reads += 1
+        return await read(sha256)
+
+    monkeypatch.setattr(world.peer, "get_blob", counted)
+    request = mesh_pb2.FetchBlobRequest(sha256=ref_of(LARGE).sha256)
+    calls = [world.stub(PEER).FetchBlob(request) for _ in range(8)]
+    async with asyncio.timeout(60):
+        heads = [await call.read() for call in calls]  # LARGE fits in no window, so all are under way now
+        assert [head.size_bytes for head in heads] == [len(LARGE)] * 8
+        assert reads == 1
+        rests = await asyncio.gather(*(rest_of(call) for call in calls))
+    assert [one == LARGE for one in rests] == [True] * 8
+    call = world.stub(PEER).FetchBlob(request)
+    assert await rest_of(call) == LARGE
+    assert reads == 2, "it is not kept"
+
+
+async def rest_of(call: Any) -> bytes:
+    content = b""
+    while isinstance(chunk := await call.read(), mesh_pb2.BlobChunk):
+        content += chunk.data
+    return content
+
+
 async def test_a_peer_whose_blobs_came_fast_waits_for_the_next(world: World) -> None:
     limited = Blobs(world.store, world.posted.post, world.stub, lambda: [PEER], Rate(len(LARGE) / 0.4, 1.0))
     for content in (LARGE, b"small"):

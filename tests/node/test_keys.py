@@ -1,5 +1,7 @@
 """Tests of node/keys.py: one key for good, and a file that is no key says so."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -16,6 +18,21 @@ def test_a_key_is_made_once(tmp_path: Path) -> None:
     key = load_or_make_key(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert load_or_make_key(path).node_id == load_key(path).node_id == key.node_id
+
+
+def test_a_key_for_which_there_is_no_room_is_not_called_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is there to be restored or moved away."""
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(KithError, match="No space left on device") as caught:
+        load_or_make_key(tmp_path / "node.key")
+    assert caught.value.code == "key-unwritten"
+    assert "Make room" in caught.value.remedy
 
 
 def test_a_key_that_others_can_read_is_closed(tmp_path: Path) -> None:

@@ -32,6 +32,29 @@ def test_a_new_lease_is_told_and_no_network_leaves_what_was(monkeypatch: pytest.
     assert bound.addresses() == [("10.77.0.99", 7600)]
 
 
+LO = Interface("lo", 1, (ipaddress.ip_address("127.0.0.1"),))
+
+
+async def test_who_starts_before_its_network_is_there_is_reached_once_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After a power cut a board is up before the access point is."""
+    down = Interface("eth0", 2, (), up=False)
+    monkeypatch.setattr(interfaces, "interfaces", lambda: [LO, down])
+    server = grpc.aio.server()
+    credentials = Credentials(await asyncio.to_thread(ThrowawayMesh().enrol, tmp_path / "node"))
+    bound = bind(server, credentials.server(), "", (), NodePaths(tmp_path))
+    await server.stop(None)
+    assert bound.host == "0.0.0.0", "it listens on what it gets later too"
+    assert bound.addresses() == [("127.0.0.1", bound.port)]
+    assert bound.interfaces() == [LO], "nodes of this machine find each other meanwhile"
+    eth = Interface("eth0", 2, (ipaddress.ip_address("10.77.0.1"),))
+    monkeypatch.setattr(interfaces, "interfaces", lambda: [LO, eth])
+    assert (bound.addresses(), bound.interfaces()) == ([("10.77.0.1", bound.port)], [eth])
+    monkeypatch.setattr(interfaces, "interfaces", lambda: [LO, down])
+    assert (bound.addresses(), bound.interfaces()) == ([("127.0.0.1", bound.port)], [LO])
+
+
 def test_an_interface_that_was_named_by_its_address_and_has_another_now(monkeypatch: pytest.MonkeyPatch) -> None:
     lan(monkeypatch, "10.77.0.1")
     bound = Bound("0.0.0.0", 7600, ("10.77.0.1",))

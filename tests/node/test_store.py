@@ -455,3 +455,29 @@ async def test_a_failed_write_is_fatal_and_answers_everybody(tmp_path: Path) -> 
     assert caught.value.code == "disk-failed"
     assert len(said) == 1, "the node heard of it before those who waited"
     await store.close()
+
+
+async def test_after_a_failed_write_none_is_done_so_that_no_stream_gets_a_hole(tmp_path: Path) -> None:
+    """What was to be written next may be smaller, or the disk has room again, before the node has ended."""
+    said: list[str] = []
+    path = tmp_path / "j"
+    store = Store(path, said.append)
+    store.open(KEY.node_id)
+    facts = chain(300)
+    await store.append(facts[:1])
+    pages = store._db.execute("PRAGMA page_count").fetchall()[0][0]
+    store._db.execute(f"PRAGMA max_page_count = {int(str(pages)) + 8}").fetchall()  # the disk has room for 8 pages more
+    failed = asyncio.create_task(store.append(facts[1:299]))
+    with pytest.raises(KithError, match="what was promised before is safe"):
+        await failed
+    for write in (store.append(facts[299:]), store.save_vote(7, "x")):
+        with pytest.raises(KithError) as caught:
+            await write
+        assert caught.value.code == "disk-failed"
+    assert len(await store.read_ranges([FactRange(KNOWLEDGE, 1, 300)])) == 1
+    assert len(said) == 1
+    await store.close()
+    again = Store(path, no_fatal)
+    restored, term, _ = again.open(KEY.node_id)
+    assert ([fact.sequence for fact in restored], term) == ([1], 0)
+    await again.close()

@@ -8,7 +8,7 @@ import pytest
 
 from mesh.facts import FactRange
 from node.errors import KithError
-from node.store import Store
+from node.store import Store, _Kind
 from tests.node.test_store import KEY, KNOWLEDGE, chain, no_fatal
 
 
@@ -89,7 +89,7 @@ async def test_closing_does_not_wait_for_room_in_a_full_queue(tmp_path: Path, mo
 
     held = asyncio.ensure_future(store._do(hang))
     assert await asyncio.to_thread(hangs.wait, 60)
-    more = [asyncio.ensure_future(store.save_vote(number, "x")) for number in range(3)]
+    more = [asyncio.ensure_future(store.has_blob(b"x" * 32)) for _ in range(3)]
     await asyncio.sleep(0)
     closing = asyncio.ensure_future(store.close())
     await asyncio.sleep(0)
@@ -97,4 +97,41 @@ async def test_closing_does_not_wait_for_room_in_a_full_queue(tmp_path: Path, mo
     await asyncio.wait_for(closing, 60)
     assert await held is True
     ended = await asyncio.gather(*more, return_exceptions=True)
-    assert [one.code if isinstance(one, KithError) else one for one in ended] == [None, None, "disk-slow"]
+    assert [one.code if isinstance(one, KithError) else one for one in ended] == [False, False, "disk-slow"]
+
+
+async def test_a_write_for_which_the_queue_has_no_room_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who promised it can not take it back: a stream with a hole would keep the node from ever starting again."""
+    monkeypatch.setattr("node.store.QUEUE_MAX", 2)
+    said: list[str] = []
+    store = Store(tmp_path / "j", said.append)
+    store.open(KEY.node_id)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang() -> bool:
+        hangs.set()
+        return goes_on.wait()
+
+    held = asyncio.ensure_future(store._do(hang, _Kind.READ))
+    assert await asyncio.to_thread(hangs.wait, 60)
+    facts = chain(5)
+    written = [asyncio.ensure_future(store.append([fact])) for fact in facts[:2]]
+    await asyncio.sleep(0)
+    with pytest.raises(KithError) as caught:
+        await store.get_blob(b"x" * 32)
+    assert (caught.value.code, said) == ("disk-slow", []), "a reading is only refused"
+    with pytest.raises(KithError) as caught:
+        await store.append(facts[2:3])
+    assert caught.value.code == "disk-slow"
+    assert len(said) == 1, "the node ends"
+    goes_on.set()
+    await asyncio.wait_for(asyncio.gather(held, *written, return_exceptions=True), 60)
+    with pytest.raises(KithError):
+        await store.append(facts[3:])
+    await store.close()
+    again = Store(tmp_path / "j", no_fatal)
+    sequences = [fact.sequence for fact in again.open(KEY.node_id)[0]]
+    assert sequences == list(range(1, len(sequences) + 1))
+    await again.close()

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mesh.wire import local_pb2
+from node.cli import service
+from node.config import NodeConfig
 from node.errors import ExitCode, KithError
 from node.paths import NodePaths
 from tests.node.cli.conftest import Kith
@@ -223,3 +226,19 @@ def test_a_new_key_is_all_that_key_add_writes(kith: Kith, data_dir: Path) -> Non
     head, row = kith("key", "list").out.splitlines()
     assert head.split() == ["name", "good", "for", "made"]
     assert row.startswith("bot ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({"http": "127.0.0.1:8420"}, "http://127.0.0.1:8420"),
+        ({"http": "127.0.0.1:8420", "http_cert": "c.pem"}, "https://127.0.0.1:8420"),
+        ({"http": "10.0.0.7:8420"}, "https://10.0.0.7:8420"),
+    ],
+)
+def test_a_started_node_says_where_its_http_door_is_as_a_browser_takes_it(
+    tmp_path: Path, settings: dict[str, str], url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = NodeConfig(data_dir=tmp_path, **settings)  # type: ignore[arg-type]
+    service._print_ready(local_pb2.StatusReply(http_address=config.http), config)
+    assert f"  http     {url}\n" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Tests of node/cli/main.py: every end of a command, and that it starts quickly."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -45,6 +46,29 @@ def test_nearest_command_is_offered(kith: Kith) -> None:
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run([]) == ExitCode.USAGE
     assert "Commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (errno.ENOSPC, "disk-full", "the disk is full"),
+        (errno.EROFS, "disk-failed", "the disk can only be read"),
+        (errno.EIO, "disk-failed", "the disk does not read or write"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_no_bug_and_said_with_what_to_do(
+    kith: Kith, data_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str, words: str
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    done = kith("key", "add", "x")
+    assert done.code == ExitCode.FAILED
+    first, second = done.err.splitlines()
+    assert first == f"kith: {words}"
+    assert "try again" in second
+    assert kith("key", "add", "x", "--json").json["error"]["code"] == code
 
 
 def test_unexpected_error_is_one_line_that_names_log_and_switch(

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -192,6 +193,23 @@ async def test_engine_that_does_not_come_up_again_is_given_up(monkeypatch: pytes
         with pytest.raises(KithError, match="failed") as caught:
             await watched.engine.count_tokens(["x"])
         assert caught.value.code == "engine-not-ready"
+
+
+async def test_an_engine_that_dies_while_no_file_can_be_opened_is_started_again_later() -> None:
+    async with running() as watched:
+        engine = watched.engine
+        assert engine.pid is not None
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # what is open stays so
+        try:
+            os.kill(engine.pid, signal.SIGKILL)
+            await watched.until(
+                lambda: any("can not be started: Too many open files" in line for line in watched.lines)
+            )
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await watched.until(lambda: engine.state == "ready")
+        assert (await answer(engine, ask("Again.")))[0] == "Again."
 
 
 async def test_unknown_engine_is_refused(tmp_path: Path) -> None:
