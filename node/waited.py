@@ -57,6 +57,9 @@ async def _read(inbox: Inbox, wait: Wait, engine: Generates, request: engine_pb2
                 inbox.put(engine_pb2.EngineEvent(generate=event))
     except Exception as error:  # a programmer's error is the asker's to hear, not this task's alone
         inbox.fail(error)
+    finally:  # also where the engine was taken away, or its answer has no end: nobody waits for what does not come
+        gone = "the engine ended before its answer did"
+        inbox.fail(KithError("engine-gone", gone, "Ask again.", ExitCode.UNAVAILABLE))
 
 
 async def answered(wait: Wait, request: AskedT, answer: Callable[[AskedT], Awaitable[Reply]]) -> Reply:

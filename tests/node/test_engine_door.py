@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -151,5 +152,25 @@ async def test_what_ends_an_answer_comes_after_what_was_said() -> None:
         with pytest.raises(KithError) as caught:
             async for _ in events:
                 pass
+        assert caught.value.code == "engine-gone"
+        assert door.turns.running == 0
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_who_waits_for_an_engine_that_ends_without_a_word_is_told(cancelled: bool) -> None:
+    """As where a model is being loaded when the node stops."""
+    async with running() as watched:
+        door = EngineDoor(watched.engine)
+
+        async def ends(_: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
+            if cancelled:
+                raise asyncio.CancelledError
+            for event in ():
+                yield event
+
+        watched.engine.generate = ends  # type: ignore[method-assign]
+        with pytest.raises(KithError) as caught:
+            async with asyncio.timeout(PATIENCE):
+                await told(door, "a", ask("Hello there."))
         assert caught.value.code == "engine-gone"
         assert door.turns.running == 0
