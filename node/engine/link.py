@@ -59,7 +59,10 @@ class Link:
     @classmethod
     async def spawn(cls, config: NodeConfig, log: Callable[[str], None]) -> "Link":
         """Start a child. Raises `KithError` (`engine-failed`) when the system refuses."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise _not_started(error) from error
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -76,8 +79,7 @@ class Link:
             )
         except OSError as error:
             ours.close()
-            message = f"the engine process can not be started: {error.strerror}"
-            raise KithError("engine-failed", message, "Free some memory or processes, then try again.") from error
+            raise _not_started(error) from error
         except BaseException:
             ours.close()
             raise
@@ -233,6 +235,11 @@ class Link:
     def _quoted(self, how: str) -> str:
         lines = list(self._stderr)[-STDERR_LINES_QUOTED:]
         return f"The engine process {how}." + (f" Its last words: {' | '.join(lines)}" if lines else "")
+
+
+def _not_started(error: OSError) -> KithError:
+    message = f"the engine process can not be started: {error.strerror}"
+    return KithError("engine-failed", message, "Free some memory, processes or open files, then try again.")
 
 
 def child_environment(threads: int) -> dict[str, str]:

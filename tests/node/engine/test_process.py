@@ -1,7 +1,9 @@
 """The child process and its keeper, with the echo back end: everything here is about processes, not about models."""
 
 import asyncio
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -192,6 +194,35 @@ async def test_engine_that_does_not_come_up_again_is_given_up(monkeypatch: pytes
         with pytest.raises(KithError, match="failed") as caught:
             await watched.engine.count_tokens(["x"])
         assert caught.value.code == "engine-not-ready"
+
+
+async def test_engine_comes_back_where_the_node_had_no_descriptor_left_for_a_moment() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+
+    def take_all() -> None:
+        """Also those that the dead engine's sockets gave back."""
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+
+    def not_started() -> bool:
+        take_all()
+        return "can not be started" in watched.engine.problem
+
+    async with running() as watched:
+        first = watched.engine.pid
+        assert first is not None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, before[1]), before[1]))
+        try:
+            os.kill(first, signal.SIGKILL)
+            await watched.until(not_started)
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        await watched.until(lambda: watched.engine.state == "ready")
+        assert watched.engine.pid not in (None, first)
 
 
 async def test_unknown_engine_is_refused(tmp_path: Path) -> None:
