@@ -162,11 +162,11 @@ async def test_who_waits_for_an_engine_that_ends_without_a_word_is_told(cancelle
     async with running() as watched:
         door = EngineDoor(watched.engine)
 
-        async def ends(_: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
+        async def ends(request: engine_pb2.GenerateRequest) -> AsyncGenerator[engine_pb2.GenerateEvent, None]:
             if cancelled:
                 raise asyncio.CancelledError
-            for event in ():
-                yield event
+            if request.stop:  # never: it is a generator by this
+                yield engine_pb2.GenerateEvent()
 
         watched.engine.generate = ends  # type: ignore[method-assign]
         with pytest.raises(KithError) as caught:
