@@ -41,6 +41,8 @@ LOOK_MIN_S = 0.01
 MOVES_MAX = 4
 #: What one agent refuses and another may do, the one that says the most first. Asking the same agent again is no use.
 REFUSALS = ("agent-refused", "prompt-too-long")
+#: Of an agent that could answer, later: asked again by themselves, clients wait.
+BUSY = ("busy", "too-many-requests")
 #: Of all reasons together: they travel in the headers of the answer, which gRPC bounds to 8 KiB, percent-encoded.
 REASONS_CHARACTERS_MAX = 600
 
@@ -71,11 +73,12 @@ class Pick(Protocol):
 
 
 def why(problems: Sequence[common_pb2.Problem]) -> common_pb2.Problem:
-    """What is told where nobody is left to ask: the first failure that may pass; else every refusal, for each names
-    another thing that would have to change. `problems`: at least one, in the order in which they came."""
+    """What is told where nobody is left to ask: that somebody is only busy, then the first failure that may pass; else
+    every refusal, for each names another thing that would have to change. `problems`: at least one, in the order in
+    which they came."""
     passing = [problem for problem in problems if problem.code not in REFUSALS]
     if passing:
-        return passing[0]
+        return next((problem for problem in passing if problem.code in BUSY), passing[0])
     ranked = sorted(problems, key=lambda problem: REFUSALS.index(problem.code))
     said = common_pb2.Problem()
     said.CopyFrom(ranked[0])

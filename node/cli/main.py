@@ -30,6 +30,7 @@ _OF_THE_NODE = re.compile(
 _DISK = {
     errno.ENOSPC: ("disk-full", "the disk is full", "Make room, then try again."),
     errno.EDQUOT: ("disk-full", "your part of the disk is used up", "Make room, then try again."),
+    errno.EFBIG: ("not-written", "a file may grow no further", "Raise the limit (ulimit -f), or write elsewhere."),
     errno.EROFS: ("disk-failed", "the disk can only be read", "Mount it for writing, then try again."),
     errno.EIO: ("disk-failed", "the disk does not read or write", "Check it, then try again."),
 }
@@ -88,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
         return ExitCode.OK
     except OSError as error:  # nothing can be written to standard output, an error as JSON neither
         _write_no_more()
-        problem = _not_written(error)
+        problem = _known(error) or _not_written(error)
         output.emit_error(problem, as_json=False)
         return problem.exit_code
 

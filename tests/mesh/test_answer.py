@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.answer import (
+    BUSY,
     LATE_MIN_S,
     MOVES_MAX,
     REASONS_CHARACTERS_MAX,
@@ -24,6 +25,7 @@ from mesh.answer import (
     Tell,
 )
 from mesh.wire import common_pb2, engine_pb2
+from node.errors import NO_ROOM
 
 Event = engine_pb2.GenerateEvent
 
@@ -330,6 +332,17 @@ def test_where_all_refuse_the_reasons_of_all_are_told() -> None:
     alone.break_(1, 0.1, code="prompt-too-long", why="it holds 512 tokens")
     assert alone.failed is not None
     assert (alone.failed.code, alone.failed.message) == ("prompt-too-long", "it holds 512 tokens")
+
+
+def test_that_somebody_is_busy_is_told_before_that_another_is_gone() -> None:
+    """The first is worth waiting for, and its client waits by itself."""
+    world = World(choices=[A, B])
+    world.begin()
+    world.break_(1, 0.1, code="engine-failed", why="it is gone")
+    world.break_(2, 0.2, code="busy", why="all places are taken")
+    assert world.failed is not None
+    assert world.failed.code == "busy"
+    assert set(BUSY) == NO_ROOM
 
 
 def test_refusals_are_no_moves_so_the_one_agent_that_can_do_it_is_asked() -> None:
