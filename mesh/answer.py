@@ -72,13 +72,18 @@ class Pick(Protocol):
         """The best agent for this request but these; one of the model of `like` before others."""
 
 
-def why(problems: Sequence[common_pb2.Problem]) -> common_pb2.Problem:
+def why(problems: Sequence[common_pb2.Problem], told: bool = False) -> common_pb2.Problem:
     """What is told where nobody is left to ask: that somebody is only busy, then the first failure that may pass; else
-    every refusal, for each names another thing that would have to change. `problems`: at least one, in the order in
-    which they came."""
+    every refusal, for each names another thing that would have to change.
+
+    Args:
+        problems: at least one, in the order in which they came.
+        told: a part of the answer was, so the whole will not come by waiting.
+    """
     passing = [problem for problem in problems if problem.code not in REFUSALS]
+    busy = [problem for problem in passing if problem.code in BUSY and not told]
     if passing:
-        return next((problem for problem in passing if problem.code in BUSY), passing[0])
+        return (busy or passing)[0]
     ranked = sorted(problems, key=lambda problem: REFUSALS.index(problem.code))
     said = common_pb2.Problem()
     said.CopyFrom(ranked[0])
@@ -360,10 +365,10 @@ class Answer:
             return self._end("length", None, common_pb2.Usage(), now)
         refused = problem.code in REFUSALS and not self._told  # costs nothing, and nobody is asked twice
         if self.moves >= MOVES_MAX and not refused:
-            return self._fail(why(self._problems))
+            return self._fail(why(self._problems, self._told))
         found = found or self._next(now)
         if found is None:
-            return self._fail(why(self._problems))
+            return self._fail(why(self._problems, self._told))
         self.moves += not refused
         self.state = State.MOVING if self._told else State.BEGUN
         return self._ask(*found, "gone", now)
