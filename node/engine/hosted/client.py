@@ -35,12 +35,15 @@ ERROR_CHARACTERS_MAX = 200
 #: How servers say that a prompt does not fit: llama-server, OpenAI, vLLM, Ollama.
 _TOO_LONG = ("exceed_context_size", "context_length_exceeded", "maximum context length", "too large to process",
              "exceeds the available context", "exceeds the context")  # fmt: skip
+#: And that a model does not take a field, or another value of it than its own.
+_NOT_TAKEN = ("unsupported_parameter", "unsupported_value")
 
 
 class Refused(KithError):
-    """The server answered, and not with success."""
+    """The server answered, and not with success. `field`: of the body, one that this model does not take; or empty."""
 
     status = 0
+    field = ""
 
 
 class HttpClient:
@@ -166,7 +169,7 @@ class HttpClient:
     async def _refused(self, response: httpx2.Response) -> Refused:
         status = response.status_code
         at = self.called
-        words, kinds = _reason(await _beginning(response))
+        words, kinds, field = _reason(await _beginning(response))
         told = f"{at} refuses the request ({status})" + (f": {words}" if words else "")
         if status in (401, 403):
             where = f"into the environment variable {self._key_env}" if self._key_env else "where it expects one"
@@ -182,11 +185,12 @@ class HttpClient:
         else:
             error = Refused("engine-failed", told, "See its log.")
         error.status = status
+        error.field = field if any(sign in kinds for sign in _NOT_TAKEN) else ""
         return error
 
     def broken_off(self, error: Any) -> KithError:
         """An error in the midst of a stream: what the server says of it, as the value of "error" in its JSON."""
-        words, _ = _reason(json.dumps({"error": error}).encode())
+        words, _, _ = _reason(json.dumps({"error": error}).encode())
         message = f"{self.called} broke off its answer" + (f": {words}" if words else "")
         return KithError("engine-failed", message, "Try again; its log may say more.")
 
@@ -213,17 +217,19 @@ async def _beginning(response: httpx2.Response) -> bytes:
     return bytes(data[:ERROR_BYTES_MAX])
 
 
-def _reason(body: bytes) -> tuple[str, str]:
-    """What an error's body says, on one short line, and its type and code. Empty: nothing that is understood."""
+def _reason(body: bytes) -> tuple[str, str, str]:
+    """What an error's body says, on one short line, its type and code, and the field of the request that it names.
+    Empty: nothing that is understood."""
     try:
         error = json.loads(body).get("error")
     except (ValueError, AttributeError):
-        return "", ""
-    message, kinds = error, ""
+        return "", "", ""
+    message, kinds, field = error, "", ""
     if isinstance(error, dict):
         message, kinds = error.get("message"), f"{error.get('type')} {error.get('code')}"
+        field = str(error.get("param") or "")
     words = " ".join("".join(c if c.isprintable() else " " for c in str(message or "")).split())
-    return words[:ERROR_CHARACTERS_MAX], kinds
+    return words[:ERROR_CHARACTERS_MAX], kinds, field
 
 
 def _retry_after_s(headers: httpx2.Headers) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mesh.wire import engine_pb2
 from node.engine.backend import unsupported
-from node.engine.hosted.client import HttpClient
+from node.engine.hosted.client import HttpClient, Refused
 from node.engine.hosted.dialect import (
     Piece,
     estimate_tokens,
@@ -30,6 +30,15 @@ from node.engine.hosted.dialect import (
 
 #: Completions (not chat) give at most so many alternatives a token.
 TOP_OF_COMPLETIONS_MAX = 5
+#: Fields that some models refuse by name, and what to say instead; empty: nothing, and the model does as it does.
+NOT_ALWAYS_TAKEN = {
+    "max_tokens": "max_completion_tokens",
+    "temperature": "",
+    "top_p": "",
+    "seed": "",
+    "frequency_penalty": "",
+    "presence_penalty": "",
+}
 #: Reasons for an end that is none: vLLM's, and that of proxies whose server failed.
 GIVEN_UP = frozenset({"abort", "error"})
 
@@ -59,11 +68,25 @@ class OpenaiApi:
         self._model = model
         self._vllm = kind == "vllm"
         self._tokenizes = tokenizes
+        self._not_taken: set[str] = set()
 
     async def generate(self, command: engine_pb2.GenerateRequest) -> AsyncGenerator[Piece, None]:
+        while True:
+            body = self.body(command)
+            try:
+                async with aclosing(self._generate(command, body)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                return
+            except Refused as refused:  # it has said nothing yet
+                if refused.field not in NOT_ALWAYS_TAKEN or refused.field not in body:
+                    raise
+                self._not_taken.add(refused.field)
+
+    async def _generate(self, command: engine_pb2.GenerateRequest, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
         path = "/chat/completions" if command.messages else "/completions"
         calls: list[_Call] = []
-        chunks = self._client.stream(path, self.body(command), lambda chunk: bool(_reason(_first_choice(chunk))))
+        chunks = self._client.stream(path, body, lambda chunk: bool(_reason(_first_choice(chunk))))
         async with aclosing(chunks):  # type: ignore[type-var]
             async for chunk in chunks:
                 choice = _first_choice(chunk)
@@ -129,6 +152,10 @@ class OpenaiApi:
             body["tools"] = read_json(command.tools_json, list, "the tools")
         self._add_form(body, command)
         self._add_prompt(body, command)
+        for field in self._not_taken & body.keys():
+            value = body.pop(field)
+            if instead := NOT_ALWAYS_TAKEN[field]:
+                body[instead] = value
         return body
 
     def _add_form(self, body: dict[str, Any], command: engine_pb2.GenerateRequest) -> None:

@@ -1,11 +1,14 @@
 """What goes to an OpenAI-compatible server, and what is read from it; then the same against a real llama-server."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from mesh.wire import engine_pb2
 from node.engine.hosted.openai_api import OpenaiApi
@@ -65,6 +68,44 @@ def test_body_holds_what_was_asked_and_no_more() -> None:
     }
     more = body_of(command, "vllm")
     assert (more["top_k"], more["min_p"], more["repetition_penalty"]) == (40, 0.1, 1.2)
+
+
+async def test_a_field_that_a_model_does_not_take_is_left_out_or_renamed_from_then_on(server: Told) -> None:
+    """As OpenAI's reasoning models: they refuse one field after the other, each by name."""
+
+    async def answer(request: Request, asked: Any) -> Response:
+        if "max_tokens" in asked:
+            return refusal("max_tokens", "unsupported_parameter")
+        if asked.get("temperature", 1) != 1:
+            return refusal("temperature", "unsupported_value")
+        return await streams({"choices": [{"delta": {"content": "Yes."}, "finish_reason": "stop"}]})(request, asked)
+
+    server.answers["/v1/chat/completions"] = answer
+    dialect = OpenaiApi(server.client(), "m", "")
+    command = chat("Hi", max_tokens=5, sampling=engine_pb2.Sampling(temperature=0.5))
+    told = await asyncio.gather(*(pieces_of(dialect, command) for _ in range(2)))
+    assert [text_of(pieces) for pieces in told] == ["Yes.", "Yes."]
+    already = len(server.asked)
+    await pieces_of(dialect, command)
+    assert len(server.asked) == already + 1, "it was learnt"
+    last = server.asked[-1][1]
+    assert (last["max_completion_tokens"], "max_tokens" in last, "temperature" in last) == (5, False, False)
+
+
+@pytest.mark.parametrize(("field", "code"), [("messages", "unsupported_value"), ("max_tokens", "too_large")])
+async def test_another_refusal_is_told(server: Told, field: str, code: str) -> None:
+    async def answer(request: Request, asked: Any) -> Response:
+        return refusal(field, code)
+
+    server.answers["/v1/chat/completions"] = answer
+    with pytest.raises(KithError, match="not so") as caught:
+        await pieces_of(OpenaiApi(server.client(), "m", ""), chat("Hi", max_tokens=5))
+    assert (caught.value.code, len(server.asked)) == ("agent-refused", 1)
+
+
+def refusal(field: str, code: str) -> Response:
+    error = {"message": f"{field}: not so", "type": "invalid_request_error", "param": field, "code": code}
+    return JSONResponse({"error": error}, 400)
 
 
 def test_any_json_and_vllms_own_words() -> None:
