@@ -177,7 +177,7 @@ def _print_ready(now: local_pb2.StatusReply, config: NodeConfig) -> None:
     if now.http_address:
         print(f"  http     http://{now.http_address}")
     print(f"  ask      kith --data-dir {config.data_dir} ask 'Which planet is the largest?'")
-    print("  stop     Ctrl-C, or: kith down", flush=True)
+    print(f"  stop     Ctrl-C, or: kith --data-dir {config.data_dir} down", flush=True)
     for warning in membership_warnings(now):
         print(f"  warning  {warning}", flush=True)
 
@@ -208,13 +208,14 @@ def _loading(config: NodeConfig) -> str:
     from node.models.source import HubSource, is_hub, parse, pulled_from
     from node.models.store import ModelStore
 
+    far = f"kith --data-dir {config.data_dir} logs --follow shows how far it is"
     if is_hub(config.model):
         source = parse(config.model)
         if isinstance(source, HubSource) and pulled_from(source, ModelStore()) is None:
-            return f"engine starting: {source} is fetched; kith logs --follow shows how far it is"
+            return f"engine starting: {source} is fetched; {far}"
     if config.model or has_default_model():
         return "engine starting: it loads the model and measures itself"
-    return "engine starting: the default model is fetched once (98 MB); kith logs --follow shows how far it is"
+    return f"engine starting: the default model is fetched once (98 MB); {far}"
 
 
 def _print_engine(now: local_pb2.StatusReply) -> None:

@@ -254,6 +254,7 @@ async def test_a_revoked_node_is_cut_off_and_does_not_come_back(daemon: DaemonFa
         with pytest.raises(KithError) as refused:
             await client.revoke("carla")
         assert refused.value.code in ("not-revoked", "node-unknown")
+        assert "revoked already" in refused.value.message
 
     async def cut() -> bool:
         return all([(await node.status()).members_alive == 2 for node in (founder, ben)])

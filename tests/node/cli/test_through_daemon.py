@@ -55,6 +55,7 @@ def test_first_ten_minutes(node: Daemon, tmp_path: Path) -> None:
     status = value(node, "status")
     assert printed.startswith("ready  anna (" + status["node_id"][:12])
     assert "to members of its mesh only" in printed
+    assert f"kith --data-dir {node.data_dir} down" in printed
     assert (status["name"], status["engine_state"], status["pid"]) == ("anna", "ready", node.pid)
     assert [one["self"] for one in value(node, "nodes")["nodes"]] == [True]
 
