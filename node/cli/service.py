@@ -153,13 +153,18 @@ async def _announce(config: NodeConfig) -> None:
             continue
         if now.pid not in (0, os.getpid()):
             return  # another daemon holds this data directory; ours is about to say so
+        if config.http and not now.http_address:
+            await asyncio.sleep(READY_POLL_S)
+            continue  # its last door opens now, or ends the start
         if not said_ready:
             said_ready = True
             _print_ready(now, config)
             if now.engine_state == "starting" and config.engine in FILE_ENGINES:
                 print(await asyncio.to_thread(_loading, config), flush=True)
         # A ready engine's rates follow a moment later, with the node's profile.
-        if now.engine_state in ("failed", "stopped") or (now.engine_state == "ready" and now.agent.backend):
+        if now.engine_state == "stopped":
+            return  # the node ends
+        if now.engine_state == "failed" or (now.engine_state == "ready" and now.agent.backend):
             _print_engine(now)
             return
         await asyncio.sleep(10 * READY_POLL_S)
