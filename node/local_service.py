@@ -214,7 +214,8 @@ class LocalService(TrustService, ModelService, local_pb2_grpc.LocalServicer):
             remedy = snapshot.reasons[0].remedy if snapshot.reasons else ""
             raise KithError("job-failed", f"job {short} failed: {why}", remedy or f"See `kith explain {short}`.")
         if snapshot.state == CANCELLED:
-            raise KithError("job-cancelled", f"job {short} was cancelled", "Submit it again.", ExitCode.CANCELLED)
+            text = f"job {short} was cancelled: {snapshot.reasons[0].message}"
+            raise KithError("job-cancelled", text, "Submit it again.", ExitCode.CANCELLED)
         if snapshot.state != COMPLETED or job.completion is None or job.request is None:
             text = f"job {short} still runs: {snapshot.tasks_done} of {snapshot.tasks_total or '?'} tasks are done"
             if job.closed:

@@ -29,6 +29,7 @@ from mesh.wire import common_pb2, engine_pb2, facts_pb2, membership_pb2, mesh_pb
 from node import clock
 from node.abilities import needed
 from node.answering import Answering
+from node.denied import node_denied
 from node.engine_door import EngineDoor
 from node.errors import KithError
 from node.kv_moves import MOVE_TOKENS_MIN, KvMoves, kv_kind
@@ -361,6 +362,8 @@ class Router:
                 call.cancel()
 
     def _nobody(self, model: str, node: str, reasons: list[str]) -> KithError:
+        if self._replica.denied:
+            return node_denied(self._replica)
         if node and not reasons:
             return KithError("node-unknown", f"no live node is called {node!r}", "`kith nodes` lists them.")
         if model and not reasons:

@@ -40,6 +40,9 @@ from node.store import Store
 TICK_S = 0.05
 #: From a denial until the links and calls of its node end.
 FAREWELL_S = 0.1
+#: How long the end waits for what is being written, seconds. Threat: a disk that hangs keeps the node from ending. What
+#: is not known to be written then is finished by the store all the same, where the disk comes back in time.
+SETTLED_WITHIN_S = 5.0
 
 
 class Listener(Protocol):
@@ -155,13 +158,15 @@ class Shell:
         return self.replica.membership.live_peers()
 
     async def stop(self) -> None:
-        """Say goodbye, end the links, finish what is being written."""
+        """Say goodbye, end the links, finish what is being written within `SETTLED_WITHIN_S`."""
         self.post(events.Stopping("the node stops"))
         if self._ticker is not None:
             self._ticker.cancel()
         await self.links.close()
         self._stopped = True
-        await self._duties.settled()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLED_WITHIN_S):
+                await self._duties.settled()
         for future in self._authoring.values():
             future.cancel()
         self._refused.settle(all_of_them=True)

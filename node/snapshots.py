@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from mesh.disclosure import Disclosure
 from mesh.identity import NodeId
-from mesh.ledger import COMPLETED, FAILED, OPEN, Job, TaskRef
+from mesh.ledger import CANCELLED, COMPLETED, FAILED, OPEN, Job, TaskRef
 from mesh.replica import Replica
 from mesh.wire import facts_pb2, local_pb2, work_pb2
 from node.errors import KithError
@@ -85,6 +85,9 @@ class Snapshots:
             for _, failed in job.failed.values():
                 snapshot.reasons.extend(failed.reasons)
                 break
+        elif job.state == CANCELLED:
+            cancelled = job.cancelled[min(job.cancelled)][1]
+            snapshot.reasons.add(code="job-cancelled", message=cancelled.reason)
         return snapshot
 
     async def of(self, job: Job) -> local_pb2.JobSnapshot:

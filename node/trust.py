@@ -169,7 +169,10 @@ class Trust:
         try:
             parts = replica.denials.draft(node_id, reason, held)
         except DenialError as error:
-            raise KithError("not-revoked", str(error), "`kith nodes` shows who is.", ExitCode.USAGE) from error
+            message = (
+                f"{name} ({node_id[:12]}) is revoked already" if replica.denials.is_denied(node_id) else str(error)
+            )
+            raise KithError("not-revoked", message, "`kith nodes` shows who is.", ExitCode.USAGE) from error
         told = len(self._daemon.shell.live_peers())
         for part in parts:
             await self._daemon.shell.author("deny", self.enrolment.authority.sign_denial(part))
@@ -197,11 +200,14 @@ class Trust:
         by_id = [node_id for node_id in known if node_id.startswith(text.lower()) and len(text) >= ID_PREFIX_MIN]
         by_name = [node_id for node_id in known if daemon.snapshots.name_of(node_id) == text]
         found = set(by_name) or set(by_id)
+        # A machine that was revoked and joined anew has the same name twice: who is cut off already is not meant.
+        found = {node_id for node_id in found if not daemon.shell.denied(node_id)} or found
         if len(found) == 1:
             return found.pop()
         if found:
+            ids = ", ".join(sorted(node_id[:12] for node_id in found))
             raise KithError(
-                "node-ambiguous", f"{len(found)} nodes are called {text!r}", "Name it by its id.", ExitCode.USAGE
+                "node-ambiguous", f"{len(found)} nodes are called {text!r}", f"Name it by its id: {ids}", ExitCode.USAGE
             )
         raise KithError(
             "node-unknown", f"no node is called {text!r} here", "`kith nodes` lists them.", ExitCode.NOT_FOUND

@@ -49,7 +49,7 @@ def doctor(
     ] = None,
     as_json: session.Json = False,
 ) -> int:
-    """Check this machine and its node, or the way to another one; ends with 0 where nothing stands in the way."""
+    """Check this machine and its node, or the way to another one. Ends with 0 where nothing stands in the way."""
     tell = None if as_json else _print
     if address is None:
         findings = list(examine(session.data_dir(ctx), tell))

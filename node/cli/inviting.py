@@ -42,7 +42,7 @@ def invite(
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print it and end; it lives on in the node.")] = False,
     as_json: session.Json = False,
 ) -> int:
-    """Let another machine in: a short code for people, a token for scripts.
+    """Let another machine in, by a short code or by a token.
 
     A code is good for one try: a wrong one makes it void. Until the invite ends, a second port of this node is open.
     The command waits and says who came; Ctrl-C ends the invite.
@@ -54,11 +54,15 @@ def invite(
         ttl_s=_seconds(ttl), uses=uses, role=_role(role), detached=no_wait, no_code=no_code
     )
 
+    opened = False
+
     async def run(node: NodeClient) -> int:
+        nonlocal opened
         joined = 0
         reason = ""
         async for event in node.invite(request):
             if event.WhichOneof("event") == "opened":
+                opened = True
                 _print_opened(event.opened, no_wait, as_json)
                 continue
             happened = event.happened
@@ -67,7 +71,13 @@ def invite(
             _print_happened(happened, as_json)
         return ExitCode.OK if no_wait or joined or reason == "withdrawn" else ExitCode.FAILED
 
-    return session.ask_node(ctx, run)
+    try:
+        return session.ask_node(ctx, run)
+    except KeyboardInterrupt:
+        if no_wait or not opened:
+            raise
+        said = "the invite was ended: nobody can use it any more"
+        raise KithError("interrupted", said, "", ExitCode.INTERRUPTED) from None
 
 
 def join(
@@ -80,9 +90,10 @@ def join(
     ] = "",
     as_json: session.Json = False,
 ) -> None:
-    """Enter a mesh with an invite from one of its members; then `kith up`.
+    """Enter a mesh with an invite from one of its members.
 
-    A member whose certificate has expired comes back in the same way, and keeps its id and its data.
+    `kith up` starts the node then. A member whose certificate has expired comes back in the same way, and keeps its
+    id and its data.
     """
     import asyncio
     import socket
@@ -142,9 +153,10 @@ def promote(
     node: Annotated[str, typer.Argument(metavar="NODE", help="Name, id, or the beginning of the id.")],
     as_json: session.Json = False,
 ) -> None:
-    """Make another node an issuer as well: it gets the CA key, and may invite, renew and revoke.
+    """Make another node an issuer as well.
 
-    Run it on an issuer. At most three nodes hold the key; whoever steals one of these machines can let anybody in.
+    It gets the CA key, and may invite, renew and revoke. Run it on an issuer. At most three nodes hold the key; whoever
+    steals one of these machines can let anybody in.
     """
     done = session.ask_node(ctx, lambda here: here.promote(node))
     if as_json:

@@ -97,7 +97,7 @@ def summarize(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the summary.")] = True,
     as_json: session.Json = False,
 ) -> int:
-    """Summarize a document; every sentence is shown with the place that it comes from."""
+    """Summarize a document. Every sentence is shown with the place that it comes from."""
     from mesh.wire import work_pb2
     from node.documents import read_document
 
@@ -196,7 +196,7 @@ def _left(job_id: bytes) -> KithError:
 
 
 def story(ctx: typer.Context, job: JobArgument, as_json: session.Json = False) -> None:
-    """Print everything that happened to a job, on all nodes, in order."""
+    """Print all that happened to a job, on all nodes, in order."""
     from node.cli import as_json as shapes
 
     async def work(node: NodeClient) -> local_pb2.StoryReply:

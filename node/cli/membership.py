@@ -47,9 +47,9 @@ def init(
     ] = None,
     as_json: session.Json = False,
 ) -> None:
-    """Make a mesh with this node as its first member, who can let others in.
+    """Make a mesh with this node as its first member.
 
-    What the node did alone stays; those who join will know its jobs and its knowledge.
+    It can let others in. What the node did alone stays; those who join will know its jobs and its knowledge.
     """
     import socket
 
@@ -151,7 +151,7 @@ def ca_backup(
     passphrase_file: PassphraseFile = None,
     as_json: session.Json = False,
 ) -> None:
-    """Write the CA key, encrypted with a passphrase, and the CA certificate to FILE."""
+    """Write the CA, its key encrypted with a passphrase, to FILE."""
     from node import ca_backup as backups
     from node import enrolment
     from node.files import write_new
@@ -185,7 +185,7 @@ def ca_restore(
     passphrase_file: PassphraseFile = None,
     as_json: session.Json = False,
 ) -> None:
-    """Make this node an issuer of the mesh in FILE: as a new member, or as the member that it is."""
+    """Make this node an issuer of the mesh in FILE. It becomes a new member, or stays the member that it is."""
     from node import ca_backup as backups
 
     data = _read(file, backups.BACKUP_BYTES_MAX)

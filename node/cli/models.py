@@ -81,7 +81,7 @@ def show(
     verify: Annotated[bool, typer.Option("--verify", help="Read the whole file and compare its hash.")] = False,
     as_json: session.Json = False,
 ) -> None:
-    """Say all about a model file, or what the node's engine has loaded and how fast it is."""
+    """Say all about a model file, or about what the node has loaded."""
     from node.cli import as_json as shapes
 
     if name:
@@ -182,7 +182,7 @@ def pull(
     sha256: Annotated[str, typer.Option("--sha256", metavar="HEX", help="What the file must be.")] = "",
     as_json: session.Json = False,
 ) -> None:
-    """Fetch a model file, checked by its hash; a pull that was interrupted goes on."""
+    """Fetch a model file, checked by its hash. A pull that was interrupted goes on."""
     from node.cli.pulling import pull_model
 
     pulled = pull_model(ctx, source, name, sha256, quiet=as_json)
@@ -211,7 +211,7 @@ def remove(
     ] = False,
     as_json: session.Json = False,
 ) -> None:
-    """Remove a model file that no node on this machine uses, and say what that frees."""
+    """Remove a model file that no node on this machine uses. It says what that frees."""
     from node.models.store import ModelStore
 
     if bool(name) == unfinished:

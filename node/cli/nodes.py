@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,7 +48,7 @@ def nodes(
     if wait:
         import asyncio
 
-        members = asyncio.run(_ready(session.data_dir(ctx), wait))
+        members = asyncio.run(_ready(session.data_dir(ctx), wait, _Said() if as_json else _Said(output.note)))
     else:
         members = session.ask_node(ctx, lambda node: node.nodes())
     if as_json:
@@ -56,7 +57,20 @@ def nodes(
     output.table(COLUMNS, [_row(member) for member in members])
 
 
-async def _ready(data_dir: Path, agents: int) -> list[local_pb2.NodeInfo]:
+class _Said:
+    """Says what is waited for whenever it is something else than before; nothing of what is there at once."""
+
+    def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
+        self._say = say
+        self._last = ""
+
+    def __call__(self, text: str) -> None:
+        if text != self._last:
+            self._last = text
+            self._say(f"waiting: {text}")
+
+
+async def _ready(data_dir: Path, agents: int, waiting: Callable[[str], None]) -> list[local_pb2.NodeInfo]:
     """The members, as soon as a leader and `agents` agents are among those alive. The node itself may still start."""
     import asyncio
     import time
@@ -67,16 +81,21 @@ async def _ready(data_dir: Path, agents: int) -> list[local_pb2.NodeInfo]:
     deadline = time.monotonic() + WAIT_S_MAX
     while True:
         members: list[local_pb2.NodeInfo] = []
+        problem = ""
         try:
             async with NodeClient(data_dir) as node:
                 members = await node.nodes()
+                problem = output.one_line((await node.status()).engine_problem)
         except KithError as error:
             if error.code != "node-unreachable" or time.monotonic() > deadline:
                 raise
+            problem = error.message
         alive = [member for member in members if member.state == membership_pb2.MEMBER_STATE_ALIVE]
         here = sum(len(member.profile.agents) for member in alive)
         if here >= agents and any(member.leader for member in alive):
             return members
+        what = "nobody leads yet" if here >= agents else f"{here} of {agents} agents are ready"
+        waiting(what + (f"; {problem}" if problem else ""))
         if time.monotonic() > deadline:
             raise KithError(
                 "no-agent",

@@ -204,7 +204,8 @@ def check_ended_well(job: local_pb2.JobSnapshot) -> None:
         remedy = next((reason.remedy for reason in job.reasons if reason.remedy), f"kith explain {short_id(job)}")
         raise KithError("job-failed", f"job {short_id(job)} failed: {reasons}", remedy)
     if job.state == local_pb2.JOB_STATE_CANCELLED:
-        raise KithError("job-cancelled", f"job {short_id(job)} was cancelled", "", ExitCode.CANCELLED)
+        why = "".join(f": {reason.message}" for reason in job.reasons if reason.message)
+        raise KithError("job-cancelled", f"job {short_id(job)} was cancelled{why}", "", ExitCode.CANCELLED)
 
 
 def _node_gone(node: NodeClient, job_id: bytes) -> KithError:

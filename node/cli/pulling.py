@@ -61,7 +61,9 @@ def pull_model(ctx: typer.Context, source: str, name: str = "", sha256: str = ""
             case Path():
                 from node.models.local import pull_file
 
-                return _of(pull_file(what, store, name, progress, sha256.lower()), False)
+                known = {entry.name for entry in store.entries() if entry.manifest.sha256}
+                entry = pull_file(what, store, name, progress, sha256.lower())
+                return _of(entry, entry.name in known)
 
 
 def _default(quiet: bool, name: str, sha256: str) -> Pulled:

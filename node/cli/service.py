@@ -153,13 +153,18 @@ async def _announce(config: NodeConfig) -> None:
             continue
         if now.pid not in (0, os.getpid()):
             return  # another daemon holds this data directory; ours is about to say so
+        if config.http and not now.http_address:
+            await asyncio.sleep(READY_POLL_S)
+            continue  # its last door opens now, or ends the start
         if not said_ready:
             said_ready = True
             _print_ready(now, config)
             if now.engine_state == "starting" and config.engine in FILE_ENGINES:
                 print(await asyncio.to_thread(_loading, config), flush=True)
         # A ready engine's rates follow a moment later, with the node's profile.
-        if now.engine_state in ("failed", "stopped") or (now.engine_state == "ready" and now.agent.backend):
+        if now.engine_state == "stopped":
+            return  # the node ends
+        if now.engine_state == "failed" or (now.engine_state == "ready" and now.agent.backend):
             _print_engine(now)
             return
         await asyncio.sleep(10 * READY_POLL_S)
@@ -179,7 +184,7 @@ def _print_ready(now: local_pb2.StatusReply, config: NodeConfig) -> None:
 
         print(f"  http     {scheme(config)}://{now.http_address}")
     print(f"  ask      kith --data-dir {config.data_dir} ask 'Which planet is the largest?'")
-    print("  stop     Ctrl-C, or: kith down", flush=True)
+    print(f"  stop     Ctrl-C, or: kith --data-dir {config.data_dir} down", flush=True)
     for warning in membership_warnings(now):
         print(f"  warning  {warning}", flush=True)
 
@@ -210,13 +215,14 @@ def _loading(config: NodeConfig) -> str:
     from node.models.source import HubSource, is_hub, parse, pulled_from
     from node.models.store import ModelStore
 
+    far = f"kith --data-dir {config.data_dir} logs --follow shows how far it is"
     if is_hub(config.model):
         source = parse(config.model)
         if isinstance(source, HubSource) and pulled_from(source, ModelStore()) is None:
-            return f"engine starting: {source} is fetched; kith logs --follow shows how far it is"
+            return f"engine starting: {source} is fetched; {far}"
     if config.model or has_default_model():
         return "engine starting: it loads the model and measures itself"
-    return "engine starting: the default model is fetched once (98 MB); kith logs --follow shows how far it is"
+    return f"engine starting: the default model is fetched once (98 MB); {far}"
 
 
 def _print_engine(now: local_pb2.StatusReply) -> None:

@@ -179,16 +179,17 @@ async def test_a_cancelled_job_stops_its_tasks_and_says_so(daemon: DaemonFactory
             return load.slots_busy > 0 and [one.agent for one in load.agents if one.requests] == ["default"]
 
         await until(busy, 30.0, "a task runs, and is told of the agent that has it")
-        assert await client.cancel(accepted.job_id) == "requested"
+        assert await client.cancel(accepted.job_id, "not needed") == "requested"
         last = await finished(client, accepted.job_id)
         assert last.state == local_pb2.JOB_STATE_CANCELLED
+        assert [reason.message for reason in last.reasons] == ["not needed"]
 
         async def idle() -> bool:
             load = (await node.status()).load
             return load.slots_busy == 0 and not load.agents
 
         await until(idle, 10.0, "no task runs")
-        with pytest.raises(KithError, match="was cancelled"):
+        with pytest.raises(KithError, match="was cancelled: not needed"):
             await client.result(accepted.job_id)
         assert await client.cancel(accepted.job_id) == "already-ended"
 

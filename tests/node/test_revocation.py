@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mesh.certificates import Role
-from mesh.wire import local_pb2, work_pb2
+from mesh.wire import engine_pb2, local_pb2, work_pb2
 from node.client import NodeClient
 from node.errors import KithError
 from scripts.daemons import Daemon, end_all, until
@@ -79,3 +79,7 @@ async def refuses_work(client: NodeClient) -> None:
     with pytest.raises(KithError) as refused:
         await client.submit(request)
     assert refused.value.code == "node-denied"
+    chat = engine_pb2.GenerateRequest(messages=[engine_pb2.ChatMessage(role="user", content="Who are you?")])
+    with pytest.raises(KithError, match="was revoked: it was stolen"):
+        async for _ in client.chat(local_pb2.ChatRequest(request=chat)):
+            pass

@@ -54,7 +54,9 @@ class World:
             view=lambda: frozenset(self.profiles),
             load_of=lambda node_id: self.loads.get(node_id, membership_pb2.NodeLoad()),
         )
-        replica = SimpleNamespace(me=ME, membership=membership, profiles=SimpleNamespace(of=self.profiles.get))
+        replica = SimpleNamespace(
+            me=ME, denied=False, membership=membership, profiles=SimpleNamespace(of=self.profiles.get)
+        )
         self.engine = engine or Speaking()
         kv = SimpleNamespace(move_s=self._move_s, bring=self._bring, told=self._told)
         self.dear: set[str] = set()

@@ -254,6 +254,7 @@ async def test_a_revoked_node_is_cut_off_and_does_not_come_back(daemon: DaemonFa
         with pytest.raises(KithError) as refused:
             await client.revoke("carla")
         assert refused.value.code in ("not-revoked", "node-unknown")
+        assert "revoked already" in refused.value.message
 
     async def cut() -> bool:
         return all([(await node.status()).members_alive == 2 for node in (founder, ben)])
@@ -274,6 +275,12 @@ async def test_a_revoked_node_is_cut_off_and_does_not_come_back(daemon: DaemonFa
         with pytest.raises(grpc.aio.AioRpcError) as denied:
             await stub.Renew(mesh_pb2.RenewRequest(), timeout=10)
         assert denied.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    # The machine joined anew and has its name again: who is cut off already is not meant by it.
+    mesh.enrol(tmp_path / "anew")
+    anew = daemon("--seed", seed, "--name", "carla", name="anew", alone=True)
+    await formed([founder, ben, anew])
+    async with founder.client() as client:
+        assert (await client.revoke("carla")).node_id == load_id(anew)
 
 
 async def test_a_member_that_is_no_issuer_renews_nobody(daemon: DaemonFactory, tmp_path: Path) -> None:

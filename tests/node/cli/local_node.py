@@ -95,6 +95,7 @@ def finished_jobs() -> dict[bytes, local_pb2.JobSnapshot]:
         job(ALONE, done, "ask", "Who?", 1, 1),
     ]
     found[3].reasons.add(code="engine-failed", message="the engine ran out of memory", remedy="use a smaller model")
+    found[4].reasons.add(code="job-cancelled", message="the wrong file")
     return {one.job_id: one for one in found}
 
 

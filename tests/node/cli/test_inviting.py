@@ -233,8 +233,11 @@ def test_ctrl_c_ends_the_invite(daemon: DaemonFactory, tmp_path: Path) -> None:
         while "waiting" not in shown:
             shown += talk.stdout.readline()
         talk.send_signal(signal.SIGINT)
-        talk.communicate(timeout=20)
-        assert talk.returncode == ExitCode.INTERRUPTED
+        _, said = talk.communicate(timeout=20)
+        assert (talk.returncode, said) == (
+            ExitCode.INTERRUPTED,
+            "kith: the invite was ended: nobody can use it any more\n",
+        )
     code, address = re.findall(r"kith join (\S+) (\S+)\n", shown)[0]
     ben = daemon(name="ben", alone=True)
     asyncio.run(ben.ready(engine=False))

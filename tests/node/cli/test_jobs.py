@@ -147,7 +147,9 @@ def test_jobs_that_ended_badly(kith: Kith, local_node: LocalNode, command: str) 
     assert failed.code == ExitCode.FAILED
     assert "the engine ran out of memory" in failed.err
     assert "→ use a smaller model" in failed.err
-    assert kith(command, CANCELLED.hex()).code == ExitCode.CANCELLED
+    cancelled = kith(command, CANCELLED.hex())
+    assert cancelled.code == ExitCode.CANCELLED
+    assert "was cancelled: the wrong file" in cancelled.err
 
 
 def test_result_of_an_open_job_says_to_watch(kith: Kith, local_node: LocalNode) -> None:

@@ -234,3 +234,24 @@ def test_closed_streams_are_no_traceback(local_node: LocalNode, data_dir: Path, 
 def test_a_remedy_names_the_data_directory_that_was_meant(kith: Kith, local_node: LocalNode, data_dir: Path) -> None:
     assert kith("result", "zz").err.splitlines()[1] == f"  → kith --data-dir {data_dir} jobs lists them"
     assert kith("result", "zz", "--json").json["error"]["remedy"] == f"kith --data-dir {data_dir} jobs lists them"
+
+
+@pytest.mark.parametrize("group", [(), ("submit",), ("model",), ("ca",), ("key",), ("knowledge",), ("config",)])
+def test_no_line_of_the_list_of_commands_is_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, group: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main.run([*group, "--help"])
+    listed = capsys.readouterr().out.partition("Commands:")[2]
+    assert listed
+    assert "..." not in listed
+
+
+def test_waiting_for_nodes_says_what_is_missing(data_dir: Path) -> None:
+    command = [*COMMAND, "--data-dir", str(data_dir), "nodes", "--wait", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == f"waiting: 0 of 2 agents are ready; no node runs under {data_dir}\n"
+        waiting.send_signal(signal.SIGINT)
+        out, err = waiting.communicate(timeout=30)
+    assert (waiting.returncode, out, err) == (ExitCode.INTERRUPTED, "", "kith: interrupted\n")

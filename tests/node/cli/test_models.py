@@ -32,6 +32,7 @@ def test_file_is_pulled_listed_shown_and_removed(kith: Kith, folder: Path, tmp_p
     content = write_gguf(tmp_path / "Tiny.gguf")
     digest = hashlib.sha256(content).hexdigest()
     assert "Tiny.gguf is at" in kith("model", "pull", str(tmp_path / "Tiny.gguf")).out
+    assert "Tiny.gguf was already at" in kith("model", "pull", str(tmp_path / "Tiny.gguf")).out
     [row] = kith("model", "list", "--json").json["models"]
     assert (row["name"], row["sha256"], row["licence"], row["in_use"]) == ("Tiny.gguf", digest, "apache-2.0", False)
     assert "F32" in kith("model", "list").out

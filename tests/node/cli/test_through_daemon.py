@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def test_first_ten_minutes(node: Daemon, tmp_path: Path) -> None:
     status = value(node, "status")
     assert printed.startswith("ready  anna (" + status["node_id"][:12])
     assert "to members of its mesh only" in printed
+    assert f"kith --data-dir {node.data_dir} down" in printed
     assert (status["name"], status["engine_state"], status["pid"]) == ("anna", "ready", node.pid)
     assert [one["self"] for one in value(node, "nodes")["nodes"]] == [True]
 
@@ -105,6 +107,16 @@ def test_port_that_is_taken_is_said_in_two_lines(node: Daemon, tmp_path: Path) -
     first, second = done.stderr.splitlines()
     assert address in first
     assert "--listen" in second
+
+
+def test_a_node_whose_http_port_is_taken_was_never_ready(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "node.cli.main", "--data-dir", str(tmp_path / "other")]
+        more = ["up", "--engine", "echo", "--no-mdns", "--http", address]
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (ExitCode.CANNOT_START, "")
+    assert done.stderr.splitlines()[-2] == f"kith: {address} is taken"
 
 
 def test_down_ends_the_node(node: Daemon) -> None:

@@ -1,0 +1,24 @@
+"""What becomes of a link where this node's own code fails on what came on it."""
+
+from mesh.identity import NodeId
+from mesh.wire import mesh_pb2
+from tests.node.linking import Made
+from tests.node.test_links import TWO, nodes, note
+
+__all__ = ["nodes"]
+
+
+async def test_a_link_that_ends_by_a_fault_inside_says_so_and_quotes_nothing(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+
+    async def fail(peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
+        raise ValueError(message.leave.reason)
+
+    b.message_received = fail  # type: ignore[method-assign]
+    await a.dial(b)
+    await b.until(lambda: b.opened == [a.me])
+    assert a.links.send(b.me, note("a secret"))
+    await b.until(lambda: b.closed == [a.me])
+    [said] = [line for line in b.said if "ValueError" in line]
+    assert said.startswith(f"the link with {a.me} ended by ValueError at test_links.py:")
+    assert "secret" not in "".join(b.said)
