@@ -62,6 +62,7 @@ def tear_down() -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+    logger.propagate = True
     for catcher in map(logging.getLogger, CATCHERS):
         for handler in [one for one in catcher.handlers if isinstance(one, _Faults)]:
             catcher.removeHandler(handler)
