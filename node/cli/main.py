@@ -26,8 +26,6 @@ _OF_THE_NODE = re.compile(
     r"\bkith (?=(?:cancel|down|explain|init|jobs|join|leave|logs|nodes|promote|result|status|story|up|watch)\b"
     r"(?!`? there))"
 )
-#: An output that takes nothing more.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 app = typer.Typer(
     name="kith",
@@ -83,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
         return ExitCode.OK
     except OSError as error:  # nothing can be written to standard output, an error as JSON neither
         _write_no_more()
-        problem = _not_written(error)
+        problem = _of_the_disk(error) or KithError("not-written", f"nothing can be written: {error.strerror or error}")
         output.emit_error(problem, as_json=False)
         return problem.exit_code
 
@@ -97,7 +95,7 @@ def _prepare_streams() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows "?"
     if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="surrogateescape")  # as in arguments; `_known` says what was wrong
+        sys.stdin.reconfigure(errors="surrogateescape")  # as in arguments; `_not_utf8` says what was wrong
 
 
 def _write_no_more() -> None:
@@ -131,7 +129,7 @@ def _run(arguments: list[str], as_json: bool) -> int:
     except BrokenPipeError:
         raise
     except Exception as bug:
-        known = _known(bug)
+        known = _not_utf8(bug) or _of_the_disk(bug)
         if known is None and os.environ.get("KITH_DEBUG"):
             raise
         error = known or KithError(
@@ -146,20 +144,29 @@ def _run(arguments: list[str], as_json: bool) -> int:
     return error.exit_code
 
 
-def _known(bug: Exception) -> KithError | None:
-    """What a person did or met that only a library noticed."""
-    if isinstance(bug, UnicodeEncodeError) and any("\udc80" <= letter <= "\udcff" for letter in bug.object):
-        text = bug.object[max(0, bug.start - 20) : bug.end + 20]
-        remedy = "Convert it, as in: iconv -f LATIN1 -t UTF-8 FILE | kith …"
-        return KithError("bad-request", f"this is not UTF-8: {output.one_line(text)!r}", remedy, ExitCode.BAD_INPUT)
-    if isinstance(bug, OSError) and bug.errno in _FULL and bug.filename is None:
-        return _not_written(bug)
-    return None
+def _not_utf8(error: Exception) -> KithError | None:
+    """What a person typed or piped in, as only a library that had to encode it noticed."""
+    if not isinstance(error, UnicodeEncodeError) or not any("\udc80" <= letter <= "\udcff" for letter in error.object):
+        return None
+    text = error.object[max(0, error.start - 20) : error.end + 20]
+    remedy = "Convert it, as in: iconv -f LATIN1 -t UTF-8 FILE | kith …"
+    return KithError("bad-request", f"this is not UTF-8: {output.one_line(text)!r}", remedy, ExitCode.BAD_INPUT)
 
 
-def _not_written(error: OSError) -> KithError:
-    why = error.strerror or str(error)
-    return KithError("not-written", f"it could not be written: {why}", "Make room on that disk, or write elsewhere.")
+def _of_the_disk(error: Exception) -> KithError | None:
+    """Any command may be the one that finds that a disk takes nothing."""
+    if not isinstance(error, OSError) or error.errno not in _DISK:
+        return None
+    code, words, remedy = _DISK[error.errno]
+    return KithError(code, words + (f": {error.filename}" if error.filename else ""), remedy)
+
+
+_DISK = {
+    errno.ENOSPC: ("disk-full", "the disk is full", "Make room, then try again."),
+    errno.EDQUOT: ("disk-full", "your part of the disk is used up", "Make room, then try again."),
+    errno.EROFS: ("disk-failed", "the disk can only be read", "Mount it for writing, then try again."),
+    errno.EIO: ("disk-failed", "the disk does not read or write", "Check it, then try again."),
+}
 
 
 def _interrupted() -> KithError:
