@@ -20,5 +20,5 @@ async def test_a_link_that_ends_by_a_fault_inside_says_so_and_quotes_nothing(nod
     assert a.links.send(b.me, note("a secret"))
     await b.until(lambda: b.closed == [a.me])
     [said] = [line for line in b.said if "ValueError" in line]
-    assert said.startswith(f"the link with {a.me} ended by ValueError at test_links.py:")
+    assert said.startswith(f"the link with {a.me} ended by ValueError at test_link_faults.py:")
     assert "secret" not in "".join(b.said)
