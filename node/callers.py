@@ -98,6 +98,33 @@ class Patience:
         self.left_s = ahead_s + self.within_s
 
 
+class _Context:
+    """A call's context, whose writes are never broken off: who is cancelled in one only waits for it no longer.
+
+    Why: gRPC takes a broken-off write as still under way, and refuses to end a call in the midst of one; the call then
+    stays open, its handler gone.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._writing: asyncio.Task[None] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, message: Any) -> None:
+        self._writing = asyncio.ensure_future(self._context.write(message))
+        await asyncio.wait({self._writing})
+        self._writing.result()
+
+    async def written(self) -> None:
+        """Wait until nothing is under way, or the other side has not taken it for too long."""
+        if self._writing is not None and not self._writing.done():
+            await asyncio.wait({self._writing}, timeout=TOLD_WITHIN_S)
+        if self._writing is not None and self._writing.done() and not self._writing.cancelled():
+            self._writing.exception()  # whoever waited for it has heard it
+
+
 @dataclass(eq=False)
 class _Call:
     task: "asyncio.Task[Any]"
@@ -150,14 +177,17 @@ class Callers(grpc.aio.ServerInterceptor):
         if handler.request_streaming:
             assert handler.response_streaming, f"{rpc}: a kind of call that nobody needed yet"
 
-            async def stream_stream(requests: AsyncIterator[Any], context: Any) -> None:
+            async def stream_stream(requests: AsyncIterator[Any], bare: Any) -> None:
+                context = _Context(bare)
                 watched = _Watched(requests, lambda: self._check(context))
                 await self._run(rpc, context, lambda: _answer(handler.stream_stream(watched, context), context, None))
 
             return grpc.stream_stream_rpc_method_handler(stream_stream, **codec)
         if handler.response_streaming:
 
-            async def unary_stream(request: Any, context: Any) -> None:
+            async def unary_stream(request: Any, bare: Any) -> None:
+                context = _Context(bare)
+
                 async def answer() -> None:
                     answers = handler.unary_stream(request, context)
                     if not await _answer(answers, context, lambda: self._check(context), TAKEN_WITHIN_S.get(rpc)):
@@ -168,12 +198,13 @@ class Callers(grpc.aio.ServerInterceptor):
 
             return grpc.unary_stream_rpc_method_handler(unary_stream, **codec)
 
-        async def unary_unary(request: Any, context: Any) -> Any:
+        async def unary_unary(request: Any, bare: Any) -> Any:
+            context = _Context(bare)
             return await self._run(rpc, context, lambda: handler.unary_unary(request, context))
 
         return grpc.unary_unary_rpc_method_handler(unary_unary, **codec)
 
-    async def _run(self, rpc: str, context: Any, handle: Callable[[], Awaitable[Any]]) -> Any:
+    async def _run(self, rpc: str, context: _Context, handle: Callable[[], Awaitable[Any]]) -> Any:
         identity = await self._admitted(rpc, context)
         task = asyncio.current_task()
         assert task is not None
@@ -184,15 +215,19 @@ class Callers(grpc.aio.ServerInterceptor):
         within_s = self._time_left_s(rpc, context, identity)
         try:
             async with asyncio.timeout(within_s) as timeout:
-                return await handle()
+                answer = await handle()
+            await context.written()
+            return answer
         except asyncio.CancelledError:
             if not call.cut:
                 raise
             task.uncancel()
+            await context.written()
             await self._refuse(rpc, context, f"{identity.node_id} was denied in the midst of it", identity.node_id)
         except TimeoutError:
             if not timeout.expired():
                 raise
+            await context.written()
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"ended after {within_s:.0f} s")
         finally:
             calls = self._calls[identity.node_id]
@@ -307,6 +342,7 @@ async def _tell_slow(context: Any) -> None:
     """Whether or not the other side hears it."""
     said = "nothing of it was taken for long, so it was ended"
     error = KithError("too-slow", said, "Ask again, from where it ended.", ExitCode.UNAVAILABLE)
+    await context.written()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(TOLD_WITHIN_S):
             await abort(context, error)

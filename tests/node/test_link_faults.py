@@ -1,5 +1,9 @@
 """What becomes of a link where this node's own code fails on what came on it."""
 
+import asyncio
+
+import pytest
+
 from mesh.identity import NodeId
 from mesh.wire import mesh_pb2
 from tests.node.linking import Made
@@ -22,3 +26,22 @@ async def test_a_link_that_ends_by_a_fault_inside_says_so_and_quotes_nothing(nod
     [said] = [line for line in b.said if "ValueError" in line]
     assert said.startswith(f"the link with {a.me} ended by ValueError at test_link_faults.py:")
     assert "secret" not in "".join(b.said)
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_peer_that_is_denied_just_as_its_link_opens_is_cut_off(nodes: Made, turns: int) -> None:
+    """gRPC ends no call in the midst of a write."""
+    a, b = await nodes(*TWO)
+    for rounds in range(1, 4):
+        dialling = asyncio.create_task(a.dial(b))
+        while len(b.opened) < rounds:  # noqa: ASYNC110  # the very turn in which it opens
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        b.denied.add(a.me)
+        b.links.cut(a.me)
+        b.callers.cut(a.me)
+        await b.until(lambda: not b.callers.running(a.me))
+        await dialling
+        await a.until(lambda: not a.links.count(b.me))
+        b.denied.clear()
