@@ -126,6 +126,14 @@ def test_client_can_be_used_again_after_close(local_node: LocalNode, tmp_path: P
     mesh.close()
 
 
+def test_assign_writes_nothing_to_its_callers_output() -> None:
+    """Neither do the libraries under it, which have file descriptors of their own."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from kithmesh import assign; assign([[4, 1], [2, 0]])"], capture_output=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
 def test_assign_is_the_cheapest_assignment() -> None:
     assert assign([[4, 1, 3], [2, 0, 5], [3, 2, 2]]) == [1, 0, 2]
     with pytest.raises(ValueError, match="infeasible"):
