@@ -55,7 +55,7 @@ def _recorded(ends: Iterable[Fact]) -> list[Event]:
         if fact.kind in TERMINAL_KINDS:
             record: facts_pb2.JobRecord = getattr(fact.body, fact.kind).record
             if record.accepted_by:
-                text = f"accepted; {record.tasks} tasks in its plan; its details are not kept any more"
+                text = f"accepted; {_many(record.tasks, 'task')} in its plan; its details are not kept any more"
                 return [Event(record.hybrid_clock >> 16, NodeId(record.accepted_by), "recorded", text, fact.hash)]
     return []
 
@@ -64,11 +64,12 @@ def _text(body: facts_pb2.FactBody, kind: str) -> str:
     match kind:
         case "job_submitted":
             what = body.job_submitted.request.WhichOneof("kind") or "unknown work"
-            return f"accepted: {what}, {len(body.job_submitted.blobs)} blobs"
+            return f"accepted: {what}, {_many(len(body.job_submitted.blobs), 'blob')}"
         case "job_planned":
             planned = body.job_planned
             return (
-                f"planned: revision {planned.revision}, {planned.task_count} tasks, plan {_short(planned.plan.sha256)}"
+                f"planned: revision {planned.revision}, {_many(planned.task_count, 'task')},"
+                f" plan {_short(planned.plan.sha256)}"
             )
         case "job_assigned":
             assigned = body.job_assigned
@@ -99,6 +100,10 @@ def _text(body: facts_pb2.FactBody, kind: str) -> str:
             return f"failed{_led(body.job_failed.token)}: {reasons or 'no reason given'}"
         case _:
             return f"evidence on {body.evidence.variable} by {_agent(body.evidence.agent)}"
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}" + ("" if count == 1 else "s")
 
 
 def _task(index: int, replica: int) -> str:
