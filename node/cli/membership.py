@@ -95,10 +95,8 @@ def leave(
         output.emit({"left": True, "moved_to": str(aside)})
         return
     print("left: this node is in no mesh now")
-    print(f"  kept   {aside}: its key, certificate and journal; moved back, it is a member again, unless it was revoked")
-    print(
-        "  note   who did not revoke it trusts that key until its certificate ends; if it may be stolen: kith revoke"
-    )
+    print(f"  kept   {aside}: its key, certificate and journal; moved back, it is a member again unless revoked")
+    print("  note   who did not revoke it trusts that key until its certificate ends; if it may be stolen: kith revoke")
 
 
 def _require_another_issuer(folder: Path) -> None:
