@@ -114,6 +114,7 @@ class _Context:
 
     async def write(self, message: Any) -> None:
         self._writing = asyncio.ensure_future(self._context.write(message))
+        self._writing.add_done_callback(_heard)
         await asyncio.wait({self._writing})
         self._writing.result()
 
@@ -121,8 +122,12 @@ class _Context:
         """Wait until nothing is under way, or the other side has not taken it for too long."""
         if self._writing is not None and not self._writing.done():
             await asyncio.wait({self._writing}, timeout=TOLD_WITHIN_S)
-        if self._writing is not None and self._writing.done() and not self._writing.cancelled():
-            self._writing.exception()  # whoever waited for it has heard it
+
+
+def _heard(writing: "asyncio.Task[None]") -> None:
+    """Where the call ended meanwhile nobody asks how a write went; asyncio would tell it as a fault."""
+    if not writing.cancelled():
+        writing.exception()
 
 
 @dataclass(eq=False)

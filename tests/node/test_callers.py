@@ -4,6 +4,7 @@ Who may call at all is in tests/security.
 """
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -207,3 +208,25 @@ async def test_who_takes_nothing_of_an_answer_loses_its_place_and_is_told(
             await asyncio.sleep(0.25)
         assert chunks == 12
     assert scene.service.places == 0
+
+
+@pytest.mark.parametrize("by", ["the caller", "the server"])
+async def test_a_call_that_ends_in_the_midst_of_a_write_leaves_no_fault_that_nobody_hears(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Such are told in the node's log, as errors."""
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: unheard.append(what))
+    monkeypatch.setitem(callers_module.TAKEN_WITHIN_S, "FetchModel", 60.0)
+    async with scene.serving(Rate(100, 100)), scene.member("a") as member:
+        call = member.FetchModel(mesh_pb2.FetchModelRequest(offset_bytes=200), timeout=60)
+        await call.read()
+        await until(lambda: scene.service.places == 1)
+        if by == "the caller":
+            call.cancel()
+            await until(lambda: scene.service.places == 0)
+    await until(lambda: scene.service.places == 0)
+    for _ in range(3):
+        gc.collect()
+        await asyncio.sleep(0)
+    assert not unheard
