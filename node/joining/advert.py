@@ -40,7 +40,7 @@ class Adverts:
     """The adverts of one door: one an invite. Use from one event loop.
 
     Args:
-        where: the interfaces and addresses of this node now. Sockets are opened with the first invite, and closed with
+        where: the addresses and interfaces of this node now. Sockets are opened with the first invite, and closed with
             the last: an invite is shown on the networks of that moment.
     """
 

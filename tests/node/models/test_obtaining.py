@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -17,74 +18,71 @@ from node.models.store import ModelStore
 from scripts.daemons import until
 from tests.conftest import DaemonFactory
 from tests.node.models.gguf_files import gguf_bytes, write_gguf
-from tests.node.models.hub_server import COMMIT, REPO, serving
+from tests.node.models.hub_server import COMMIT, REPO, Hub, serving
+
+SOURCE = f"hf://{REPO}/T.gguf"
+HubUp = Callable[[], contextlib.AbstractContextManager[Hub]]
 
 
-def test_model_of_the_hub_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubUp:
+    """A Hub that has `SOURCE`, while the context is open; models go to `tmp_path`."""
     monkeypatch.setenv("KITH_MODELS", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    @contextlib.contextmanager
+    def up() -> Iterator[Hub]:
+        with serving({"T.gguf": gguf_bytes()}) as hub:
+            monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+            yield hub
+            close_session()
+
+    return up
+
+
+def test_model_of_the_hub_is_fetched_once(hub_up: HubUp, tmp_path: Path) -> None:
     said: list[str] = []
-    with serving({"T.gguf": gguf_bytes()}) as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        path = obtain(f"hf://{REPO}/T.gguf", said.append)
-        close_session()
+    with hub_up():
+        path = obtain(SOURCE, said.append)
     assert path == tmp_path / "T.gguf"
-    assert said[0] == f"Fetching hf://{REPO}/T.gguf."
+    assert said[0] == f"Fetching {SOURCE}."
     said.clear()
-    assert obtain(f"hf://{REPO}/T.gguf", said.append) == path  # also without any network
+    assert obtain(SOURCE, said.append) == path  # also without any network
     assert obtain("T", said.append) == path
     assert said == []
 
 
-def test_another_revision_than_the_one_that_is_here_is_not_taken_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KITH_MODELS", str(tmp_path))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    source = f"hf://{REPO}/T.gguf"
-    with serving({"T.gguf": gguf_bytes()}) as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+def test_another_revision_than_the_one_that_is_here_is_not_taken_for_it(hub_up: HubUp) -> None:
+    with hub_up() as hub:
         hub.revisions |= {"v1": COMMIT, "v2": "2" * 40}
-        path = obtain(f"{source}@v1", print)
+        path = obtain(f"{SOURCE}@v1", print)
         hub.files["T.gguf"] = gguf_bytes(fill=b"2")
         with pytest.raises(KithError, match="with other content"):
-            obtain(f"{source}@v2", print)
-        close_session()
-    for named in (source, f"{source}@v1", f"{source}@{COMMIT}", f"{source}@{COMMIT[:8]}"):
+            obtain(f"{SOURCE}@v2", print)
+    for named in (SOURCE, f"{SOURCE}@v1", f"{SOURCE}@{COMMIT}", f"{SOURCE}@{COMMIT[:8]}"):
         assert obtain(named, print) == path  # also without any network
     with pytest.raises(KithError, match="was not pulled yet"):
-        resolve_model(f"{source}@v2")
+        resolve_model(f"{SOURCE}@v2")
 
 
-def test_the_same_file_is_known_by_each_revision_that_it_was_pulled_by(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KITH_MODELS", str(tmp_path))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    source = f"hf://{REPO}/T.gguf"
-    with serving({"T.gguf": gguf_bytes()}) as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+def test_the_same_file_is_known_by_each_revision_that_it_was_pulled_by(hub_up: HubUp) -> None:
+    with hub_up() as hub:
         hub.revisions |= {"v1": COMMIT, "v2": "2" * 40}
-        path = obtain(source, print)
-        assert obtain(f"{source}@v1", print) == obtain(f"{source}@v2", print) == path
-        close_session()
-    for named in (source, f"{source}@main", f"{source}@v1", f"{source}@v2", f"{source}@{COMMIT}"):
+        path = obtain(SOURCE, print)
+        assert obtain(f"{SOURCE}@v1", print) == obtain(f"{SOURCE}@v2", print) == path
+    for named in (SOURCE, f"{SOURCE}@main", f"{SOURCE}@v1", f"{SOURCE}@v2", f"{SOURCE}@{COMMIT}"):
         assert obtain(named, print) == path
     assert len(hub.ranges) == 1
 
 
-def test_what_an_earlier_release_pulled_is_taken_for_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KITH_MODELS", str(tmp_path))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving({"T.gguf": gguf_bytes()}) as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        path = obtain(f"hf://{REPO}/T.gguf", print)
-        close_session()
+def test_what_an_earlier_release_pulled_is_taken_for_any_name(hub_up: HubUp) -> None:
+    with hub_up():
+        path = obtain(SOURCE, print)
     manifest = path.with_name("T.gguf.json")
     kept = json.loads(manifest.read_text())
     kept.pop("pulled_as", None)
     manifest.write_text(json.dumps(kept))
-    assert obtain(f"hf://{REPO}/T.gguf@v1", print) == path
+    assert obtain(f"{SOURCE}@v1", print) == path
 
 
 def test_what_is_named_and_not_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
