@@ -301,7 +301,6 @@ class Answer:
         if found is None or not self._may_hedge():
             return []
         if silent.first_at:
-            self.moves += 1
             return self._ask(*found, "stalled", now)
         self.hedges += 1
         return self._ask(*found, "late", now)
@@ -357,13 +356,14 @@ class Answer:
         if number == self._lead:
             self._lead = None
             self._account(attempt)
+        refused = problem.code in REFUSALS and not self._told  # costs nothing, and nobody is asked twice
         if self._live:
+            self.moves += not refused
             return []  # a second one was asked already
         if final and not self._told:
             return self._fail(problem)
         if self._request.max_tokens and self.tokens >= self._request.max_tokens:
             return self._end("length", None, common_pb2.Usage(), now)
-        refused = problem.code in REFUSALS and not self._told  # costs nothing, and nobody is asked twice
         if self.moves >= MOVES_MAX and not refused:
             return self._fail(why(self._problems, self._told))
         found = found or self._next(now)
@@ -398,7 +398,8 @@ class Answer:
         effects: list[Effect] = []
         attempt = self._live[number]
         for other in [other for other in self._live if other != number]:
-            if other == self._lead:
+            if other == self._lead:  # it stood still; one that moves again first has failed nothing
+                self.moves += 1
                 self._account(self._live[other])
             del self._live[other], self._look_at[other]
             effects.append(Drop(other))

@@ -267,6 +267,49 @@ def test_a_stream_that_moves_again_is_kept() -> None:
     assert len(world.asked) == 2, "it is known now to pause for longer"
 
 
+def test_stalls_that_pass_are_no_moves_so_a_death_after_many_of_them_is_one() -> None:
+    world = World(budget=100, deadline=1e9)
+    world.begin()
+    now, pause = 0.1, 2 * STALL_MIN_S
+    for word in range(1 + MOVES_MAX):
+        world.say(1, delta(word), at=now)
+        now += pause
+        pause *= 5  # each longer than what is known of it by now
+        world.tick(now)
+    assert len(world.asked) == 2 + MOVES_MAX
+    world.say(1, delta(1 + MOVES_MAX), at=now)
+    world.break_(1, now)
+    assert world.failed is None
+    assert world.asked[-1].why == "gone"
+
+
+def test_an_answer_at_which_agents_stand_still_one_after_the_other_is_given_up() -> None:
+    many = [Choice(f"n{number}", 0.1, 0.1) for number in range(20)]
+    world = World(choices=many, budget=100)
+    world.begin()
+    now = 0.1
+    for word in range(8):
+        world.say(len(world.asked), delta(word), at=now)
+        now += 2 * STALL_MIN_S
+        world.tick(now)
+    assert len(world.asked) == 1 + MOVES_MAX
+
+
+def test_who_fails_while_another_was_asked_already_counts_too() -> None:
+    many = [Choice(f"n{number}", 0.1, 0.1) for number in range(20)]
+    world = World(choices=many, budget=100)
+    world.begin()
+    now = 0.1
+    for number in range(1, 1 + MOVES_MAX):
+        world.say(number, delta(number), at=now)
+        now += 2 * STALL_MIN_S
+        world.tick(now)
+        world.break_(number, now)
+    world.say(1 + MOVES_MAX, delta(0), at=now)
+    world.break_(1 + MOVES_MAX, now)
+    assert world.failed is not None
+
+
 def test_a_doubted_agent_is_left_when_it_is_silent_and_only_then() -> None:
     world = World(budget=0)
     world.begin()
