@@ -173,7 +173,7 @@ class Trust:
                 f"{name} ({node_id[:12]}) is revoked already" if replica.denials.is_denied(node_id) else str(error)
             )
             raise KithError("not-revoked", message, "`kith nodes` shows who is.", ExitCode.USAGE) from error
-        told = len(self._daemon.shell.live_peers())
+        told = sum(peer != node_id for peer in self._daemon.shell.live_peers())
         for part in parts:
             await self._daemon.shell.author("deny", self.enrolment.authority.sign_denial(part))
         log("warning", f"{name} ({node_id}) was revoked")

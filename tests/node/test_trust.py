@@ -251,6 +251,7 @@ async def test_a_revoked_node_is_cut_off_and_does_not_come_back(daemon: DaemonFa
     async with founder.client() as client:
         done = await client.revoke(stolen[:8], "stolen\nfrom the car")
         assert (done.node_id, done.name, done.epoch, done.was_issuer) == (stolen, "carla", 1, False)
+        assert done.told == 1, "ben, and not the thief"
         with pytest.raises(KithError) as refused:
             await client.revoke("carla")
         assert refused.value.code in ("not-revoked", "node-unknown")
