@@ -4,8 +4,8 @@
     reads  (tokens/s) = what a node measured, scaled by parameters that a token uses; else PREFILL_OVER_DECODE × writes
 
 Idea: of the catalogue's models that suit the task, those whose weights, cache and libraries fit in memory are ranked by
-tier; the best tier that writes fast enough wins, the quicker one of two equals. What is estimated is called so. A
-hosted model is set against it with its price; it is never chosen, because it sends the text away: that is the owner's
+tier; the best tier that is fast enough wins, the quicker one of two equals. What is estimated is called so.
+A hosted model is set against it with its price; it is never chosen, because it sends the text away: that is the owner's
 decision.
 
 Not guaranteed: the tier is our reading of published reports, of the models as published; quantisation costs some of it.
@@ -29,24 +29,28 @@ CONTEXT_TOKENS = 4096
 
 @dataclass(frozen=True)
 class TaskKind:
-    """`decode_min`: tokens/s below which it is no fun; 0: writing does not matter."""
+    """`decode_min`: tokens/s below which it is no fun; 0: writing does not matter.
+
+    `seconds_max`: nobody waits longer for one task, and a job of the mesh is many.
+    """
 
     name: str
     prompt_tokens: int
     output_tokens: int
     decode_min: float
+    seconds_max: float
     says: str
 
 
 KINDS = {
     kind.name: kind
     for kind in (
-        TaskKind("chat", 500, 300, 6.0, "a dialogue: answers are read as they come, about six tokens a second"),
-        TaskKind("summarise", 3000, 250, 3.0, "long texts in, short ones out: reading speed and context count"),
-        TaskKind("code", 1000, 600, 6.0, "programs: models trained on code"),
-        TaskKind("extract", 1500, 150, 3.0, "fields out of texts: following the form counts"),
-        TaskKind("embed", 500, 0, 0.0, "vectors for search: nothing is written"),
-        TaskKind("classify", 300, 5, 0.0, "one of several labels: almost nothing is written"),
+        TaskKind("chat", 500, 300, 6.0, 90.0, "a dialogue: answers are read as they come, about six tokens a second"),
+        TaskKind("summarise", 3000, 250, 3.0, 300.0, "long texts in, short ones out: reading speed and context count"),
+        TaskKind("code", 1000, 600, 6.0, 240.0, "programs: models trained on code"),
+        TaskKind("extract", 1500, 150, 3.0, 120.0, "fields out of texts: following the form counts"),
+        TaskKind("embed", 500, 0, 0.0, 10.0, "vectors for search: nothing is written"),
+        TaskKind("classify", 300, 5, 0.0, 30.0, "one of several labels: almost nothing is written"),
     )
 }
 
@@ -124,7 +128,7 @@ def _candidate(model: LocalModel, kind: TaskKind, machine: Machine, memory: int,
         decode,
         seconds,
         seconds * machine.watts_max,
-        decode >= kind.decode_min,
+        decode >= kind.decode_min and seconds <= kind.seconds_max,
         here,
         _is_measured(model, machine),
     )
@@ -160,9 +164,9 @@ def _choose(found: list[Candidate], kind: TaskKind) -> tuple[Candidate | None, s
         return None, f"none fits: the smallest needs {smallest / 1e9:.1f} GB of memory"
     quick = [one for one in fitting if one.quick_enough]
     if not quick:
-        best = max(fitting, key=lambda one: one.decode_tokens_per_s)
-        why = f"no model that fits writes {kind.decode_min:g} tokens/s here, so the quickest one"
-        return best, why
+        best = min(fitting, key=lambda one: (one.seconds, -one.decode_tokens_per_s))
+        writes = f"writes {kind.decode_min:g} tokens/s and " if kind.decode_min else ""
+        return best, f"no model that fits {writes}does such a task in {kind.seconds_max:g} s here, so the quickest one"
     best = quick[0]
     among = f"the best of the {len(quick)} that fit and are" if len(quick) > 1 else "the only one that fits and is"
     words = [f"tier {best.tier} of {TIER_MAX} for this kind of task, {among} quick enough"]

@@ -34,7 +34,8 @@ def test_best_tier_that_fits_and_is_quick_enough_wins() -> None:
     advice = advise(LIST, LAPTOP, "chat")
     assert named(advice) == "middle"
     assert "large would be better, and too slow here" in advice.why
-    assert named(advise(LIST, LAPTOP, "embed")) == "large"  # nothing is written
+    quicker = dataclasses.replace(LAPTOP, read_bytes_per_s=120e9)
+    assert named(advise(LIST, quicker, "embed")) == "large"  # nothing is written
     assert named(advise(LIST, dataclasses.replace(LAPTOP, read_bytes_per_s=80e9), "chat")) == "large"
 
 
@@ -58,6 +59,20 @@ def test_where_all_are_too_slow_the_quickest_is_named() -> None:
     advice = advise(LIST, dataclasses.replace(LAPTOP, read_bytes_per_s=1e9), "chat")
     assert named(advice) == "small"
     assert "the quickest one" in advice.why
+
+
+def test_a_task_that_nobody_waits_for_is_too_slow_though_its_words_come_fast_enough() -> None:
+    one = Catalogue("", (model("small", 0.5, 1), model("slow", 3, 3)), ())
+    # 3 GB at 40 GB/s: 34 tokens/s read, so 500 of a text take 15 s; 0.5 GB: 2.5 s.
+    assert named(advise(one, LAPTOP, "embed")) == "small"
+    # It writes 11 tokens/s, but was measured to read 3: a turn of a dialogue takes three minutes.
+    measured = Measured("slow", 3_000_000_000, 6_000_000_000, 3.0, 11.0)
+    advice = advise(one, dataclasses.replace(LAPTOP, measured=measured), "chat")
+    assert named(advice) == "small"
+    assert "slow would be better, and too slow here" in advice.why
+    never = advise(one, dataclasses.replace(LAPTOP, read_bytes_per_s=1e9), "embed")
+    assert named(never) == "small"
+    assert never.why == "no model that fits does such a task in 10 s here, so the quickest one"
 
 
 def test_rates_scale_with_what_a_node_measured() -> None:
