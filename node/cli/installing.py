@@ -51,7 +51,7 @@ def install(ctx: typer.Context, as_json: session.Json = False) -> None:
     config = load_config(unit.data_dir, {}, {})
     _require_systemd(unit)
     before = _ours(path)
-    if service.locked(unit.data_dir) and _systemctl(unit, "is-active", unit.name).returncode != 0:
+    if service.locked(unit.data_dir) and not _has_process(unit):
         raise KithError(
             "already-running",
             f"a node runs under {unit.data_dir}, and systemd did not start it",
@@ -212,6 +212,12 @@ def _systemctl(unit: Unit, *words: str) -> subprocess.CompletedProcess[str]:
     scope = [] if unit.user else ["--user"]
     command = ["systemctl", *scope, "--no-ask-password", *words]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+def _has_process(unit: Unit) -> bool:
+    """Whether a process that systemd started for this unit lives, be it ready or not."""
+    asked = _systemctl(unit, "show", "--property=MainPID", "--value", unit.name)
+    return asked.stdout.strip() not in ("", "0")
 
 
 def _must(unit: Unit, *words: str) -> None:
