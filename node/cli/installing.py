@@ -237,11 +237,16 @@ def _shown(unit: Unit, command: str) -> str:
 
 def _lingers() -> bool:
     """Have this user's systemd start at boot, not at login; whether it does now. Most systems let a user ask so."""
+    enabled = _loginctl("enable-linger").returncode == 0
+    return enabled or _loginctl("show-user", "--property=Linger", "--value", _me()).stdout.strip() == "yes"
+
+
+def _loginctl(*words: str) -> subprocess.CompletedProcess[str]:
+    command = ["loginctl", "--no-ask-password", *words]
     try:
-        asked = ["loginctl", "--no-ask-password", "enable-linger"]
-        return subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    except OSError as error:  # systemd without logind
+        return subprocess.CompletedProcess(command, 1, "", str(error))
 
 
 def _warnings(unit: Unit, config: NodeConfig, at_boot: bool) -> list[str]:
