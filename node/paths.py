@@ -5,6 +5,7 @@ mesh/           0700: the mesh that the node is in, see node/enrolment.py; absen
 left-TIME-PID/  what `kith leave` moved aside; alone-TIME-PID/ where a worker joined, what it did alone
 keys.json       0600: hashes of the API keys of the HTTP door
 node.toml       optional configuration file
+service.env     optional: environment variables of the node where systemd starts it, NAME=VALUE a line
 journal.sqlite  facts, blobs, term and vote
 peers.json      addresses of nodes met before
 run/            0700: kith.sock (local door), kith.pid (lock: one daemon a data directory)
@@ -73,6 +74,10 @@ class NodePaths:
     @property
     def config(self) -> Path:
         return self.data_dir / "node.toml"
+
+    @property
+    def variables(self) -> Path:
+        return self.data_dir / "service.env"
 
     @property
     def journal(self) -> Path:

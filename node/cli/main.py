@@ -18,12 +18,26 @@ from typing import Annotated
 import typer
 
 import node
-from node.cli import chat, config, doctor, inviting, jobs, keys, knowledge, membership, models, nodes, output, service
+from node.cli import (
+    chat,
+    config,
+    doctor,
+    installing,
+    inviting,
+    jobs,
+    keys,
+    knowledge,
+    membership,
+    models,
+    nodes,
+    output,
+    service,
+)
 from node.errors import ExitCode, KithError
 
 #: `kith COMMAND` in a remedy that means the node which was asked, on this machine.
 _OF_THE_NODE = re.compile(
-    r"\bkith (?=(?:cancel|down|explain|init|jobs|join|leave|logs|nodes|promote|result|status|story|up|watch)\b"
+    r"\bkith (?=(?:cancel|down|explain|init|jobs|join|leave|logs|nodes|promote|result|service|status|story|up|watch)\b"
     r"(?!`? there))"
 )
 #: Of a disk that takes nothing: code, words, remedy.
@@ -70,7 +84,7 @@ def root(
     ctx.obj = data_dir.expanduser().absolute()
 
 
-for _module in (service, config, membership, inviting, nodes, jobs, chat, knowledge, keys, models, doctor):
+for _module in (service, installing, config, membership, inviting, nodes, jobs, chat, knowledge, keys, models, doctor):
     _module.register(app)
 
 

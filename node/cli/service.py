@@ -123,16 +123,18 @@ async def _serve(config: NodeConfig) -> None:
     import asyncio
 
     import node.daemon
+    from node import supervisor
 
     served = asyncio.create_task(node.daemon.run(config), name="daemon")
     announced = asyncio.create_task(_announce(config), name="announce")
+    watched = asyncio.create_task(supervisor.keep_alive(), name="watchdog")
     try:
         await asyncio.wait({served, announced}, return_when=asyncio.FIRST_COMPLETED)
         await served
     finally:
-        announced.cancel()
-        served.cancel()
-        await asyncio.gather(announced, served, return_exceptions=True)
+        for task in (announced, served, watched):
+            task.cancel()
+        await asyncio.gather(announced, served, watched, return_exceptions=True)
 
 
 async def _announce(config: NodeConfig) -> None:
@@ -140,6 +142,7 @@ async def _announce(config: NodeConfig) -> None:
     import asyncio
     import os
 
+    from node import supervisor
     from node.client import NodeClient
     from node.config import FILE_ENGINES
 
@@ -158,6 +161,7 @@ async def _announce(config: NodeConfig) -> None:
             continue  # its last door opens now, or ends the start
         if not said_ready:
             said_ready = True
+            supervisor.notify("READY=1")
             _print_ready(now, config)
             if now.engine_state == "starting" and config.engine in FILE_ENGINES:
                 print(await asyncio.to_thread(_loading, config), flush=True)

@@ -171,7 +171,7 @@ def test_commands_load_nothing_heavy(arguments: list[str], allowed: str, tmp_pat
 def test_shell_completion_knows_the_commands() -> None:
     environment = os.environ | {"_KITH_COMPLETE": "complete_bash", "COMP_WORDS": "kith s", "COMP_CWORD": "1"}
     done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["status", "story", "submit"]
+    assert done.stdout.split() == ["status", "story", "service", "submit"]
 
 
 NOT_UTF8 = "caf\udce9?"  # as Python reads the Latin-1 word for it
