@@ -55,6 +55,14 @@ FACT_BYTES_PER_S, FACT_BYTES_BURST = float(1 << 20), float(64 << 20)
 #: Bytes of blobs that are fetched for one peer which asks this node to hold them: the next fetch waits. Same threat.
 BLOB_BYTES_PER_S, BLOB_BYTES_BURST = float(16 << 20), float(256 << 20)
 
+#: Bytes of blobs in memory for others, for one member and in all: each is read whole, and kept until it is taken. One
+#: of the largest (mesh/copies.py: `BLOB_BYTES_MAX`) fits into one's part. Threat: a member that begins to fetch all and
+#: takes none.
+BLOB_BYTES_OF_ONE_MAX, BLOB_BYTES_OUT_MAX = 64 << 20, 256 << 20
+#: Bytes of blobs that are read from the disk for one member: the store has one thread, and what is durable waits for it.
+#: Threat: a member that asks for the largest again and again, and goes away.
+BLOB_READ_BYTES_PER_S, BLOB_READ_BYTES_BURST = float(64 << 20), float(512 << 20)
+
 #: Model files that are sent at once, in all and to one member; bytes a second to one. Threat: files of many gigabytes
 #: that are asked for again and again keep disk and link busy. The pace leaves room beside it on a gigabit link.
 MODELS_OUT_MAX, MODELS_OF_ONE_MAX = 4, 2
