@@ -47,6 +47,12 @@ HOPS_MAX = 4
 #: Messages a second on one link, and how many at once: more, and reading it waits, so that TCP slows the sender.
 #: A busy link carries some dozens a second. Threat: a member that keeps the event loop of the others busy.
 LINK_MESSAGES_PER_S, LINK_MESSAGES_BURST = 1000.0, 5000.0
+#: A large message counts as several, one more for so many bytes: 16 MiB a second, 80 at once. Same threat: it is read in
+#: the event loop, and may ask for much.
+LINK_BYTES_OF_A_MESSAGE = 16 << 10
+#: Bytes of stored facts that are read for one peer which lacks them, one push at a time. Threat: a peer that says again
+#: and again that it has nothing keeps the store's only thread reading, and the journal waits.
+PUSH_BYTES_PER_S, PUSH_BYTES_BURST = float(16 << 20), float(64 << 20)
 #: New facts of one author that are taken, and their bytes: the rest of its streams is left for the next exchange, so a
 #: quota delays and never skips. The burst is what a node that was away for weeks has to catch up on. Threat: a member
 #: that fills every disk of the mesh before anybody can revoke it.

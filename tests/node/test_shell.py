@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesh import effects
-from mesh.facts import Fact
+from mesh.facts import Fact, FactRange, StreamId
 from mesh.identity import NodeId
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
@@ -61,3 +61,41 @@ async def test_a_disk_that_hangs_does_not_keep_the_shell_from_ending(
     finally:
         goes_on.set()
         await asyncio.to_thread(store._thread.join, 60)
+
+
+async def test_what_a_peer_lacks_is_read_once_at_a_time_however_often_it_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer that says a thousand times a second that it has nothing had the store read a thousand pushes: they filled
+    the memory, and at last the store's queue, which ends the node."""
+    store = Store(tmp_path / "j", no_fatal)
+    store.open(KEY.node_id)
+    shell = Shell(Replica(KEY, 1, 1, random.Random(1)), store, membership_pb2.Hello, Nobody(), Authors(None, []))
+    begun, goes_on, reads = asyncio.Event(), asyncio.Event(), 0
+    read = store.read_ranges
+
+    async def held(ranges: Sequence[FactRange]) -> list[facts_pb2.SignedFact]:
+        nonlocal reads
+        reads += 1
+        begun.set()
+        await goes_on.wait()
+        return await read(ranges)
+
+    monkeypatch.setattr(store, "read_ranges", held)
+    missing = (FactRange(StreamId(KEY.node_id, 1, 1), 1, 9),)
+    for peer in (NodeId("a" * 32), NodeId("b" * 32)):
+        for _ in range(1000):
+            shell._carry_out(effects.PushStored(peer, missing))
+    async with asyncio.timeout(60):
+        await begun.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert reads == 2, "one for each peer"
+        goes_on.set()
+        await shell._duties.settled()
+        assert reads == 4, "and what was asked for meanwhile, once"
+        shell._carry_out(effects.PushStored(NodeId("a" * 32), missing))
+        await shell._duties.settled()
+        assert reads == 5
+        await shell.stop()
+        await store.close()
