@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc.aio
 
+from mesh.identity import NodeId
 from mesh.wire import mesh_pb2_grpc
 from node.callers import Callers
 from node.credentials import Credentials
@@ -15,7 +16,7 @@ from scripts.throwaway import ThrowawayMesh
 
 
 class Port:
-    """Open until `stack` is closed. `said`: what its log has of refusals."""
+    """Open until `stack` is closed. `said`: what its log has of refusals; `denied`: who was cut off."""
 
     def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
         self._folder, self._stack = folder, stack
@@ -23,10 +24,12 @@ class Port:
         self._server_side = Credentials(self._mesh.enrol(folder / "server"))
         self._port = 0
         self.said: list[str] = []
+        self.denied: set[NodeId] = set()
+        self.ids: dict[str, NodeId] = {}  # of the members, by name
 
     async def serve(self, service: mesh_pb2_grpc.MeshServicer) -> None:
         said = Refused(lambda _, text: self.said.append(text))
-        callers = Callers(lambda: self._server_side.roots, lambda _: False, said)
+        callers = Callers(lambda: self._server_side.roots, self.denied.__contains__, said)
         server = grpc.aio.server(options=PORT_OPTIONS, interceptors=[callers])
         mesh_pb2_grpc.add_MeshServicer_to_server(service, server)
         self._port = server.add_secure_port("127.0.0.1:0", self._server_side.server())
@@ -35,7 +38,9 @@ class Port:
 
     async def channel(self, name: str) -> grpc.aio.Channel:
         """A new member's."""
-        credentials = Credentials(await asyncio.to_thread(self._mesh.enrol, self._folder / name))
+        enrolment = await asyncio.to_thread(self._mesh.enrol, self._folder / name)
+        self.ids[name] = enrolment.key.node_id
+        credentials = Credentials(enrolment)
         channel = credentials.channel("127.0.0.1", self._port, self._server_side.identity, GRPC_OPTIONS)
         return await self._stack.enter_async_context(channel)
 
