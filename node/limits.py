@@ -106,6 +106,8 @@ TEXTS_MAX = 16_384
 BODY_BYTES_MAX = 1 << 20
 #: Connections at once, and from one host: each holds a socket and buffers, before anybody knows who it is.
 CONNECTIONS_MAX, CONNECTIONS_PER_HOST_MAX = 256, 64
+#: Of those beyond it, so many are told, if they ask within seconds; the others are reset.
+CONNECTIONS_TOLD_MAX, TOLD_WITHIN_S = 32, 5.0
 #: A connection that sends its request byte by byte is closed: head and body have to be there by then.
 REQUEST_WITHIN_S = 20.0
 #: An answer takes no longer.

@@ -14,6 +14,9 @@ from node.grpc_options import GRPC_OPTIONS, PORT_OPTIONS
 from node.refused import Refused
 from scripts.throwaway import ThrowawayMesh
 
+#: What a member does not read stays with the sender: its window does not grow.
+SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 64 << 10)]
+
 
 class Port:
     """Open until `stack` is closed. `said`: what its log has of refusals; `denied`: who was cut off."""
@@ -41,7 +44,7 @@ class Port:
         enrolment = await asyncio.to_thread(self._mesh.enrol, self._folder / name)
         self.ids[name] = enrolment.key.node_id
         credentials = Credentials(enrolment)
-        channel = credentials.channel("127.0.0.1", self._port, self._server_side.identity, GRPC_OPTIONS)
+        channel = credentials.channel("127.0.0.1", self._port, self._server_side.identity, [*GRPC_OPTIONS, *SMALL_WINDOW])
         return await self._stack.enter_async_context(channel)
 
     async def member(self, name: str) -> "mesh_pb2_grpc.MeshAsyncStub":

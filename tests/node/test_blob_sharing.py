@@ -20,7 +20,7 @@ from tests.node.calling import Port
 from tests.node.working import KEY, no_fatal
 
 MIB = 1 << 20
-SIZE = 3 * MIB  # fits in no window, so a call that is not read stays open
+SIZE = 3 * MIB  # fits in no window of calling.py, so a call that is not read stays open
 ENOUGH = Rate(1e12, 1e12)
 
 

@@ -83,18 +83,18 @@ async def test_what_a_peer_lacks_is_read_once_at_a_time_however_often_it_asks(
 
     monkeypatch.setattr(store, "read_ranges", held)
     missing = (FactRange(StreamId(KEY.node_id, 1, 1), 1, 9),)
-    for peer in (NodeId("a" * 32), NodeId("b" * 32)):
-        for _ in range(1000):
-            shell._carry_out(effects.PushStored(peer, missing))
+    peers = NodeId("a" * 32), NodeId("b" * 32)
     async with asyncio.timeout(60):
-        await begun.wait()
-        for _ in range(10):
+        for _ in range(1000):
+            for peer in peers:
+                shell._carry_out(effects.PushStored(peer, missing))
             await asyncio.sleep(0)
+        await begun.wait()
         assert reads == 2, "one for each peer"
         goes_on.set()
         await shell._duties.settled()
         assert reads == 4, "and what was asked for meanwhile, once"
-        shell._carry_out(effects.PushStored(NodeId("a" * 32), missing))
+        shell._carry_out(effects.PushStored(peers[0], missing))
         await shell._duties.settled()
         assert reads == 5
         await shell.stop()
