@@ -89,7 +89,8 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         await context.send_initial_metadata(((CLOCK_KEY, str(clock.wall_clock_ms())),))
         try:
             door = self._engine.of(request.agent)
-            return engine_pb2.CountTokensReply(counts=await door.count_tokens(request.texts))
+            counts = await door.count_tokens(caller_of(context).node_id, request.texts)
+            return engine_pb2.CountTokensReply(counts=counts)
         except KithError as error:
             await abort(context, error)
 
