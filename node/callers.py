@@ -347,9 +347,7 @@ def _read(decode: Callable[[bytes], Any], raw: bytes) -> Any:
 class _Watched:
     """A stream of requests with a look before each."""
 
-    def __init__(
-        self, requests: AsyncIterator[bytes], check: Callable[[], None], read: Callable[[bytes], Any]
-    ) -> None:
+    def __init__(self, requests: AsyncIterator[bytes], check: Callable[[], None], read: Callable[[bytes], Any]) -> None:
         self._requests = requests
         self._check = check
         self._read = read

@@ -47,8 +47,8 @@ HOPS_MAX = 4
 #: Messages a second on one link, and how many at once: more, and reading it waits, so that TCP slows the sender.
 #: A busy link carries some dozens a second. Threat: a member that keeps the event loop of the others busy.
 LINK_MESSAGES_PER_S, LINK_MESSAGES_BURST = 1000.0, 5000.0
-#: A large message counts as several, one more for so many bytes: 16 MiB a second, 80 at once. Same threat: it is read in
-#: the event loop, and may ask for much.
+#: A large message counts as several, one more for so many bytes: 16 MiB a second, 80 at once. Same threat: it is read
+#: in the event loop, and may ask for much.
 LINK_BYTES_OF_A_MESSAGE = 16 << 10
 #: Bytes of stored facts that are read for one peer which lacks them, one push at a time. Threat: a peer that says again
 #: and again that it has nothing keeps the store's only thread reading, and the journal waits.
@@ -65,8 +65,8 @@ BLOB_BYTES_PER_S, BLOB_BYTES_BURST = float(16 << 20), float(256 << 20)
 #: of the largest (mesh/copies.py: `BLOB_BYTES_MAX`) fits into one's part. Threat: a member that begins to fetch all and
 #: takes none.
 BLOB_BYTES_OF_ONE_MAX, BLOB_BYTES_OUT_MAX = 64 << 20, 256 << 20
-#: Bytes of blobs that are read from the disk for one member: the store has one thread, and what is durable waits for it.
-#: Threat: a member that asks for the largest again and again, and goes away.
+#: Bytes of blobs that are read from the disk for one member: the store has one thread, and what has to be durable waits
+#: for it. Threat: a member that asks for the largest again and again, and goes away.
 BLOB_READ_BYTES_PER_S, BLOB_READ_BYTES_BURST = float(64 << 20), float(512 << 20)
 
 #: Model files that are sent at once, in all and to one member; bytes a second to one. Threat: files of many gigabytes

@@ -48,6 +48,7 @@ from node.limits import LINK_BYTES_OF_A_MESSAGE, LINK_MESSAGES_BURST, LINK_MESSA
 from node.logs import where
 from node.once import Once
 from node.outbox import Outbox
+from node.trimming import trim_hello
 
 #: A dial that has not exchanged Hellos by then failed.
 HELLO_TIMEOUT_S = 3.0
@@ -160,10 +161,8 @@ class Links:
 
     def send(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> bool:
         """Queue a message. Returns False where it was dropped."""
-        for link in reversed(self._links.get(peer, ())):  # the newest: an older one may be dead without our knowing
-            if link.outbox.put(message):
-                return True
-        return False
+        # The newest first: an older one may be dead without our knowing.
+        return any(link.outbox.put(message) for link in reversed(self._links.get(peer, ())))
 
     def dial(
         self,
@@ -373,6 +372,7 @@ class Links:
 
     def _checked(self, hello: membership_pb2.Hello, identity: Identity) -> membership_pb2.Hello:
         """Raises `HelloError`."""
+        trim_hello(hello)
         check(hello, identity)
         if hello.node_id == self._me and hello.incarnation != self._owner.hello().incarnation:
             self._owner.log("error", "another node runs with a copy of this data directory; give it one of its own")

@@ -38,6 +38,7 @@ from node.logs import log, logger
 from node.quotas import FactQuotas
 from node.refused import Refused
 from node.store import Store
+from node.trimming import trim
 
 TICK_S = 0.05
 #: From a denial until the links and calls of its node end.
@@ -202,6 +203,7 @@ class Shell:
             if len(facts) == 2:
                 self.post(events.ForkProven(peer, *facts))
         else:
+            trim(message)
             self.post(events.Received(peer, message))
 
     def log(self, level: str, text: str) -> None:

@@ -44,7 +44,9 @@ class Port:
         enrolment = await asyncio.to_thread(self._mesh.enrol, self._folder / name)
         self.ids[name] = enrolment.key.node_id
         credentials = Credentials(enrolment)
-        channel = credentials.channel("127.0.0.1", self._port, self._server_side.identity, [*GRPC_OPTIONS, *SMALL_WINDOW])
+        channel = credentials.channel(
+            "127.0.0.1", self._port, self._server_side.identity, [*GRPC_OPTIONS, *SMALL_WINDOW]
+        )
         return await self._stack.enter_async_context(channel)
 
     async def member(self, name: str) -> "mesh_pb2_grpc.MeshAsyncStub":

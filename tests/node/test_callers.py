@@ -251,11 +251,9 @@ class Faulty(Service):
 
 
 async def end_of(call: Any) -> grpc.aio.AioRpcError:
+    end = rest_of(call) if hasattr(call, "read") else call
     with pytest.raises(grpc.aio.AioRpcError) as ended:
-        if hasattr(call, "read"):
-            await rest_of(call)
-        else:
-            await call
+        await end
     return ended.value
 
 

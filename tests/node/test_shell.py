@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh import effects
+from mesh import effects, events
 from mesh.facts import Fact, FactRange, StreamId
 from mesh.identity import NodeId
 from mesh.replica import Replica
@@ -16,6 +16,7 @@ from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
 from node.authors import Authors
 from node.shell import Shell
 from node.store import Store
+from node.trimming import NAME_CHARACTERS_MAX
 from tests.node.working import KEY, no_fatal
 
 
@@ -61,6 +62,22 @@ async def test_a_disk_that_hangs_does_not_keep_the_shell_from_ending(
     finally:
         goes_on.set()
         await asyncio.to_thread(store._thread.join, 60)
+
+
+async def test_what_a_peer_says_of_members_is_cut_before_the_machines_hear_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "j", no_fatal)
+    shell = Shell(Replica(KEY, 1, 1, random.Random(1)), store, membership_pb2.Hello, Nobody(), Authors(None, []))
+    heard: list[events.Event] = []
+    monkeypatch.setattr(shell, "post", heard.append)
+    message = mesh_pb2.LinkMessage(probe=membership_pb2.Probe(probe_id=7))
+    message.probe.members.add(node_id="c" * 32, name="x" * 1_000_000)
+    await shell.message_received(NodeId("a" * 32), message)
+    [one] = heard
+    assert isinstance(one, events.Received)
+    assert one.message.probe.probe_id == 7
+    assert len(one.message.probe.members[0].name) == NAME_CHARACTERS_MAX
 
 
 async def test_what_a_peer_lacks_is_read_once_at_a_time_however_often_it_asks(
