@@ -290,9 +290,9 @@ async def test_what_is_no_message_is_read_of_nobody_who_may_not_call_and_told_wi
         port = Port(tmp_path, stack)
         await port.serve(Faulty())  # type: ignore[abstract]
         channel = await port.channel("member")
-        unary = channel.unary_unary("/kith.mesh.v1.Mesh/CountTokens")
-        stream = channel.unary_stream("/kith.mesh.v1.Mesh/FetchModel")
-        link = channel.stream_stream("/kith.mesh.v1.Mesh/Link")
+        unary: Any = channel.unary_unary("/kith.mesh.v1.Mesh/CountTokens")
+        stream: Any = channel.unary_stream("/kith.mesh.v1.Mesh/FetchModel")
+        link: Any = channel.stream_stream("/kith.mesh.v1.Mesh/Link")
         for call in (unary(b"\xff" * 99), stream(b"\xff" * 99), link(iter([b"\xff" * 99]))):
             error = await end_of(call)
             assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, callers_module.UNREADABLE)

@@ -1,4 +1,4 @@
-"""What members say of members: a roster that is as full as it may be, in the longest words, still fits in one message."""
+"""What members say of members: the fullest roster, in the longest words, still fits in one message."""
 
 import random
 
