@@ -301,3 +301,22 @@ async def test_what_is_no_message_is_read_of_nobody_who_may_not_call_and_told_wi
         for call in (unary(b"\xff" * 99), stream(b"\xff" * 99)):
             assert (await end_of(call)).code() is grpc.StatusCode.PERMISSION_DENIED
     assert "Error parsing" not in caplog.text
+
+
+async def test_a_request_that_never_comes_holds_a_place_of_its_own_caller_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who sends the beginning of megabytes, and waits, held them before anybody had asked who it is."""
+    monkeypatch.setattr(callers_module, "REQUEST_WITHIN_S", 0.3)
+    async with AsyncExitStack() as stack:
+        port = Port(tmp_path, stack)
+        await port.serve(Faulty())  # type: ignore[abstract]
+        channel = await port.channel("member")
+        for rpc in ("CountTokens", "FetchModel"):
+            call: Any = channel.stream_stream(f"/kith.mesh.v1.Mesh/{rpc}")(timeout=60)
+            error = await end_of(call)
+            assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, callers_module.UNREADABLE)
+        port.denied.add(port.ids["member"])
+        monkeypatch.setattr(callers_module, "REQUEST_WITHIN_S", 60.0)
+        silent: Any = channel.stream_stream("/kith.mesh.v1.Mesh/CountTokens")(timeout=60)
+        assert (await end_of(silent)).code() is grpc.StatusCode.PERMISSION_DENIED, "before it says anything"

@@ -16,7 +16,6 @@ from node.errors import KithError
 from node.handshake import identify
 from node.links import Link, host_of
 from node.rpc import calling
-from node.trimming import NAME_CHARACTERS_MAX
 from scripts.throwaway import ThrowawayMesh
 from tests.node.linking import Made, Node
 
@@ -494,15 +493,3 @@ async def test_a_link_that_is_cancelled_while_it_ends_is_gone_all_the_same(nodes
     slow.set()
     await asyncio.gather(call, return_exceptions=True)
     assert (a.links.count(b.me), a.closed) == (0, [b.me])
-
-
-async def test_a_name_of_megabytes_is_cut_on_both_sides_of_a_link(nodes: Made) -> None:
-    a, b = await nodes(*TWO)
-    for node in (a, b):
-        hello = node.hello()
-        hello.name = "x" * 1_000_000
-        node.hello = lambda hello=hello: hello  # type: ignore[misc, method-assign]
-    assert await a.dial(b) == b.me
-    await b.until(lambda: b.opened == [a.me])
-    names = [links.hello.name for one in (a, b) for [links] in one.links._links.values()]
-    assert names == ["x" * NAME_CHARACTERS_MAX] * 2
