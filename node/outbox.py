@@ -7,6 +7,7 @@ import asyncio
 from collections import deque
 
 from mesh.wire import mesh_pb2
+from node.limits import MESSAGE_BYTES_MAX
 
 #: Messages waiting for one slow peer, and their bytes: some pushes of facts, 1 MiB each.
 QUEUE_MAX = 2000
@@ -25,6 +26,8 @@ class Outbox:
     def put(self, message: mesh_pb2.LinkMessage) -> bool:
         """False where it was dropped."""
         size = message.ByteSize()
+        if size > MESSAGE_BYTES_MAX:  # gRPC would not send it, and end the link
+            return False
         if self._ended or len(self._waiting) >= QUEUE_MAX or self._bytes + size > BYTES_MAX:
             return False
         self._waiting.append((message, size))

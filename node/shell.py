@@ -202,9 +202,10 @@ class Shell:
             facts, _ = await self._verified(peer, both)
             if len(facts) == 2:
                 self.post(events.ForkProven(peer, *facts))
-        else:
-            trim(message)
+        elif trim(message):
             self.post(events.Received(peer, message))
+        else:
+            self.refused(peer, f"{peer} said too much of a task: its {kind!r} is ignored")
 
     def log(self, level: str, text: str) -> None:
         log(level, text)

@@ -1,9 +1,10 @@
-"""What members say of members, cut to what all others can be told of it.
+"""What members say that is told on to all others, cut to what they can be told of it.
 
 Idea: a record of a member goes from node to node, and two that compare tell each other all records in one message. So
 what one record may hold is bounded where it comes in: a node's roster (mesh/roster.py: `MEMBERS_MAX`) then fits in a
 message (limits.py: `MESSAGE_BYTES_MAX`). A name or a list of addresses that is longer is cut, and not refused: of an
-honest node it is an odd setting.
+honest node it is an odd setting. So it is with what a worker says of a task, which the leader tells on; no honest one
+says much, so what is larger is not heard.
 
 Threat: a member with a name of megabytes. Whoever heard of it can not tell anybody any more who is in the mesh, because
 gRPC sends no message that large and ends the link.
@@ -26,20 +27,26 @@ ADDRESSES_MAX, HOST_CHARACTERS_MAX = 12, 64
 HELLO_ADDRESSES_MAX = 64
 #: Characters of a node's id.
 ID_CHARACTERS = 32
+#: What a worker says of one task, bytes: some hashes and numbers, or a sentence that says why not.
+TASK_EVENT_BYTES_MAX = 16 << 10
 #: What is not larger needs no look, bytes.
 SMALL = 512
 #: Kinds of messages that bring records.
 _WITH_RECORDS = frozenset({"probe", "probe_reply", "member_news"})
 
 
-def trim(message: mesh_pb2.LinkMessage) -> None:
-    """Cut the records in a message from a peer, in place."""
+def trim(message: mesh_pb2.LinkMessage) -> bool:
+    """Cut the records in a message from a peer, in place. False where it is not to be heard."""
     kind = message.WhichOneof("message")
-    if kind not in _WITH_RECORDS or message.ByteSize() <= SMALL:
-        return
-    for record in getattr(message, kind).members:
-        if record.ByteSize() > SMALL:
-            _trim(record)
+    if kind == "task_event":
+        return message.task_event.ByteSize() <= TASK_EVENT_BYTES_MAX
+    if kind == "work_report":
+        return all(event.ByteSize() <= TASK_EVENT_BYTES_MAX for event in message.work_report.running)
+    if kind in _WITH_RECORDS and message.ByteSize() > SMALL:
+        for record in getattr(message, kind).members:
+            if record.ByteSize() > SMALL:
+                _trim(record)
+    return True
 
 
 def trim_hello(hello: membership_pb2.Hello) -> None:

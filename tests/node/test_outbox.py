@@ -3,6 +3,7 @@
 import asyncio
 
 from mesh.wire import facts_pb2, mesh_pb2
+from node.limits import MESSAGE_BYTES_MAX
 from node.outbox import BYTES_MAX, QUEUE_MAX, Outbox
 
 
@@ -44,3 +45,9 @@ async def test_who_waits_hears_of_the_next_and_of_the_end_after_all_that_waits()
     assert await taken(outbox) == message(2)
     assert await taken(outbox) is None
     assert await taken(outbox) is None
+
+
+async def test_what_no_message_may_hold_is_dropped_and_does_not_end_the_link() -> None:
+    outbox = Outbox()
+    assert not outbox.put(message(MESSAGE_BYTES_MAX))
+    assert outbox.put(message(MESSAGE_BYTES_MAX - 100))

@@ -12,7 +12,7 @@ from mesh import effects, events
 from mesh.facts import Fact, FactRange, StreamId
 from mesh.identity import NodeId
 from mesh.replica import Replica
-from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
+from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from node.authors import Authors
 from node.shell import Shell
 from node.store import Store
@@ -78,6 +78,19 @@ async def test_what_a_peer_says_of_members_is_cut_before_the_machines_hear_it(
     assert isinstance(one, events.Received)
     assert one.message.probe.probe_id == 7
     assert len(one.message.probe.members[0].name) == NAME_CHARACTERS_MAX
+    # The leader tells all others of each task what its worker says.
+    small, large = work_pb2.TaskEvent(task_index=3), work_pb2.TaskEvent(task_index=3)
+    large.progress.phase = "x" * 1_000_000
+    heard.clear()
+    for event in (small, large):
+        report = work_pb2.WorkReport(running=[small, event])
+        await shell.message_received(NodeId("a" * 32), mesh_pb2.LinkMessage(task_event=event))
+        await shell.message_received(NodeId("a" * 32), mesh_pb2.LinkMessage(work_report=report))
+    assert [one.message.WhichOneof("message") for one in heard if isinstance(one, events.Received)] == [
+        "task_event",
+        "work_report",
+    ]
+    assert max(one.message.ByteSize() for one in heard if isinstance(one, events.Received)) < 100
 
 
 async def test_what_a_peer_lacks_is_read_once_at_a_time_however_often_it_asks(
