@@ -6,7 +6,7 @@ may call this, and only then runs the handler. Running calls are known by their 
 ends all of them at once, in the midst of streams too, and no call outlives the caller's certificate.
 
 Every call has a deadline: the caller's, or ours. Why a call was refused is for our log (refused.py); the answer only
-says that.
+says that. So it is with a fault of ours: the answer has nothing of its text.
 
 Each member has a part of this node, a bucket of calls and a number that may run at once. Beyond it a call is refused
 with the time when to come again, and not at once where there are many: refusing costs too, and a connection carries few
@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -47,6 +48,8 @@ from node.limits import (
     REFUSALS_WAITING_MAX,
     too_many,
 )
+from node.logs import log, where
+from node.once import Once
 from node.refused import Refused
 from node.rpc import abort
 
@@ -54,11 +57,14 @@ from node.rpc import abort
 DEADLINE_DEFAULT_S = 120.0
 #: And however long a caller would wait: the longest answer of a slow machine.
 DEADLINE_MAX_S = 3600.0
+#: A request is there within so long, seconds: of 4 MiB, at 140 kB/s.
+REQUEST_WITHIN_S = 30.0
 #: Calls that live as long as their connection; the caller's certificate still ends them.
 UNLIMITED = frozenset({"Link"})
 #: A message of such an answer is taken within so long, seconds, or the call ends: these hold one of a few places.
-#: A model comes by the megabyte, so 52 kB/s; who takes KV more slowly reads the prompt itself.
-TAKEN_WITHIN_S = {"FetchModel": 20.0, "FetchKv": 5.0, "FetchBlob": 20.0}
+#: A model comes by the megabyte and a blob by the quarter of one, so 52 kB/s; who takes KV more slowly reads the prompt
+#: itself.
+TAKEN_WITHIN_S = {"FetchModel": 20.0, "FetchKv": 5.0, "FetchBlob": 5.0}
 #: Who takes messages sooner has the time that it saved to spare, up to that of so many. HTTP/2 tells of what was taken
 #: a window at a time, and gRPC lets that grow: a steady reader of megabytes was heard of every eight on loopback.
 AHEAD_MAX = 16
@@ -68,6 +74,11 @@ TOLD_WITHIN_S = 1.0
 SLOW_ENDS_PER_S, SLOW_ENDS_BURST = 1 / 60, 8.0
 #: Refused calls say no more than this.
 REFUSED = "not allowed"
+#: Nor those that can not be read, and those that fail by a fault of ours; the log says more.
+UNREADABLE = "the request can not be read"
+FAULT = "this node failed inside; its log says more"
+#: The same fault is logged again after this, seconds.
+FAULT_AGAIN_S = 60.0
 
 Context = "grpc.aio.ServicerContext[Any, Any]"
 Denied = Callable[[NodeId], bool]
@@ -157,6 +168,7 @@ class Callers(grpc.aio.ServerInterceptor):
         self._rate = calls or Rate(CALLS_PER_S, CALLS_BURST)
         self._refusals = refusals or Rate(REFUSALS_PER_S, REFUSALS_BURST)
         self._slow_ends = Rate(SLOW_ENDS_PER_S, SLOW_ENDS_BURST)
+        self._once = Once(FAULT_AGAIN_S)
         self._refusals_waiting: Counter[NodeId] = Counter()
         self._calls: dict[NodeId, set[_Call]] = {}
 
@@ -175,41 +187,32 @@ class Callers(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         rpc = details.method.rpartition("/")[2]
-        codec = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.request_streaming:
-            assert handler.response_streaming, f"{rpc}: a kind of call that nobody needed yet"
+        read = partial(_read, handler.request_deserializer)
 
-            async def stream_stream(requests: AsyncIterator[Any], bare: Any) -> None:
-                context = _Context(bare)
-                watched = _Watched(requests, lambda: self._check(context))
-                await self._run(rpc, context, lambda: _answer(handler.stream_stream(watched, context), context, None))
+        async def handle(requests: AsyncIterator[bytes], context: _Context) -> None:
+            if handler.request_streaming:
+                assert handler.response_streaming, f"{rpc}: a kind of call that nobody needed yet"
+                watched = _Watched(requests, lambda: self._check(context), read)
+                await _answer(handler.stream_stream(watched, context), context, None)
+                return
+            request = read(await _only(requests))
+            if not handler.response_streaming:
+                await context.write(await handler.unary_unary(request, context))
+                return
+            answers = handler.unary_stream(request, context)
+            if not await _answer(answers, context, lambda: self._check(context), TAKEN_WITHIN_S.get(rpc)):
+                self._slow_ends.charge(caller_of(context).node_id, clock.now())
+                await _tell_slow(context)
 
-            return grpc.stream_stream_rpc_method_handler(stream_stream, **codec)
-        if handler.response_streaming:
-
-            async def unary_stream(request: Any, bare: Any) -> None:
-                context = _Context(bare)
-
-                async def answer() -> None:
-                    answers = handler.unary_stream(request, context)
-                    if not await _answer(answers, context, lambda: self._check(context), TAKEN_WITHIN_S.get(rpc)):
-                        self._slow_ends.charge(caller_of(context).node_id, clock.now())
-                        await _tell_slow(context)
-
-                await self._run(rpc, context, answer)
-
-            return grpc.unary_stream_rpc_method_handler(unary_stream, **codec)
-
-        async def unary_unary(request: Any, bare: Any) -> Any:
+        async def call(requests: AsyncIterator[bytes], bare: Any) -> None:
             context = _Context(bare)
-            return await self._run(rpc, context, lambda: handler.unary_unary(request, context))
+            await self._run(rpc, context, lambda: handle(requests, context))
 
-        return grpc.unary_unary_rpc_method_handler(unary_unary, **codec)
+        # For gRPC every call is a stream of bytes both ways, which on the wire is the same: a request is taken once its
+        # caller is admitted, and not megabytes before, for whoever has a certificate.
+        return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
 
-    async def _run(self, rpc: str, context: _Context, handle: Callable[[], Awaitable[Any]]) -> Any:
+    async def _run(self, rpc: str, context: _Context, handle: Callable[[], Awaitable[None]]) -> None:
         identity = await self._admitted(rpc, context)
         task = asyncio.current_task()
         assert task is not None
@@ -220,20 +223,26 @@ class Callers(grpc.aio.ServerInterceptor):
         within_s = self._time_left_s(rpc, context, identity)
         try:
             async with asyncio.timeout(within_s) as timeout:
-                answer = await handle()
+                await handle()
             await context.written()
-            return answer
         except asyncio.CancelledError:
             if not call.cut:
                 raise
             task.uncancel()
             await context.written()
             await self._refuse(rpc, context, f"{identity.node_id} was denied in the midst of it", identity.node_id)
-        except TimeoutError:
+        except TimeoutError as error:
             if not timeout.expired():
-                raise
+                await self._fault(rpc, context, identity.node_id, error)
             await context.written()
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"ended after {within_s:.0f} s")
+        except grpc.aio.BaseError:  # it was ended by `abort`, or is over
+            raise
+        except _Unreadable:
+            self._refused.say(identity.node_id, f"refused {rpc} of {identity.node_id}: {UNREADABLE}")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, UNREADABLE)
+        except Exception as error:
+            await self._fault(rpc, context, identity.node_id, error)
         finally:
             calls = self._calls[identity.node_id]
             calls.discard(call)
@@ -298,6 +307,14 @@ class Callers(grpc.aio.ServerInterceptor):
         if self._denied(node_id):
             self.cut(node_id)
 
+    async def _fault(self, rpc: str, context: Any, node_id: NodeId, error: Exception) -> NoReturn:
+        """Something of ours failed. gRPC would tell the caller its text, which may quote anything."""
+        if self._once.due((rpc, said := where(error))):
+            log("error", f"{rpc} of {node_id} failed inside: {said}")
+        await context.written()
+        await context.abort(grpc.StatusCode.INTERNAL, FAULT)
+        raise AssertionError("abort raises")
+
     async def _refuse(self, rpc: str, context: Any, why: str, node_id: str = "") -> NoReturn:
         host = context.peer().rpartition(":")[0]  # the port differs at each attempt
         self._refused.say(node_id or host, f"refused {rpc} of {host}: {why}")
@@ -305,20 +322,46 @@ class Callers(grpc.aio.ServerInterceptor):
         raise AssertionError("abort raises")
 
 
+class _Unreadable(Exception):
+    """What a caller sent is no message of this call."""
+
+
+def _read(decode: Callable[[bytes], Any], raw: bytes) -> Any:
+    try:
+        return decode(raw)
+    except Exception as error:
+        raise _Unreadable from error
+
+
+async def _only(requests: AsyncIterator[bytes]) -> bytes:
+    """The request of a call that has one. Raises `_Unreadable`."""
+    try:
+        async with asyncio.timeout(REQUEST_WITHIN_S) as timeout:
+            raw = await anext(requests, None)
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raw = None
+    if raw is None:
+        raise _Unreadable
+    return raw
+
+
 class _Watched:
     """A stream of requests with a look before each."""
 
-    def __init__(self, requests: AsyncIterator[Any], check: Callable[[], None]) -> None:
+    def __init__(self, requests: AsyncIterator[bytes], check: Callable[[], None], read: Callable[[bytes], Any]) -> None:
         self._requests = requests
         self._check = check
+        self._read = read
 
     def __aiter__(self) -> "_Watched":
         return self
 
     async def __anext__(self) -> Any:
-        message = await anext(self._requests)
+        raw = await anext(self._requests)
         self._check()
-        return message
+        return self._read(raw)
 
 
 async def _answer(

@@ -44,6 +44,7 @@ from node.addresses import target
 from node.authors import Authors
 from node.away import set_aside
 from node.background import Background
+from node.blob_sharing import BlobSharing
 from node.blobs import Blobs
 from node.config import FILE_ENGINES, NodeConfig
 from node.counting import Counter, counter_of
@@ -200,7 +201,7 @@ class Daemon:
                 MeshService(
                     links,
                     self.engine_door,
-                    self.store,
+                    BlobSharing(self.store),
                     lambda: trust_of(self),
                     kv=self.kv,
                     models=ModelSharing(lambda: self.serving.entries),

@@ -27,6 +27,7 @@ class EngineDoor:
         self._pick = pick
         self._doors: dict[str, EngineDoor] = {}
         self.turns = Turns(self._places, time.monotonic)
+        self._counting = Turns(lambda: 1, time.monotonic)
 
     def of(self, agent: str) -> "EngineDoor":
         """The door of an agent, with a queue of its own. Raises `KithError` (`no-agent`)."""
@@ -61,10 +62,11 @@ class EngineDoor:
         request = urgent(request)
         return await answered(self._turn(who, request), request, self._engine.embed)
 
-    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Without a turn: it takes no slot. Its size is that of one message."""
+    async def count_tokens(self, who: Hashable, texts: Sequence[str]) -> list[int]:
+        """It takes no slot, and the time of the engine's process: one at a time. Its size is that of one message."""
         check_texts(texts)
-        return await self._engine.count_tokens(texts)
+        async with self._counting.of(who, cost=max(1, sum(map(len, texts)))):
+            return await self._engine.count_tokens(texts)
 
     async def prompt_tokens(self, request: engine_pb2.GenerateRequest) -> list[int]:
         check_prompt(request, self._context_tokens())

@@ -16,6 +16,8 @@ from node import clock
 PROTOCOL_VERSION = 3
 #: Earlier ones were spoken in plain text, between nodes of one machine only.
 PROTOCOL_VERSION_MIN = 3
+#: Of a Hello, which is kept while the link is open: a certificate of 1 KiB, a name, addresses.
+HELLO_BYTES_MAX = 64 << 10
 
 
 class HelloError(Exception):
@@ -43,5 +45,7 @@ def check(hello: membership_pb2.Hello, identity: Identity) -> None:
         theirs = f"{hello.protocol_version_min} to {hello.protocol_version}"
         ours = f"{PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}"
         raise HelloError(f"it speaks protocol {theirs}, this node {ours}")
+    if (size := hello.ByteSize()) > HELLO_BYTES_MAX:
+        raise HelloError(f"its Hello has {size:,} bytes, more than {HELLO_BYTES_MAX:,}")
     if not may_send(identity.role, "hello"):
         raise HelloError(f"a {identity.role} has no link")

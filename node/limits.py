@@ -47,6 +47,12 @@ HOPS_MAX = 4
 #: Messages a second on one link, and how many at once: more, and reading it waits, so that TCP slows the sender.
 #: A busy link carries some dozens a second. Threat: a member that keeps the event loop of the others busy.
 LINK_MESSAGES_PER_S, LINK_MESSAGES_BURST = 1000.0, 5000.0
+#: A large message counts as several, one more for so many bytes: 16 MiB a second, 80 at once. Same threat: it is read
+#: in the event loop, and may ask for much.
+LINK_BYTES_OF_A_MESSAGE = 16 << 10
+#: Bytes of stored facts that are read for one peer which lacks them, one push at a time. Threat: a peer that says again
+#: and again that it has nothing keeps the store's only thread reading, and the journal waits.
+PUSH_BYTES_PER_S, PUSH_BYTES_BURST = float(16 << 20), float(64 << 20)
 #: New facts of one author that are taken, and their bytes: the rest of its streams is left for the next exchange, so a
 #: quota delays and never skips. The burst is what a node that was away for weeks has to catch up on. Threat: a member
 #: that fills every disk of the mesh before anybody can revoke it.
@@ -54,6 +60,14 @@ FACTS_PER_S, FACTS_BURST = 500.0, 50_000.0
 FACT_BYTES_PER_S, FACT_BYTES_BURST = float(1 << 20), float(64 << 20)
 #: Bytes of blobs that are fetched for one peer which asks this node to hold them: the next fetch waits. Same threat.
 BLOB_BYTES_PER_S, BLOB_BYTES_BURST = float(16 << 20), float(256 << 20)
+
+#: Bytes of blobs in memory for others, for one member and in all: each is read whole, and kept until it is taken. One
+#: of the largest (mesh/copies.py: `BLOB_BYTES_MAX`) fits into one's part. Threat: a member that begins to fetch all and
+#: takes none.
+BLOB_BYTES_OF_ONE_MAX, BLOB_BYTES_OUT_MAX = 64 << 20, 256 << 20
+#: Bytes of blobs that are read from the disk for one member: the store has one thread, and what has to be durable waits
+#: for it. Threat: a member that asks for the largest again and again, and goes away.
+BLOB_READ_BYTES_PER_S, BLOB_READ_BYTES_BURST = float(64 << 20), float(512 << 20)
 
 #: Model files that are sent at once, in all and to one member; bytes a second to one. Threat: files of many gigabytes
 #: that are asked for again and again keep disk and link busy. The pace leaves room beside it on a gigabit link.
@@ -92,6 +106,8 @@ TEXTS_MAX = 16_384
 BODY_BYTES_MAX = 1 << 20
 #: Connections at once, and from one host: each holds a socket and buffers, before anybody knows who it is.
 CONNECTIONS_MAX, CONNECTIONS_PER_HOST_MAX = 256, 64
+#: Of those beyond it, so many are told, if they ask within seconds; the others are reset.
+CONNECTIONS_TOLD_MAX, TOLD_WITHIN_S = 32, 5.0
 #: A connection that sends its request byte by byte is closed: head and body have to be there by then.
 REQUEST_WITHIN_S = 20.0
 #: An answer takes no longer.

@@ -44,12 +44,12 @@ from node.credentials import Credentials
 from node.grpc_options import GRPC_OPTIONS
 from node.handshake import DENIED, NOT_LISTENING, SILENT, HandshakeError, identify
 from node.hellos import HelloError, check, named_by
-from node.limits import LINK_MESSAGES_BURST, LINK_MESSAGES_PER_S
+from node.limits import LINK_BYTES_OF_A_MESSAGE, LINK_MESSAGES_BURST, LINK_MESSAGES_PER_S
 from node.logs import where
 from node.once import Once
+from node.outbox import Outbox
+from node.trimming import trim_hello
 
-#: Messages waiting for one slow peer.
-QUEUE_MAX = 2000
 #: A dial that has not exchanged Hellos by then failed.
 HELLO_TIMEOUT_S = 3.0
 #: From the second link to a peer until it is dropped.
@@ -95,7 +95,7 @@ class Owner(Protocol):
 
 @dataclass(eq=False)
 class Link:
-    """One open stream. `outbox` holds what waits to be written; None ends it."""
+    """One open stream."""
 
     peer: NodeId
     hello: membership_pb2.Hello
@@ -108,7 +108,7 @@ class Link:
     pace: Rate = field(default_factory=lambda: Rate(LINK_MESSAGES_PER_S, LINK_MESSAGES_BURST))
     told: set[NodeId] = field(default_factory=set)  # authors whose certificates were sent on it; the owner's
     refused: set[str] = field(default_factory=set)  # kinds of messages that it may not send and did
-    outbox: "asyncio.Queue[mesh_pb2.LinkMessage | None]" = field(default_factory=lambda: asyncio.Queue(QUEUE_MAX))
+    outbox: Outbox = field(default_factory=Outbox)
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -120,12 +120,7 @@ class Link:
 
     def close(self) -> None:
         """End it once what waits is written."""
-        while True:
-            try:
-                self.outbox.put_nowait(None)
-                return
-            except asyncio.QueueFull:
-                self.outbox.get_nowait()
+        self.outbox.end()
 
 
 Read = Callable[[], Awaitable[mesh_pb2.LinkMessage | None]]
@@ -166,13 +161,8 @@ class Links:
 
     def send(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> bool:
         """Queue a message. Returns False where it was dropped."""
-        for link in reversed(self._links.get(peer, ())):  # the newest: an older one may be dead without our knowing
-            try:
-                link.outbox.put_nowait(message)
-                return True
-            except asyncio.QueueFull:
-                continue
-        return False
+        # The newest first: an older one may be dead without our knowing.
+        return any(link.outbox.put(message) for link in reversed(self._links.get(peer, ())))
 
     def dial(
         self,
@@ -256,7 +246,7 @@ class Links:
             return
         link = Link(identity.node_id, hello, identity, False, host_of(context.peer()))
         # First in the queue, so that the link counts here before the peer reads it and ends the one before.
-        link.outbox.put_nowait(answer)
+        link.outbox.put(answer)
         await self._run(link, read, context.write)
 
     async def close(self) -> None:
@@ -382,6 +372,7 @@ class Links:
 
     def _checked(self, hello: membership_pb2.Hello, identity: Identity) -> membership_pb2.Hello:
         """Raises `HelloError`."""
+        trim_hello(hello)
         check(hello, identity)
         if hello.node_id == self._me and hello.incarnation != self._owner.hello().incarnation:
             self._owner.log("error", "another node runs with a copy of this data directory; give it one of its own")
@@ -465,7 +456,7 @@ class Links:
 
     async def _write(self, link: Link, write: Write) -> None:
         with self._ending(link.peer):
-            while (message := await link.outbox.get()) is not None:
+            while (message := await link.outbox.take()) is not None:
                 await write(message)
 
     async def _read(self, link: Link, read: Read) -> None:
@@ -473,7 +464,8 @@ class Links:
             clock = asyncio.get_running_loop().time
             while (message := await read()) is not None:
                 # Nothing is dropped: a peer that says too much is read more slowly.
-                await asyncio.sleep(link.pace.charge(link.peer, clock()))
+                cost = 1 + message.ByteSize() / LINK_BYTES_OF_A_MESSAGE
+                await asyncio.sleep(link.pace.charge(link.peer, clock(), cost))
                 kind = message.WhichOneof("message") or ""
                 if kind == "hello":
                     self._owner.refused(link.peer, f"{link.peer} said Hello twice: link ended")

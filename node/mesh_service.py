@@ -10,7 +10,7 @@ import grpc.aio
 from mesh.identity import NodeId
 from mesh.wire import engine_pb2, mesh_pb2, mesh_pb2_grpc
 from node import clock
-from node.blobs import CHUNK_BYTES
+from node.blob_sharing import BlobSharing
 from node.callers import caller_of
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
@@ -19,8 +19,6 @@ from node.limits import HOPS_MAX
 from node.links import Links
 from node.models.sharing import ModelSharing
 from node.rpc import CLOCK_KEY, abort
-from node.shared import Shared
-from node.store import Store
 from node.trust import Trust
 
 
@@ -29,7 +27,7 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         self,
         links: Links,
         engine: EngineDoor,
-        store: Store,
+        blobs: BlobSharing,
         trust: Callable[[], Trust],
         kv: KvMoves | None = None,
         models: ModelSharing | None = None,
@@ -37,9 +35,8 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         self._kv = kv
         self._links = links
         self._engine = engine
-        self._store = store
+        self._blobs = blobs
         self._trust = trust
-        self._sending: Shared[bytes, bytes | None] = Shared()
         self._models = models or ModelSharing(list)
 
     async def Link(  # type: ignore[override]  # the stubs know handlers only as generators
@@ -92,7 +89,8 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         await context.send_initial_metadata(((CLOCK_KEY, str(clock.wall_clock_ms())),))
         try:
             door = self._engine.of(request.agent)
-            return engine_pb2.CountTokensReply(counts=await door.count_tokens(request.texts))
+            counts = await door.count_tokens(caller_of(context).node_id, request.texts)
+            return engine_pb2.CountTokensReply(counts=counts)
         except KithError as error:
             await abort(context, error)
 
@@ -122,14 +120,9 @@ class MeshService(mesh_pb2_grpc.MeshServicer):
         self, request: mesh_pb2.FetchBlobRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[mesh_pb2.BlobChunk]:
         try:
-            async with self._sending.of(request.sha256, lambda: self._store.get_blob(request.sha256)) as content:
-                if content is None:
-                    raise KithError(
-                        "blob-missing", "this node does not hold it", "Ask another one.", ExitCode.NOT_FOUND
-                    )
-                yield mesh_pb2.BlobChunk(size_bytes=len(content))
-                for start in range(request.offset_bytes, len(content), CHUNK_BYTES):
-                    yield mesh_pb2.BlobChunk(data=content[start : start + CHUNK_BYTES])
+            async with contextlib.aclosing(self._blobs.chunks(caller_of(context).node_id, request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         except KithError as error:
             await abort(context, error)
 

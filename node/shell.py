@@ -22,6 +22,7 @@ from mesh.denials import is_genuine
 from mesh.facts import Fact, FactError, FactRange, Retired, StreamId, parse, parse_retired
 from mesh.identity import NodeId, node_id_of
 from mesh.journal import Fork, Position
+from mesh.rate import Rate
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
 from node import clock
@@ -31,11 +32,13 @@ from node.callers import Callers
 from node.credentials import Credentials
 from node.denied import node_denied
 from node.errors import ExitCode, KithError
+from node.limits import PUSH_BYTES_BURST, PUSH_BYTES_PER_S
 from node.links import Links
 from node.logs import log, logger
 from node.quotas import FactQuotas
 from node.refused import Refused
 from node.store import Store
+from node.trimming import trim
 
 TICK_S = 0.05
 #: From a denial until the links and calls of its node end.
@@ -89,6 +92,9 @@ class Shell:
         self._duties = Background()
         self._quotas = FactQuotas(replica.me, replica.journal.lacks)
         self._authoring: dict[bytes, asyncio.Future[Fact]] = {}
+        #: Peers to which stored facts are being pushed, with what comes next.
+        self._pushing: dict[NodeId, tuple[FactRange, ...]] = {}
+        self._push_pace = Rate(PUSH_BYTES_PER_S, PUSH_BYTES_BURST)
         self._ticker: asyncio.TimerHandle | None = None
         self._stopped = False
 
@@ -196,8 +202,10 @@ class Shell:
             facts, _ = await self._verified(peer, both)
             if len(facts) == 2:
                 self.post(events.ForkProven(peer, *facts))
-        else:
+        elif trim(message):
             self.post(events.Received(peer, message))
+        else:
+            self.refused(peer, f"{peer} said too much of a task: its {kind!r} is ignored")
 
     def log(self, level: str, text: str) -> None:
         log(level, text)
@@ -240,7 +248,9 @@ class Shell:
             case effects.SaveVote(term, voted_for, then):
                 self._duties.spawn(self._save_vote(term, voted_for, then))
             case effects.PushStored(peer, ranges):
-                self._duties.spawn(self._push_stored(peer, ranges))
+                if peer not in self._pushing:
+                    self._duties.spawn(self._push_stored(peer))
+                self._pushing[peer] = ranges
             case effects.CompareStored(peer, facts):
                 self._duties.spawn(self._compare_stored(peer, facts))
             case effects.SaveFork(fork):
@@ -283,12 +293,20 @@ class Shell:
             self._carry_out(effect)
         self.post(events.VoteSaved(term, voted_for))
 
-    async def _push_stored(self, peer: NodeId, ranges: tuple[FactRange, ...]) -> None:
-        # Nobody would take the others: of a journal that was written before the node belonged to a mesh.
-        ranges = tuple(wanted for wanted in ranges if self.authors.knows(wanted.stream_id.author))
-        if facts := await self._store.read_ranges(ranges):
-            self._introduce(peer, {wanted.stream_id.author for wanted in ranges})
-            self.links.send(peer, mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=facts)))
+    async def _push_stored(self, peer: NodeId) -> None:
+        """What it lacks; of what it asked for meanwhile the last, for the rest comes with the next exchange."""
+        try:
+            while ranges := self._pushing[peer]:
+                self._pushing[peer] = ()
+                # Nobody would take the others: of a journal that was written before the node belonged to a mesh.
+                ranges = tuple(wanted for wanted in ranges if self.authors.knows(wanted.stream_id.author))
+                if facts := await self._store.read_ranges(ranges):
+                    self._introduce(peer, {wanted.stream_id.author for wanted in ranges})
+                    message = mesh_pb2.LinkMessage(fact_push=facts_pb2.FactPush(facts=facts))
+                    self.links.send(peer, message)
+                    await asyncio.sleep(self._push_pace.charge(peer, clock.now(), message.ByteSize()))
+        finally:
+            del self._pushing[peer]
 
     def _send(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
         match message.WhichOneof("message"):

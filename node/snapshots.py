@@ -14,6 +14,8 @@ from solver.assemble import task_label
 TITLE_CHARS_MAX = 60
 #: Jobs whose running tasks are remembered: progress is small and short-lived, but jobs are many.
 PROGRESS_JOBS_MAX = 256
+#: Of what is remembered of one; of a thousand tasks that run it is half. Threat: a member that fills the memory.
+PROGRESS_BYTES_MAX = 256 << 10
 
 
 class Snapshots:
@@ -47,6 +49,8 @@ class Snapshots:
         return self._replica.work.coordinator.waiting_for.get(job.job_id, "")
 
     def progress_received(self, progress: work_pb2.JobProgress) -> None:
+        if progress.ByteSize() > PROGRESS_BYTES_MAX:
+            return
         self._progress.pop(progress.job_id, None)
         self._progress[progress.job_id] = progress
         if len(self._progress) > PROGRESS_JOBS_MAX:

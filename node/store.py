@@ -40,6 +40,9 @@ from node.once import Once
 
 #: Requests that may wait for the disk: a disk that hangs must not eat the memory.
 QUEUE_MAX = 10_000
+#: No more reads are taken while so many requests wait: a write without room ends the node. Threat: a member whose
+#: questions fill the queue.
+READS_WAITING_MAX = 5_000
 #: A blob that was put so recently is not dropped: somebody may be about to name it.
 FRESH_S = 600.0
 FRESH_MAX = 10_000
@@ -272,6 +275,15 @@ class Store:
 
         return await self._do(read, _Kind.READ)
 
+    async def blob_bytes(self, sha256: bytes) -> int | None:
+        """Its size, without reading it; None where it is not held."""
+
+        def look() -> int | None:
+            rows = self._db.execute("SELECT length(content) FROM blobs WHERE sha256 = ?", (sha256,)).fetchall()
+            return int(rows[0][0]) if rows else None  # type: ignore[arg-type]
+
+        return await self._do(look, _Kind.READ)
+
     async def has_blob(self, sha256: bytes) -> bool:
         return await self._do(
             lambda: bool(self._db.execute("SELECT 1 FROM blobs WHERE sha256 = ?", (sha256,)).fetchall()), _Kind.READ
@@ -283,7 +295,7 @@ class Store:
             raise KithError("node-stops", "the journal is closed", "Start the node again.", ExitCode.UNAVAILABLE)
         if kind is _Kind.WRITE and self._failed is not None:
             raise self._failed
-        if self._jobs.qsize() >= QUEUE_MAX:
+        if self._jobs.qsize() >= (QUEUE_MAX if kind is _Kind.WRITE else READS_WAITING_MAX):
             if kind is _Kind.WRITE:
                 self._failed = _slow()
                 self._on_fatal(self._failed.message)
@@ -381,6 +393,9 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE").fetchall()
         try:
             for job in batch:
+                if job.kind is _Kind.READ and job.future.cancelled():  # nobody waits for it any more
+                    results.append(None)
+                    continue
                 try:
                     results.append(job.work())
                 except KithError as refused:

@@ -215,6 +215,8 @@ class EngineProcess:
         header.vector_pooling()  # one that only ranks is of no use to anybody
         if self._config.model_sha256:
             gguf.check_sha256(self._model_path, self._config.model_sha256)
+            if len(header.paths) > 1:
+                self._log(f"model_sha256 pins only the first of the model's {len(header.paths)} files")
         if self._config.gpu_layers == 0:
             config = self._config
             gguf.check_memory(header, config.ctx, config.slots)

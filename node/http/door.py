@@ -22,7 +22,7 @@ from node.http.guard import Connection, Guard
 from node.http.routes import NEEDS, OPEN_PATHS, application
 from node.http.tls import Certificate, hosts_of
 from node.interfaces import is_loopback
-from node.limits import CONNECTIONS_MAX
+from node.limits import CONNECTIONS_MAX, CONNECTIONS_TOLD_MAX
 from node.listening import address_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ async def serve(daemon: "Daemon", listen: str) -> AsyncIterator[str]:
         ws="none",
         server_header=False,
         proxy_headers=False,  # else any local program could name another host as its own
-        limit_concurrency=CONNECTIONS_MAX,
+        limit_concurrency=CONNECTIONS_MAX + CONNECTIONS_TOLD_MAX + 1,  # guard.py refuses before that
     )
     served.load()
     served.ssl = certificate.context if certificate is not None else None

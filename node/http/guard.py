@@ -25,11 +25,14 @@ from mesh.rate import Rate
 from node.api_keys import ApiKeys
 from node.errors import EXIT_CODE_OF, NO_ROOM, ExitCode, KithError
 from node.limits import (
+    COME_AGAIN_S,
     CONNECTIONS_MAX,
     CONNECTIONS_PER_HOST_MAX,
+    CONNECTIONS_TOLD_MAX,
     HTTP_BURST,
     HTTP_PER_S,
     REQUEST_WITHIN_S,
+    TOLD_WITHIN_S,
     too_many,
 )
 
@@ -64,7 +67,8 @@ WORTH_A_RETRY = NO_ROOM | {
 
 
 class Connection(H11Protocol):
-    """One connection: closed at once where there are too many, and later where it does not bring its request."""
+    """One connection: of too many a few are told so and the others closed at once; it is closed later where it does not
+    bring its request."""
 
     _watch: asyncio.TimerHandle | None = None
     _seen: Any = None  # the last request at the last look
@@ -73,10 +77,14 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         here = [one.client[0] for one in self.connections if isinstance(one, Connection) and one.client is not None]
         same = here.count(self.client[0]) if self.client is not None else 0
-        if same > CONNECTIONS_PER_HOST_MAX or len(self.connections) > CONNECTIONS_MAX:
+        over = max(same - CONNECTIONS_PER_HOST_MAX, len(self.connections) - CONNECTIONS_MAX)
+        if over > CONNECTIONS_TOLD_MAX:
             transport.abort()
-            return
-        self._watch = self.loop.call_later(REQUEST_WITHIN_S, self._look)
+        elif over > 0:
+            self.app = _no_room
+            self._watch = self.loop.call_later(TOLD_WITHIN_S, transport.abort)
+        else:
+            self._watch = self.loop.call_later(REQUEST_WITHIN_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._watch is not None:
@@ -100,6 +108,19 @@ class Connection(H11Protocol):
             return
         self._seen = self.cycle
         self._watch = self.loop.call_later(REQUEST_WITHIN_S, self._look)
+
+
+async def _no_room(_scope: Scope, receive: Receive, send: Send) -> None:
+    """The answer on a connection that is one too many: its only one."""
+
+    async def last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await send(message)
+
+    while (await receive()).get("more_body"):  # what is not read when it is closed resets it
+        pass
+    await respond(last, too_many("this node takes no more connections", COME_AGAIN_S))
 
 
 class Guard:

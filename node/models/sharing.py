@@ -85,7 +85,7 @@ class ModelSharing:
             if not digits and request.name and request.name in names:
                 if not entry.manifest.sha256:
                     message = f"{entry.name} is there without its hash"
-                    remedy = f"On that node: kith model pull {entry.path}"
+                    remedy = "On that node, pull it by its path: kith model pull PATH"
                     raise KithError("bad-model", message, remedy, ExitCode.BAD_INPUT)
                 return entry
         raise KithError("model-unknown", "this node does not hold that model", "Ask another one.", ExitCode.NOT_FOUND)

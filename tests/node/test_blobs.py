@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +15,13 @@ from mesh.identity import NodeId
 from mesh.rate import Rate
 from mesh.rendezvous import holders
 from mesh.wire import common_pb2, mesh_pb2, mesh_pb2_grpc
+from node.blob_sharing import BlobSharing
 from node.blobs import CHUNK_BYTES, SILENT_MAX_S, Blobs
 from node.errors import KithError
 from node.mesh_service import MeshService
 from node.rpc import to_kith_error
 from node.store import Store
+from tests.node.calling import Port
 from tests.node.working import KEY, Posted, no_fatal
 
 PEER = NodeId("b" * 32)
@@ -53,17 +56,13 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     stores = [Store(tmp_path / name, no_fatal) for name in ("mine", "theirs")]
     for store in stores:
         store.open(KEY.node_id)
-    server = grpc.aio.server()
-    unused = cast(Any, None)
-    mesh_pb2_grpc.add_MeshServicer_to_server(MeshService(unused, unused, stores[1], unused), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = mesh_pb2_grpc.MeshStub(channel)
+    async with AsyncExitStack() as stack:
+        port, unused = Port(tmp_path, stack), cast(Any, None)
+        await port.serve(MeshService(unused, unused, BlobSharing(stores[1]), unused))
+        stub = await port.member("member")
         one = World(stores[0], stores[1], lambda peer: stub if peer == PEER else None)
         yield one
         await one.blobs.close()
-    await server.stop(None)
     for store in stores:
         await store.close()
 
@@ -171,7 +170,7 @@ async def test_a_silent_holder_holds_up_nobody(world: World) -> None:
     asked = asyncio.Event()
     server = grpc.aio.server()
     mesh_pb2_grpc.add_MeshServicer_to_server(
-        Frozen(cast(Any, None), cast(Any, None), world.store, cast(Any, None)), server
+        Frozen(cast(Any, None), cast(Any, None), cast(Any, None), cast(Any, None)), server
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -194,8 +193,8 @@ async def test_a_silent_holder_holds_up_nobody(world: World) -> None:
 class Holding(MeshService):
     """Sends the beginning of what it holds, and the rest once it may."""
 
-    def __init__(self, store: Store) -> None:
-        super().__init__(cast(Any, None), cast(Any, None), store, cast(Any, None))
+    def __init__(self) -> None:
+        super().__init__(cast(Any, None), cast(Any, None), cast(Any, None), cast(Any, None))
         self.asked = self.ended = 0
         self.may = asyncio.Event()
 
@@ -211,7 +210,7 @@ class Holding(MeshService):
 
 async def test_who_reads_the_same_at_the_same_time_shares_one_transfer(world: World) -> None:
     """All tasks of a job read its document at once, from the same likeliest holder; each may be stopped alone."""
-    holding = Holding(world.peer)
+    holding = Holding()
     server = grpc.aio.server()
     mesh_pb2_grpc.add_MeshServicer_to_server(holding, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -242,37 +241,6 @@ async def test_who_reads_the_same_at_the_same_time_shares_one_transfer(world: Wo
         assert holding.asked == 2
         await blobs.close()
     await server.stop(None)
-
-
-async def test_who_sends_one_blob_to_many_at_once_reads_it_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 readers of a document of 16 MiB would be a gigabyte."""
-    await world.peer.put_blob(LARGE)
-    read, reads = world.peer.get_blob, 0
-
-    async def counted(sha256: bytes) -> bytes | None:
-        nonlocal reads
-        reads += 1
-        return await read(sha256)
-
-    monkeypatch.setattr(world.peer, "get_blob", counted)
-    request = mesh_pb2.FetchBlobRequest(sha256=ref_of(LARGE).sha256)
-    calls = [world.stub(PEER).FetchBlob(request) for _ in range(8)]
-    async with asyncio.timeout(60):
-        heads = [await call.read() for call in calls]  # LARGE fits in no window, so all are under way now
-        assert [head.size_bytes for head in heads] == [len(LARGE)] * 8
-        assert reads == 1
-        rests = await asyncio.gather(*(rest_of(call) for call in calls))
-    assert [one == LARGE for one in rests] == [True] * 8
-    call = world.stub(PEER).FetchBlob(request)
-    assert await rest_of(call) == LARGE
-    assert reads == 2, "it is not kept"
-
-
-async def rest_of(call: Any) -> bytes:
-    content = b""
-    while isinstance(chunk := await call.read(), mesh_pb2.BlobChunk):
-        content += chunk.data
-    return content
 
 
 async def test_a_peer_whose_blobs_came_fast_waits_for_the_next(world: World) -> None:

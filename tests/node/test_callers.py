@@ -6,7 +6,7 @@ Who may call at all is in tests/security.
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from node.limits import LINKS_OF_ONE_MAX
 from node.refused import Refused
 from node.rpc import problem_of
 from scripts.throwaway import ThrowawayMesh
+from tests.node.calling import Port
 
 
 class Service(mesh_pb2_grpc.MeshServicer):  # the rest is not called here
@@ -230,3 +231,92 @@ async def test_a_call_that_ends_in_the_midst_of_a_write_leaves_no_fault_that_nob
         gc.collect()
         await asyncio.sleep(0)
     assert not unheard
+
+
+class Faulty(Service):
+    """Fails inside, with a text that is nobody's to read."""
+
+    __abstractmethods__: frozenset[str] = frozenset()
+
+    async def CountTokens(self, request: Any, context: Any) -> engine_pb2.CountTokensReply:
+        raise TimeoutError("a secret") if request.texts else ValueError("a secret")
+
+    async def FetchModel(self, request: Any, context: Any) -> AsyncIterator[mesh_pb2.BlobChunk]:
+        yield mesh_pb2.BlobChunk(data=b"begun")
+        raise ValueError("a secret")
+
+    async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        async for _ in request_iterator:
+            raise ValueError("a secret")
+
+
+async def end_of(call: Any) -> grpc.aio.AioRpcError:
+    end = rest_of(call) if hasattr(call, "read") else call
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await end
+    return ended.value
+
+
+async def test_a_fault_inside_is_told_in_general_and_logged_by_kind_and_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncExitStack() as stack:
+        port = Port(tmp_path, stack)
+        await port.serve(Faulty())  # type: ignore[abstract]
+        member = await port.member("member")
+        link = member.Link(timeout=30)
+        await link.write(mesh_pb2.LinkMessage())
+        calls = {
+            "CountTokens": member.CountTokens(engine_pb2.CountTokensRequest(), timeout=30),
+            "CountTokens out of time": member.CountTokens(engine_pb2.CountTokensRequest(texts=["x"]), timeout=30),
+            "FetchModel": member.FetchModel(mesh_pb2.FetchModelRequest(), timeout=30),
+            "Link": link,
+        }
+        for rpc, call in calls.items():
+            error = await end_of(call)
+            assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, callers_module.FAULT), rpc
+            assert "secret" not in str(error)
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    for rpc, kind in [("CountTokens", "ValueError"), ("CountTokens", "TimeoutError"), ("Link", "ValueError")]:
+        assert any(f"{rpc} of {port.ids['member']} failed inside: {kind} at test_callers.py:" in line for line in lines)
+    assert not any("secret" in line for line in lines)
+    assert "secret" not in caplog.text
+
+
+async def test_what_is_no_message_is_read_of_nobody_who_may_not_call_and_told_without_a_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncExitStack() as stack:
+        port = Port(tmp_path, stack)
+        await port.serve(Faulty())  # type: ignore[abstract]
+        channel = await port.channel("member")
+        unary: Any = channel.unary_unary("/kith.mesh.v1.Mesh/CountTokens")
+        stream: Any = channel.unary_stream("/kith.mesh.v1.Mesh/FetchModel")
+        link: Any = channel.stream_stream("/kith.mesh.v1.Mesh/Link")
+        for call in (unary(b"\xff" * 99), stream(b"\xff" * 99), link(iter([b"\xff" * 99]))):
+            error = await end_of(call)
+            assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, callers_module.UNREADABLE)
+        assert sum("can not be read" in line for line in port.said) == 3
+        port.denied.add(port.ids["member"])
+        for call in (unary(b"\xff" * 99), stream(b"\xff" * 99)):
+            assert (await end_of(call)).code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "Error parsing" not in caplog.text
+
+
+async def test_a_request_that_never_comes_holds_a_place_of_its_own_caller_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who sends the beginning of megabytes, and waits, held them before anybody had asked who it is."""
+    monkeypatch.setattr(callers_module, "REQUEST_WITHIN_S", 0.3)
+    async with AsyncExitStack() as stack:
+        port = Port(tmp_path, stack)
+        await port.serve(Faulty())  # type: ignore[abstract]
+        channel = await port.channel("member")
+        for rpc in ("CountTokens", "FetchModel"):
+            call: Any = channel.stream_stream(f"/kith.mesh.v1.Mesh/{rpc}")(timeout=60)
+            error = await end_of(call)
+            assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, callers_module.UNREADABLE)
+        port.denied.add(port.ids["member"])
+        monkeypatch.setattr(callers_module, "REQUEST_WITHIN_S", 60.0)
+        silent: Any = channel.stream_stream("/kith.mesh.v1.Mesh/CountTokens")(timeout=60)
+        assert (await end_of(silent)).code() is grpc.StatusCode.PERMISSION_DENIED, "before it says anything"

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from mesh.wire import engine_pb2
 from node.engine_door import EngineDoor
 from node.errors import KithError
-from node.limits import PRIORITY_MAX
+from node.limits import PRIORITY_MAX, WAITING_OF_ONE_MAX
 from tests.node.engine.engines import PATIENCE, ask, running
 
 SLOW: dict[str, Any] = {"slots": 1, "echo_tokens_per_s": 50.0}
@@ -174,3 +174,31 @@ async def test_who_waits_for_an_engine_that_ends_without_a_word_is_told(cancelle
                 await told(door, "a", ask("Hello there."))
         assert caught.value.code == "engine-gone"
         assert door.turns.running == 0
+
+
+async def test_who_floods_with_counting_keeps_another_waiting_for_one_count_only() -> None:
+    """The engine's process takes requests one after the other: megabytes that are counted hold up every prompt."""
+    async with running() as watched:
+        door = EngineDoor(watched.engine)
+        order: list[str] = []
+        count, goes_on = watched.engine.count_tokens, asyncio.Event()
+
+        async def held(texts: Sequence[str]) -> list[int]:
+            order.append(texts[0])
+            await goes_on.wait()
+            return await count(texts)
+
+        watched.engine.count_tokens = held  # type: ignore[method-assign]
+        flood = [asyncio.ensure_future(door.count_tokens("flood", [f"{number}"])) for number in range(20)]
+        async with asyncio.timeout(PATIENCE):
+            while not order:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0)
+            other = asyncio.ensure_future(door.count_tokens("other", ["other"]))
+            await asyncio.sleep(0)
+            assert order == ["0"]
+            goes_on.set()
+            assert await other == [1]
+            ended = await asyncio.gather(*flood, return_exceptions=True)
+        assert order[:2] == ["0", "other"]
+        refused = [error.code for error in ended if isinstance(error, KithError)]
+        assert refused == ["busy"] * (20 - 1 - WAITING_OF_ONE_MAX)

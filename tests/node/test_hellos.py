@@ -7,7 +7,7 @@ import pytest
 from mesh.certificates import Identity, Role
 from mesh.wire import membership_pb2
 from node.enrolment import Enrolment
-from node.hellos import PROTOCOL_VERSION, HelloError, check, named_by
+from node.hellos import HELLO_BYTES_MAX, PROTOCOL_VERSION, HelloError, check, named_by
 from scripts.throwaway import ThrowawayMesh
 
 
@@ -60,3 +60,13 @@ def test_a_protocol_that_is_not_spoken_here(tmp_path: Path, lowest: int, highest
 def test_a_client_has_no_link(tmp_path: Path) -> None:
     client = ThrowawayMesh().enrol(tmp_path / "client", Role.CLIENT)
     assert "a client has no link" in refusal(hello_of(client), client.identity)
+
+
+def test_a_hello_of_megabytes_is_refused(tmp_path: Path) -> None:
+    """It is kept while the link is open, and a member has several."""
+    member = ThrowawayMesh().enrol(tmp_path / "member")
+    hello = hello_of(member)
+    hello.software_version = "x" * HELLO_BYTES_MAX
+    assert "bytes, more than" in refusal(hello, member.identity)
+    hello.software_version = "x" * (HELLO_BYTES_MAX // 2)
+    check(hello, member.identity)

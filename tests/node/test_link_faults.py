@@ -1,4 +1,4 @@
-"""What becomes of a link where this node's own code fails on what came on it."""
+"""What becomes of a link where this node's own code fails on what came on it, or the peer says too much."""
 
 import asyncio
 
@@ -6,6 +6,7 @@ import pytest
 
 from mesh.identity import NodeId
 from mesh.wire import mesh_pb2
+from node.trimming import NAME_CHARACTERS_MAX
 from tests.node.linking import Made
 from tests.node.test_links import TWO, nodes, note
 
@@ -45,3 +46,15 @@ async def test_a_peer_that_is_denied_just_as_its_link_opens_is_cut_off(nodes: Ma
         await dialling
         await a.until(lambda: not a.links.count(b.me))
         b.denied.clear()
+
+
+async def test_a_name_of_megabytes_is_cut_on_both_sides_of_a_link(nodes: Made) -> None:
+    a, b = await nodes(*TWO)
+    for node in (a, b):
+        hello = node.hello()
+        hello.name = "x" * 1_000_000
+        node.hello = lambda hello=hello: hello  # type: ignore[misc, method-assign]
+    assert await a.dial(b) == b.me
+    await b.until(lambda: b.opened == [a.me])
+    names = [links.hello.name for one in (a, b) for [links] in one.links._links.values()]
+    assert names == ["x" * NAME_CHARACTERS_MAX] * 2

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from mesh import effects
-from mesh.facts import Fact
+from mesh import effects, events
+from mesh.facts import Fact, FactRange, StreamId
 from mesh.identity import NodeId
 from mesh.replica import Replica
-from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2
+from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from node.authors import Authors
 from node.shell import Shell
 from node.store import Store
+from node.trimming import NAME_CHARACTERS_MAX
 from tests.node.working import KEY, no_fatal
 
 
@@ -61,3 +62,70 @@ async def test_a_disk_that_hangs_does_not_keep_the_shell_from_ending(
     finally:
         goes_on.set()
         await asyncio.to_thread(store._thread.join, 60)
+
+
+async def test_what_a_peer_says_of_members_is_cut_before_the_machines_hear_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "j", no_fatal)
+    shell = Shell(Replica(KEY, 1, 1, random.Random(1)), store, membership_pb2.Hello, Nobody(), Authors(None, []))
+    heard: list[events.Event] = []
+    monkeypatch.setattr(shell, "post", heard.append)
+    message = mesh_pb2.LinkMessage(probe=membership_pb2.Probe(probe_id=7))
+    message.probe.members.add(node_id="c" * 32, name="x" * 1_000_000)
+    await shell.message_received(NodeId("a" * 32), message)
+    [one] = heard
+    assert isinstance(one, events.Received)
+    assert one.message.probe.probe_id == 7
+    assert len(one.message.probe.members[0].name) == NAME_CHARACTERS_MAX
+    # The leader tells all others of each task what its worker says.
+    small, large = work_pb2.TaskEvent(task_index=3), work_pb2.TaskEvent(task_index=3)
+    large.progress.phase = "x" * 1_000_000
+    heard.clear()
+    for event in (small, large):
+        report = work_pb2.WorkReport(running=[small, event])
+        await shell.message_received(NodeId("a" * 32), mesh_pb2.LinkMessage(task_event=event))
+        await shell.message_received(NodeId("a" * 32), mesh_pb2.LinkMessage(work_report=report))
+    assert [one.message.WhichOneof("message") for one in heard if isinstance(one, events.Received)] == [
+        "task_event",
+        "work_report",
+    ]
+    assert max(one.message.ByteSize() for one in heard if isinstance(one, events.Received)) < 100
+
+
+async def test_what_a_peer_lacks_is_read_once_at_a_time_however_often_it_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer that says a thousand times a second that it has nothing had the store read a thousand pushes: they filled
+    the memory, and at last the store's queue, which ends the node."""
+    store = Store(tmp_path / "j", no_fatal)
+    store.open(KEY.node_id)
+    shell = Shell(Replica(KEY, 1, 1, random.Random(1)), store, membership_pb2.Hello, Nobody(), Authors(None, []))
+    begun, goes_on, reads = asyncio.Event(), asyncio.Event(), 0
+    read = store.read_ranges
+
+    async def held(ranges: Sequence[FactRange]) -> list[facts_pb2.SignedFact]:
+        nonlocal reads
+        reads += 1
+        begun.set()
+        await goes_on.wait()
+        return await read(ranges)
+
+    monkeypatch.setattr(store, "read_ranges", held)
+    missing = (FactRange(StreamId(KEY.node_id, 1, 1), 1, 9),)
+    peers = NodeId("a" * 32), NodeId("b" * 32)
+    async with asyncio.timeout(60):
+        for _ in range(1000):
+            for peer in peers:
+                shell._carry_out(effects.PushStored(peer, missing))
+            await asyncio.sleep(0)
+        await begun.wait()
+        assert reads == 2, "one for each peer"
+        goes_on.set()
+        await shell._duties.settled()
+        assert reads == 4, "and what was asked for meanwhile, once"
+        shell._carry_out(effects.PushStored(peers[0], missing))
+        await shell._duties.settled()
+        assert reads == 5
+        await shell.stop()
+        await store.close()

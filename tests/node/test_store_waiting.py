@@ -79,6 +79,7 @@ async def test_a_disk_that_hangs_keeps_no_node_from_ending_and_nobody_waiting(
 
 async def test_closing_does_not_wait_for_room_in_a_full_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.store.QUEUE_MAX", 2)
+    monkeypatch.setattr("node.store.READS_WAITING_MAX", 2)
     store = Store(tmp_path / "j", no_fatal)
     store.open(KEY.node_id)
     hangs, goes_on = threading.Event(), threading.Event()
@@ -105,6 +106,7 @@ async def test_a_write_for_which_the_queue_has_no_room_is_the_last(
 ) -> None:
     """Who promised it can not take it back: a stream with a hole would keep the node from ever starting again."""
     monkeypatch.setattr("node.store.QUEUE_MAX", 2)
+    monkeypatch.setattr("node.store.READS_WAITING_MAX", 2)
     said: list[str] = []
     store = Store(tmp_path / "j", said.append)
     store.open(KEY.node_id)
@@ -135,3 +137,54 @@ async def test_a_write_for_which_the_queue_has_no_room_is_the_last(
     sequences = [fact.sequence for fact in again.open(KEY.node_id)[0]]
     assert sequences == list(range(1, len(sequences) + 1))
     await again.close()
+
+
+async def test_what_nobody_waits_for_any_more_is_not_read(tmp_path: Path) -> None:
+    """A member that asks for large blobs and goes away must not keep the disk reading, nor fill the memory."""
+    store = Store(tmp_path / "j", no_fatal)
+    store.open(KEY.node_id)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang() -> bool:
+        hangs.set()
+        return goes_on.wait()
+
+    held = asyncio.ensure_future(store._do(hang, _Kind.READ))
+    assert await asyncio.to_thread(hangs.wait, 60)
+    done: list[str] = []
+    left = asyncio.ensure_future(store._do(lambda: done.append("left"), _Kind.READ))
+    written = asyncio.ensure_future(store._do(lambda: done.append("written")))
+    await asyncio.sleep(0)
+    for one in (left, written):
+        one.cancel()
+    await asyncio.gather(left, written, return_exceptions=True)
+    goes_on.set()
+    await asyncio.wait_for(held, 60)
+    await asyncio.wait_for(store.has_blob(b"x" * 32), 60)
+    assert done == ["written"], "what was promised is done for nobody too"
+    await store.close()
+
+
+async def test_reads_leave_room_for_what_must_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever makes a node read much, ends it."""
+    monkeypatch.setattr("node.store.QUEUE_MAX", 4)
+    monkeypatch.setattr("node.store.READS_WAITING_MAX", 2)
+    store = Store(tmp_path / "j", no_fatal)
+    store.open(KEY.node_id)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang() -> bool:
+        hangs.set()
+        return goes_on.wait()
+
+    held = asyncio.ensure_future(store._do(hang, _Kind.READ))
+    assert await asyncio.to_thread(hangs.wait, 60)
+    reads = [asyncio.ensure_future(store.has_blob(b"x" * 32)) for _ in range(9)]
+    await asyncio.sleep(0)
+    written = asyncio.ensure_future(store.save_vote(1, "x"))
+    await asyncio.sleep(0)
+    goes_on.set()
+    await asyncio.wait_for(asyncio.gather(held, written), 60)
+    ended = await asyncio.gather(*reads, return_exceptions=True)
+    assert [one.code if isinstance(one, KithError) else one for one in ended] == [False] * 2 + ["disk-slow"] * 7
+    await store.close()

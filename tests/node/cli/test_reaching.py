@@ -44,7 +44,7 @@ class Counting:
     def of(self, agent: str) -> "Counting":
         return self
 
-    async def count_tokens(self, texts: list[str]) -> list[int]:
+    async def count_tokens(self, who: NodeId, texts: list[str]) -> list[int]:
         return []
 
 

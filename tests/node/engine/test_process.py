@@ -1,6 +1,7 @@
 """The child process and its keeper, with the echo back end: everything here is about processes, not about models."""
 
 import asyncio
+import hashlib
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from node.engine.frames import FRAME_BYTES_MAX
 from node.engine.process import EngineProcess
 from node.errors import KithError
 from tests.node.engine.engines import PATIENCE, answer, ask, idle, running
+from tests.node.engine.gguf_files import sample, write_parts
 
 LONG = "word " * 3000
 ROOT = Path(__file__).resolve().parents[3]
@@ -338,3 +340,12 @@ async def test_the_child_has_less_than_a_program_has() -> None:
         assert child.rlimit(psutil.RLIMIT_DATA) == (3 << 30, 3 << 30)
         told = await asyncio.to_thread(Path(f"/proc/{child.pid}/status").read_text)
         assert "NoNewPrivs:\t1" in told
+
+
+def test_a_pin_of_a_model_in_several_files_says_that_it_pins_the_first_only(tmp_path: Path) -> None:
+    for count in (1, 2):
+        first = write_parts(sample(), tmp_path, count)[0]
+        pin = hashlib.sha256(first.read_bytes()).hexdigest()
+        said: list[str] = []
+        EngineProcess(NodeConfig(data_dir=tmp_path, model_sha256=pin), first, said.append).check_model()
+        assert said == (["model_sha256 pins only the first of the model's 2 files"] if count == 2 else [])

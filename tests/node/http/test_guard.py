@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -183,15 +184,47 @@ async def test_a_request_that_turns_into_nonsense_gets_one_answer(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_a_host_that_opens_many_connections_gets_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def answer_to(pair: tuple[asyncio.StreamReader, asyncio.StreamWriter], sent: bytes) -> bytes:
+    """All that comes until the end; empty where the connection is reset."""
+    reader, writer = pair
+    async with asyncio.timeout(60):
+        try:
+            writer.write(sent)
+            return await reader.read()
+        except ConnectionError:
+            return b""
+
+
+async def test_a_host_that_opens_many_connections_is_told_so_and_those_it_has_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(http_guard, "CONNECTIONS_PER_HOST_MAX", 3)
+    monkeypatch.setattr(http_guard, "CONNECTIONS_TOLD_MAX", 2)
+    large = b"x" * 300_000  # more than is read at once: who closes before it is read resets
     async with plain_server(passed_whole) as port:
-        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
-        async with asyncio.timeout(5):
-            with contextlib.suppress(ConnectionError):
-                assert await pairs[3][0].read() == b""
+        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(6)]
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(large)}\r\n\r\n"
+        assert await answer_to(pairs[5], b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") == b"", "nobody is told for ever"
+        for pair in pairs[3:5]:
+            told, _, body = (await answer_to(pair, head.encode() + large)).partition(b"\r\n\r\n")
+            assert told.startswith(b"HTTP/1.1 429 ")
+            assert b"retry-after: 1" in told.lower()
+            assert json.loads(body)["error"]["code"] == "too-many-requests"
         pairs[0][1].write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await pairs[0][0].readline()).startswith(b"HTTP/1.1 200")
         for _, writer in pairs:
+            writer.close()
+
+
+async def test_one_too_many_that_says_nothing_is_closed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_guard, "CONNECTIONS_PER_HOST_MAX", 1)
+    monkeypatch.setattr(http_guard, "TOLD_WITHIN_S", 0.2)
+    async with plain_server(passed_whole) as port:
+        first, second = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        assert await answer_to(second, b"GET / HTTP/1.1\r\nHost: loc") == b""
+        first[1].write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(60):
+            assert (await first[0].readline()).startswith(b"HTTP/1.1 200")
+        for _, writer in (first, second):
             writer.close()

@@ -40,9 +40,10 @@ async def test_nothing_but_the_stores_files(sharing: ModelSharing, name: str) ->
     assert caught.value.code == "model-unknown"
 
 
-async def test_file_without_a_hash_is_not_given(sharing: ModelSharing) -> None:
-    with pytest.raises(KithError, match="without its hash"):
+async def test_file_without_a_hash_is_not_given(sharing: ModelSharing, tmp_path: Path) -> None:
+    with pytest.raises(KithError, match="without its hash") as caught:
         await anext(sharing.chunks("x", mesh_pb2.FetchModelRequest(name="Byhand")))
+    assert str(tmp_path) not in f"{caught.value.message} {caught.value.remedy}", "where it lies concerns nobody"
 
 
 async def test_refusals_hold_no_place(sharing: ModelSharing) -> None:
