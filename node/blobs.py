@@ -69,7 +69,7 @@ class Blobs:
         self._live_peers = live_peers
         self._transfers = Background()
         self._pace = pace or Rate(BLOB_BYTES_PER_S, BLOB_BYTES_BURST)
-        self._reading: Shared[bytes, bytes | None] = Shared()
+        self._reading: Shared[bytes, bytes] = Shared()
         self._read_lately: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()  # when, in the loop's time
 
     async def put(self, content: bytes) -> common_pb2.BlobRef:
@@ -91,28 +91,26 @@ class Blobs:
             if content is not None:
                 return content
         content = await self._from_peers(ref)
-        if content is not None:
-            self._remember(ref.sha256, content)
-            return content
-        raise KithError(
-            "blob-missing",
-            f"no node in sight holds the content {ref.sha256.hex()[:12]}",
-            "Bring back a node that held it; the job goes on by itself then.",
-        )
+        self._remember(ref.sha256, content)
+        return content
 
-    async def _from_peers(self, ref: common_pb2.BlobRef) -> bytes | None:
-        def ask() -> Coroutine[None, None, bytes | None]:
+    async def _from_peers(self, ref: common_pb2.BlobRef) -> bytes:
+        """Raises `KithError` (`blob-missing`)."""
+
+        def ask() -> Coroutine[None, None, bytes]:
             peers = self._live_peers()
             return self._first_of(holders(ref.sha256, peers, count=len(peers)), ref)
 
-        while True:
-            joined = ref.sha256 in self._reading
-            async with self._reading.of(ref.sha256, ask) as content:
-                if content is not None or not joined:  # a holder may have come since the other began
+        if ref.sha256 in self._reading:
+            with contextlib.suppress(KithError):  # a holder may have come since the other began
+                async with self._reading.of(ref.sha256, ask) as content:
                     return content
+        async with self._reading.of(ref.sha256, ask) as content:
+            return content
 
-    async def _first_of(self, peers: list[NodeId], ref: common_pb2.BlobRef) -> bytes | None:
-        """The first whole answer; peers are asked in turn, and beside each other where the earlier are silent."""
+    async def _first_of(self, peers: list[NodeId], ref: common_pb2.BlobRef) -> bytes:
+        """The first whole answer; peers are asked in turn, and beside each other where the earlier are silent. Raises
+        `KithError` (`blob-missing`)."""
         now = asyncio.get_running_loop().time
         running: dict[asyncio.Task[bytes | None], _Transfer] = {}
         try:
@@ -129,7 +127,11 @@ class Blobs:
                     del running[task]
                     if (content := task.result()) is not None:
                         return content
-            return None
+            raise KithError(
+                "blob-missing",
+                f"no node in sight holds the content {ref.sha256.hex()[:12]}",
+                "Bring back a node that held it; the job goes on by itself then.",
+            )
         finally:
             for task in running:
                 task.cancel()

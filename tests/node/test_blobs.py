@@ -18,6 +18,7 @@ from node.blobs import CHUNK_BYTES, SILENT_MAX_S, Blobs
 from node.errors import KithError
 from node.mesh_service import MeshService
 from node.rpc import to_kith_error
+from node.shared import Shared
 from node.store import Store
 from tests.node.working import KEY, Posted, no_fatal
 
@@ -242,6 +243,34 @@ async def test_who_reads_the_same_at_the_same_time_shares_one_transfer(world: Wo
         assert holding.asked == 2
         await blobs.close()
     await server.stop(None)
+
+
+async def test_many_who_want_what_nobody_holds_are_all_told_so(world: World) -> None:
+    """The tasks of a job whose document is out of reach. Who joined another's asking asks once more: a holder may have
+    come since that began."""
+    asked = 0
+
+    def nobody() -> list[NodeId]:
+        nonlocal asked
+        asked += 1
+        return [GONE]
+
+    class Bounded(Shared[bytes, bytes]):
+        """A loop that never waits is ended by nothing outside it."""
+
+        uses = 0
+
+        def of(self, *arguments: Any) -> Any:
+            self.uses += 1
+            assert self.uses <= 100, "they ask for ever"
+            return super().of(*arguments)
+
+    world.blobs._reading = Bounded()
+    world.blobs._live_peers = nobody
+    readers = [world.blobs.get(ref_of(b"nowhere")) for _ in range(8)]
+    found = await asyncio.gather(*readers, return_exceptions=True)
+    assert [error.code for error in found if isinstance(error, KithError)] == ["blob-missing"] * 8
+    assert asked == 2, "once, and once more for all who joined"
 
 
 async def test_who_sends_one_blob_to_many_at_once_reads_it_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
