@@ -22,17 +22,22 @@ import platformdirs
 SOCKET_PATH_BYTES_MAX = 100
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """With the home folder for a leading `~` or `~user`. What only begins so (`~draft.txt`) stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def default_data_dir() -> Path:
     """$KITH_DATA_DIR, else the platform's data folder."""
     if given := os.environ.get("KITH_DATA_DIR"):
-        return Path(given).expanduser()
+        return expanded(given)
     return Path(platformdirs.user_data_dir("kithmesh")) / "default"
 
 
 def models_dir() -> Path:
     """$KITH_MODELS, else the platform's cache folder: model files, shared by all nodes of this user."""
     if given := os.environ.get("KITH_MODELS"):
-        return Path(given).expanduser()
+        return expanded(given)
     return Path(platformdirs.user_cache_dir("kithmesh")) / "models"
 
 
