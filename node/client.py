@@ -73,6 +73,9 @@ class NodeClient:
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
                 ("grpc.enable_http_proxy", 0),
+                # gRPC's own pause grows to 120 s: a node that was away is there again long before it is asked.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
                 ("grpc.default_authority", "localhost"),
             ],
         )
