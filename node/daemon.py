@@ -405,8 +405,7 @@ class Daemon:
 
     def place(self) -> Place:
         """The networks this node is on now."""
-        interfaces = self._bound.interfaces() if self._bound is not None else []
-        return [host for host, _ in self.addresses], interfaces
+        return self._bound.place() if self._bound is not None else ([], [])
 
     @property
     def mdns(self) -> bool:

@@ -7,7 +7,7 @@ keys.json       0600: hashes of the API keys of the HTTP door
 node.toml       optional configuration file
 journal.sqlite  facts, blobs, term and vote
 peers.json      addresses of nodes met before
-run/            0700: kith.sock (local door), kith.pid (lock: one daemon a data directory)
+run/            0700: kith.sock (local door; elsewhere where the path is too long), kith.pid (lock: one daemon a folder)
 logs/kith.log   rotated; never holds prompt text
 """
 
@@ -93,7 +93,7 @@ class NodePaths:
 
     @property
     def run_dir(self) -> Path:
-        """0700; moves to a short path under the temporary folder where the data directory's path is too long."""
+        """0700, of the socket; under the temporary folder where the data directory's path is too long for one."""
         inside = self.data_dir / "run"
         if len(os.fsencode(inside / "kith.sock")) <= SOCKET_PATH_BYTES_MAX:
             return inside
@@ -106,4 +106,5 @@ class NodePaths:
 
     @property
     def pid(self) -> Path:
-        return self.run_dir / "kith.pid"
+        """In the data directory however long its path is: whoever gets there by another path finds the same lock."""
+        return self.data_dir / "run" / "kith.pid"
