@@ -218,7 +218,7 @@ class Daemon:
             require_loopback(config.listen)
         local = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
         local_pb2_grpc.add_LocalServicer_to_server(LocalService(self), local)
-        local.add_insecure_port(f"unix:{self.paths.socket}")
+        local.add_insecure_port(self.paths.door)
         doors.append(local)
         for door in doors:
             await door.start()

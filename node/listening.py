@@ -28,6 +28,10 @@ from node.paths import NodePaths
 def prepare_folders(paths: NodePaths) -> None:
     """Make the data directory and the 0700 run folder. Raises `KithError` where they can not be used."""
     try:
+        os.fspath(paths.data_dir).encode()
+    except UnicodeEncodeError as error:
+        raise _unusable(paths, "its name is not UTF-8") from error
+    try:
         if paths.data_dir.exists() and not paths.data_dir.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
         paths.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -41,12 +45,16 @@ def prepare_folders(paths: NodePaths) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise KithError(
-            "data-dir-unusable",
-            f"the data directory {paths.data_dir} can not be used: {error.strerror or error}",
-            "Make it writable, or choose another one with --data-dir.",
-            ExitCode.CANNOT_START,
-        ) from error
+        raise _unusable(paths, error.strerror or str(error)) from error
+
+
+def _unusable(paths: NodePaths, why: str) -> KithError:
+    return KithError(
+        "data-dir-unusable",
+        f"the data directory {paths.data_dir} can not be used: {why}",
+        "Make it writable, or choose another one with --data-dir.",
+        ExitCode.CANNOT_START,
+    )
 
 
 class Lock:

@@ -15,6 +15,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote_from_bytes
 
 import platformdirs
 
@@ -103,6 +104,11 @@ class NodePaths:
     @property
     def socket(self) -> Path:
         return self.run_dir / "kith.sock"
+
+    @property
+    def door(self) -> str:
+        """The socket as gRPC takes it: as a URI, in which `%`, `?` and `#` mean something else."""
+        return f"unix:{quote_from_bytes(os.fsencode(self.socket.absolute()))}"
 
     @property
     def pid(self) -> Path:

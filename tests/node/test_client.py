@@ -96,6 +96,15 @@ async def test_a_node_that_was_away_is_seen_soon_after_it_is_back(tmp_path: Path
         server.stop(0).wait()
 
 
+async def test_a_data_directory_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "50% off? #1 %41 é😀"
+    server = serve(folder, LocalNode())
+    async with NodeClient(folder) as one:
+        assert await one.status()
+    server.stop(0).wait()
+    assert os.listdir(tmp_path) == [folder.name]
+
+
 async def test_deadline_is_an_error_that_names_it(tmp_path: Path) -> None:
     """A daemon that is frozen: its kernel takes the connection, and nobody answers."""
     paths = NodePaths(tmp_path)

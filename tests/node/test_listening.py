@@ -88,6 +88,12 @@ def test_the_interfaces_are_looked_at_once_a_look(monkeypatch: pytest.MonkeyPatc
     assert len(looks) == 1
 
 
+def test_a_data_directory_whose_name_is_no_text_is_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(KithError, match="its name is not UTF-8") as caught:
+        prepare_folders(NodePaths(tmp_path / os.fsdecode(b"caf\xe9")))
+    assert caught.value.code == "data-dir-unusable"
+
+
 def test_one_daemon_a_data_directory_by_whatever_path(tmp_path: Path) -> None:
     """The socket of a long path lies elsewhere; the lock does not."""
     folder = tmp_path / ("x" * 120)
