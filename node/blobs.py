@@ -79,7 +79,7 @@ class Blobs:
         return ref
 
     async def get(self, ref: common_pb2.BlobRef) -> bytes:
-        """The content, from here or, where it is not here or can not be read, from any live peer.
+        """The content, from here or, where it is not here as it was put or can not be read, from any live peer.
 
         Raises `KithError` (`blob-missing`).
         """
@@ -88,8 +88,10 @@ class Blobs:
             return lately[1]
         with contextlib.suppress(KithError):  # a bad page; the store's log tells of it
             content = await self._store.get_blob(ref.sha256)
-            if content is not None:
+            if content is not None and hashlib.sha256(content).digest() == ref.sha256:
                 return content
+            if content is not None:
+                log("error", f"the content {ref.sha256.hex()[:12]} changed on the disk: check it")
         content = await self._from_peers(ref)
         self._remember(ref.sha256, content)
         return content

@@ -121,6 +121,15 @@ async def test_what_can_not_be_read_here_is_read_from_a_peer(world: World) -> No
     assert await world.blobs.get(ref_of(content)) == content
 
 
+async def test_what_changed_on_the_disk_is_read_from_a_peer(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    content = b"a result"
+    for store in (world.store, world.peer):
+        await store.put_blob(content)
+    await world.store._do(lambda: world.store._db.execute("UPDATE blobs SET content = ?", (b"another",)))
+    assert await world.blobs.get(ref_of(content)) == content
+    assert [line for line in caplog.messages if "changed on the disk" in line]
+
+
 async def test_a_holder_that_can_not_read_says_so(world: World) -> None:
     await world.peer._do(lambda: world.peer._db.execute("ALTER TABLE blobs RENAME TO bad_pages"))
     call = world.stub(PEER).FetchBlob(mesh_pb2.FetchBlobRequest(sha256=ref_of(b"any").sha256))

@@ -118,6 +118,35 @@ async def test_a_panel_of_more_than_can_answer_is_refused(tmp_path: Path) -> Non
         door.submissions.close()
 
 
+async def test_a_retry_is_asked_nothing_that_was_right_when_it_was_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who did not hear the answer asks again; an agent of the panel has left meanwhile, and many jobs are open."""
+    node = Lone(peers=1)
+    node.profile(B, slots=1)
+    node.profile(node.me, slots=1)
+    request = work_pb2.JobRequest(ask=work_pb2.AskRequest(question="Why?", panel=2))
+    posted = Posted()
+    async with blobs_of(tmp_path, posted) as blobs:
+        door = Door(posted, blobs, node.replica)
+        first = door.submit(request)
+        asked = await door.asked()
+        node.do(events.FactAuthored("job_submitted", asked.submitted, 1))
+        door.answer(asked, 2)
+        assert (await first).replicas == 2
+        node.leaves(B)
+        monkeypatch.setattr("node.submissions.OPEN_JOBS_MAX", 1)
+        again = door.submit(request)
+        _, asked_again = await posted.some(events.SubmitRequested, 2)
+        assert asked_again.submitted == asked.submitted
+        door.answer(asked_again, 1, known=True)
+        assert (await again).job_id == (await first).job_id
+        with pytest.raises(KithError) as caught:
+            await door.submit(ask("Another?"))
+        assert caught.value.code == "busy"
+        door.submissions.close()
+
+
 async def test_without_room_nothing_is_said(door: Door) -> None:
     door.submissions._blobs._store.budget_bytes = 1
     with pytest.raises(KithError) as caught:
