@@ -26,6 +26,7 @@ from node.background import Background
 from node.errors import KithError
 from node.limits import BLOB_BYTES_BURST, BLOB_BYTES_PER_S
 from node.logs import log, where
+from node.once import Once
 from node.rpc import calling
 from node.shared import Shared
 from node.store import Store
@@ -41,6 +42,9 @@ ASK_NEXT_S = 0.4
 #: sends away those that nobody read for so long.
 READ_BYTES_MAX = 32 << 20
 READ_KEPT_S = 60.0
+
+#: That a blob changed on the disk is logged again after this.
+CHANGED_AGAIN_S = 3600.0
 
 Post = Callable[[events.Event], None]
 StubOf = Callable[[NodeId], "mesh_pb2_grpc.MeshAsyncStub | None"]
@@ -70,6 +74,7 @@ class Blobs:
         self._transfers = Background()
         self._pace = pace or Rate(BLOB_BYTES_PER_S, BLOB_BYTES_BURST)
         self._reading: Shared[bytes, bytes] = Shared()
+        self._changed = Once(CHANGED_AGAIN_S)
         self._read_lately: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()  # when, in the loop's time
 
     async def put(self, content: bytes) -> common_pb2.BlobRef:
@@ -90,7 +95,7 @@ class Blobs:
             content = await self._store.get_blob(ref.sha256)
             if content is not None and hashlib.sha256(content).digest() == ref.sha256:
                 return content
-            if content is not None:
+            if content is not None and self._changed.due(ref.sha256):
                 log("error", f"the content {ref.sha256.hex()[:12]} changed on the disk: check it")
         content = await self._from_peers(ref)
         self._remember(ref.sha256, content)

@@ -82,10 +82,16 @@ async def test_a_name_is_looked_up_once_and_not_at_each_hello(monkeypatch: pytes
 
 def test_the_interfaces_are_looked_at_once_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
     eth = Interface("eth0", 2, (ipaddress.ip_address("10.77.0.1"),))
-    looks = []
-    monkeypatch.setattr(interfaces, "interfaces", lambda: looks.append(1) or [LO, eth])
+    looks = 0
+
+    def look() -> list[Interface]:
+        nonlocal looks
+        looks += 1
+        return [LO, eth]
+
+    monkeypatch.setattr(interfaces, "interfaces", look)
     assert Bound("0.0.0.0", 7600, ()).place() == (["10.77.0.1"], [eth])
-    assert len(looks) == 1
+    assert looks == 1
 
 
 def test_a_data_directory_whose_name_is_no_text_is_refused_as_such(tmp_path: Path) -> None:

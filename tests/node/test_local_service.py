@@ -5,7 +5,7 @@ import random
 from types import SimpleNamespace
 from typing import Any, cast
 
-from mesh.facts import make
+from mesh.facts import Fact, make
 from mesh.replica import Replica
 from mesh.wire import facts_pb2, local_pb2, work_pb2
 from node.local_service import LocalService
@@ -16,7 +16,7 @@ JOBS = 2000
 
 
 def replica_with_jobs() -> Replica:
-    facts = []
+    facts: list[Fact] = []
     request = work_pb2.JobRequest(ask=work_pb2.AskRequest(question="How many moons has Mars?", panel=1))
     for number in range(JOBS):
         said = facts_pb2.JobSubmitted(job_id=number.to_bytes(32, "big"), request=request)
