@@ -123,11 +123,7 @@ class Daemon:
             logs.log("info", "stopping")
         logs.log("info", "stopped")
         if self._fatal:
-            raise KithError(
-                "disk-failed",
-                self._fatal,
-                "Make room, mend the disk or put the folder back; then start the node again.",
-            )
+            raise KithError("disk-failed", self._fatal, "Mend the disk or the folder, then start the node again.")
 
     def request_stop(self, drain_s: float) -> None:
         self._drain_s = drain_s
