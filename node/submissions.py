@@ -78,6 +78,8 @@ class Submissions:
                 ExitCode.BAD_INPUT,
             )
         answer = await self._ask(submitted, header.replica_deadline_s or REPLICA_DEADLINE_S)
+        if not answer.copies:
+            raise node_denied(self._replica) if self._replica.denied else _on_no_disk(job_id)
         if answer.copies < header.min_replicas:
             raise KithError(
                 "too-few-copies",
@@ -164,6 +166,15 @@ def job_id_of(client_key: bytes, request: work_pb2.JobRequest) -> bytes:
     return hashlib.sha256(
         b"kith-job-v1\0" + hashlib.sha256(client_key).digest() + request.SerializeToString(deterministic=True)
     ).digest()
+
+
+def _on_no_disk(job_id: bytes) -> KithError:
+    return KithError(
+        "too-few-copies",
+        f"job {job_id.hex()[:12]} is not on a disk yet: this node's does not keep up",
+        "It goes on once it is, and is lost if the node ends before; `kith jobs` shows it. Check the disk.",
+        ExitCode.UNAVAILABLE,
+    )
 
 
 def _draining() -> KithError:
