@@ -117,9 +117,9 @@ class Client:
     """
 
     def __init__(self, data_dir: str | PathLike[str] | None = None) -> None:
-        from node.paths import default_data_dir
+        from node.paths import default_data_dir, expanded
 
-        self.data_dir = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
+        self.data_dir = expanded(data_dir) if data_dir is not None else default_data_dir()
         self._runner: Runner | None = None
         self._node: NodeClient | None = None
 

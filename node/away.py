@@ -21,6 +21,7 @@ from mesh.facts import Fact, FactError
 from mesh.ledger import Ledger
 from mesh.retention import ENDS_KEEP_S
 from node.fact_rows import FactRows
+from node.files import write_atomically
 
 
 def set_aside(journal: Path, wall_clock_s: float) -> str:
@@ -79,7 +80,7 @@ def _write_open_jobs(facts: list[Fact], into: Path) -> int:
             }
         )
     if rows:
-        into.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        write_atomically(into, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return len(rows)
 
 

@@ -26,6 +26,7 @@ from node.background import Background
 from node.errors import KithError
 from node.limits import BLOB_BYTES_BURST, BLOB_BYTES_PER_S
 from node.logs import log, where
+from node.once import Once
 from node.rpc import calling
 from node.shared import Shared
 from node.store import Store
@@ -41,6 +42,9 @@ ASK_NEXT_S = 0.4
 #: sends away those that nobody read for so long.
 READ_BYTES_MAX = 32 << 20
 READ_KEPT_S = 60.0
+
+#: That a blob changed on the disk is logged again after this.
+CHANGED_AGAIN_S = 3600.0
 
 Post = Callable[[events.Event], None]
 StubOf = Callable[[NodeId], "mesh_pb2_grpc.MeshAsyncStub | None"]
@@ -69,7 +73,8 @@ class Blobs:
         self._live_peers = live_peers
         self._transfers = Background()
         self._pace = pace or Rate(BLOB_BYTES_PER_S, BLOB_BYTES_BURST)
-        self._reading: Shared[bytes, bytes | None] = Shared()
+        self._reading: Shared[bytes, bytes] = Shared()
+        self._changed = Once(CHANGED_AGAIN_S)
         self._read_lately: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()  # when, in the loop's time
 
     async def put(self, content: bytes) -> common_pb2.BlobRef:
@@ -79,7 +84,7 @@ class Blobs:
         return ref
 
     async def get(self, ref: common_pb2.BlobRef) -> bytes:
-        """The content, from here or, where it is not here or can not be read, from any live peer.
+        """The content, from here or, where it is not here as it was put or can not be read, from any live peer.
 
         Raises `KithError` (`blob-missing`).
         """
@@ -88,31 +93,31 @@ class Blobs:
             return lately[1]
         with contextlib.suppress(KithError):  # a bad page; the store's log tells of it
             content = await self._store.get_blob(ref.sha256)
-            if content is not None:
+            if content is not None and hashlib.sha256(content).digest() == ref.sha256:
                 return content
+            if content is not None and self._changed.due(ref.sha256):
+                log("error", f"the content {ref.sha256.hex()[:12]} changed on the disk: check it")
         content = await self._from_peers(ref)
-        if content is not None:
-            self._remember(ref.sha256, content)
-            return content
-        raise KithError(
-            "blob-missing",
-            f"no node in sight holds the content {ref.sha256.hex()[:12]}",
-            "Bring back a node that held it; the job goes on by itself then.",
-        )
+        self._remember(ref.sha256, content)
+        return content
 
-    async def _from_peers(self, ref: common_pb2.BlobRef) -> bytes | None:
-        def ask() -> Coroutine[None, None, bytes | None]:
+    async def _from_peers(self, ref: common_pb2.BlobRef) -> bytes:
+        """Raises `KithError` (`blob-missing`)."""
+
+        def ask() -> Coroutine[None, None, bytes]:
             peers = self._live_peers()
             return self._first_of(holders(ref.sha256, peers, count=len(peers)), ref)
 
-        while True:
-            joined = ref.sha256 in self._reading
-            async with self._reading.of(ref.sha256, ask) as content:
-                if content is not None or not joined:  # a holder may have come since the other began
+        if ref.sha256 in self._reading:
+            with contextlib.suppress(KithError):  # a holder may have come since the other began
+                async with self._reading.of(ref.sha256, ask) as content:
                     return content
+        async with self._reading.of(ref.sha256, ask) as content:
+            return content
 
-    async def _first_of(self, peers: list[NodeId], ref: common_pb2.BlobRef) -> bytes | None:
-        """The first whole answer; peers are asked in turn, and beside each other where the earlier are silent."""
+    async def _first_of(self, peers: list[NodeId], ref: common_pb2.BlobRef) -> bytes:
+        """The first whole answer; peers are asked in turn, and beside each other where the earlier are silent. Raises
+        `KithError` (`blob-missing`)."""
         now = asyncio.get_running_loop().time
         running: dict[asyncio.Task[bytes | None], _Transfer] = {}
         try:
@@ -129,7 +134,11 @@ class Blobs:
                     del running[task]
                     if (content := task.result()) is not None:
                         return content
-            return None
+            raise KithError(
+                "blob-missing",
+                f"no node in sight holds the content {ref.sha256.hex()[:12]}",
+                "Bring back a node that held it; the job goes on by itself then.",
+            )
         finally:
             for task in running:
                 task.cancel()

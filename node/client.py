@@ -66,13 +66,16 @@ class NodeClient:
     def _connect(self) -> local_pb2_grpc.LocalAsyncStub:
         if self._stub is not None:
             return self._stub
-        socket = NodePaths(self.data_dir).socket.absolute()
-        self._check_door(socket)
+        paths = NodePaths(self.data_dir)
+        self._check_door(paths.socket.absolute())
         self._channel = grpc.aio.insecure_channel(
-            f"unix:{socket}",
+            paths.door,
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
                 ("grpc.enable_http_proxy", 0),
+                # gRPC's own pause grows to 120 s: a node that was away is there again long before it is asked.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
                 ("grpc.default_authority", "localhost"),
             ],
         )

@@ -124,7 +124,7 @@ class Daemon:
             logs.log("info", "stopping")
         logs.log("info", "stopped")
         if self._fatal:
-            raise KithError("disk-failed", self._fatal, "Make room or mend the disk, then start the node again.")
+            raise KithError("disk-failed", self._fatal, "Mend the disk or the folder, then start the node again.")
 
     def request_stop(self, drain_s: float) -> None:
         self._drain_s = drain_s
@@ -215,7 +215,7 @@ class Daemon:
             require_loopback(config.listen)
         local = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
         local_pb2_grpc.add_LocalServicer_to_server(LocalService(self), local)
-        local.add_insecure_port(f"unix:{self.paths.socket}")
+        local.add_insecure_port(self.paths.door)
         doors.append(local)
         for door in doors:
             await door.start()
@@ -406,8 +406,7 @@ class Daemon:
 
     def place(self) -> Place:
         """The networks this node is on now."""
-        interfaces = self._bound.interfaces() if self._bound is not None else []
-        return [host for host, _ in self.addresses], interfaces
+        return self._bound.place() if self._bound is not None else ([], [])
 
     @property
     def mdns(self) -> bool:

@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from node.errors import ExitCode, KithError
 from node.extraction import Unreadable, html_text, pdf_text
+from node.paths import expanded
 from solver.text import MARKDOWN, PLAIN, count_words
 
 FILE_BYTES_MAX = 32 * 1024 * 1024
@@ -32,7 +33,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
 _TITLE_CHARS_MAX = 200
 _MARKDOWN_SUFFIXES = frozenset((".md", ".markdown", ".mdown", ".mkd"))
 _HTML_SUFFIXES = frozenset((".html", ".htm", ".xhtml"))
-_HTML_START = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype html|html|head|body)\b", re.I | re.S)
+_HTML_START = re.compile(
+    rb"\s*(?:<\?xml[^>]*>\s*)?(?>(?:<!--.*?-->\s*)*)<(?:!doctype html|html|head|body)\b", re.I | re.S
+)
 _MARKDOWN_SIGN = re.compile(r"^(?:#{1,6} \S|```|\s*[-*] \S|={3,}\s*$|\|.*\|\s*$)", re.M)
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.I)
 _MAGIC = {
@@ -70,7 +73,7 @@ def read_document(path: str | os.PathLike[str], stdin: BinaryIO | None = None) -
     if os.fspath(path) == "-":
         raw = _read_bounded(stdin or sys.stdin.buffer, "standard input")
         return document_from_bytes(raw, "standard input")
-    file = Path(path).expanduser()
+    file = expanded(path)
     name = os.fsencode(file.name or file).decode(errors="replace")  # a name may be any bytes, what is sent may not
     try:
         with _open_document(file) as stream:

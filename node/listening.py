@@ -18,33 +18,43 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from node import interfaces as networks
 from node.addresses import split_address, target
 from node.errors import ExitCode, KithError
-from node.interfaces import Interface, addresses_for, choose, is_loopback, resolve
+from node.interfaces import Interface, Place, addresses_for, choose, is_loopback, resolve
 from node.paths import NodePaths
 
 
 def prepare_folders(paths: NodePaths) -> None:
     """Make the data directory and the 0700 run folder. Raises `KithError` where they can not be used."""
     try:
+        os.fspath(paths.data_dir).encode()
+    except UnicodeEncodeError as error:
+        raise _unusable(paths, "its name is not UTF-8") from error
+    try:
         if paths.data_dir.exists() and not paths.data_dir.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
-        paths.data_dir.mkdir(parents=True, exist_ok=True)
-        paths.run_dir.mkdir(mode=0o700, exist_ok=True)
-        found = paths.run_dir.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise PermissionError(f"{paths.run_dir} belongs to somebody else")
-        paths.run_dir.chmod(0o700)
+        paths.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in {paths.pid.parent, paths.run_dir}:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                raise PermissionError(f"{folder} belongs to somebody else")
+            folder.chmod(0o700)
         probe = paths.data_dir / f".probe-{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise KithError(
-            "data-dir-unusable",
-            f"the data directory {paths.data_dir} can not be used: {error.strerror or error}",
-            "Make it writable, or choose another one with --data-dir.",
-            ExitCode.CANNOT_START,
-        ) from error
+        raise _unusable(paths, error.strerror or str(error)) from error
+
+
+def _unusable(paths: NodePaths, why: str) -> KithError:
+    return KithError(
+        "data-dir-unusable",
+        f"the data directory {paths.data_dir} can not be used: {why}",
+        "Make it writable, or choose another one with --data-dir.",
+        ExitCode.CANNOT_START,
+    )
 
 
 class Lock:
@@ -79,7 +89,9 @@ class Lock:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._paths.socket.unlink()
+            # Where the folder was deleted and made anew, the door there is another daemon's.
+            if os.path.samestat(os.fstat(self._descriptor), self._paths.pid.stat()):
+                self._paths.socket.unlink()
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
 
@@ -118,11 +130,13 @@ class Bound:
             self._hosts = addresses_for(self.host, self.named) or self._hosts
         return [(host, self.port) for host in self._hosts]
 
-    def interfaces(self) -> list[Interface]:
-        """To speak multicast on."""
+    def place(self) -> Place:
+        """The addresses, and the interfaces to speak multicast on; both as of one look."""
         with contextlib.suppress(KithError, OSError):
-            self._interfaces = choose(self.named, self.host) or self._interfaces
-        return self._interfaces
+            present = networks.interfaces()
+            self._hosts = addresses_for(self.host, self.named, present) or self._hosts
+            self._interfaces = choose(self.named, self.host, present) or self._interfaces
+        return self._hosts, self._interfaces
 
 
 def bind(

@@ -8,7 +8,7 @@ node.toml       optional configuration file
 service.env     optional: environment variables of the node where systemd starts it, NAME=VALUE a line
 journal.sqlite  facts, blobs, term and vote
 peers.json      addresses of nodes met before
-run/            0700: kith.sock (local door), kith.pid (lock: one daemon a data directory)
+run/            0700: kith.sock (local door; elsewhere where the path is too long), kith.pid (lock: one daemon a folder)
 logs/kith.log   rotated; never holds prompt text
 """
 
@@ -16,6 +16,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote_from_bytes
 
 import platformdirs
 
@@ -23,17 +24,22 @@ import platformdirs
 SOCKET_PATH_BYTES_MAX = 100
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """With the home folder for a leading `~` or `~user`. What only begins so (`~draft.txt`) stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def default_data_dir() -> Path:
     """$KITH_DATA_DIR, else the platform's data folder."""
     if given := os.environ.get("KITH_DATA_DIR"):
-        return Path(given).expanduser()
+        return expanded(given)
     return Path(platformdirs.user_data_dir("kithmesh")) / "default"
 
 
 def models_dir() -> Path:
     """$KITH_MODELS, else the platform's cache folder: model files, shared by all nodes of this user."""
     if given := os.environ.get("KITH_MODELS"):
-        return Path(given).expanduser()
+        return expanded(given)
     return Path(platformdirs.user_cache_dir("kithmesh")) / "models"
 
 
@@ -93,7 +99,7 @@ class NodePaths:
 
     @property
     def run_dir(self) -> Path:
-        """0700; moves to a short path under the temporary folder where the data directory's path is too long."""
+        """0700, of the socket; under the temporary folder where the data directory's path is too long for one."""
         inside = self.data_dir / "run"
         if len(os.fsencode(inside / "kith.sock")) <= SOCKET_PATH_BYTES_MAX:
             return inside
@@ -105,5 +111,11 @@ class NodePaths:
         return self.run_dir / "kith.sock"
 
     @property
+    def door(self) -> str:
+        """The socket as gRPC takes it: as a URI, in which `%`, `?` and `#` mean something else."""
+        return f"unix:{quote_from_bytes(os.fsencode(self.socket.absolute()))}"
+
+    @property
     def pid(self) -> Path:
-        return self.run_dir / "kith.pid"
+        """In the data directory however long its path is: whoever gets there by another path finds the same lock."""
+        return self.data_dir / "run" / "kith.pid"

@@ -14,6 +14,7 @@ from logging import Logger
 
 from node.discovery import Discovery
 from node.interfaces import Interface, Place
+from node.logs import where
 
 #: How often it is looked, seconds.
 LOOK_S = 5.0
@@ -41,6 +42,8 @@ class Roaming:
         self._look_s = look_s
         self._discovery: Discovery | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._at: Place | None = None  # where discovery was begun; None: nowhere yet, or in vain
+        self._reason = ""  # why it did not work there
 
     @property
     def works(self) -> bool:
@@ -59,19 +62,29 @@ class Roaming:
             await self._discovery.stop()
 
     async def _look(self) -> None:
-        at: Place | None = None
         said = ""
         while True:
-            if (now := self._where()) != at or (self._discovery is not None and not self._discovery.running):
-                if at is not None and now != at:
-                    self._log.info("the network changed: this node is at %s", ", ".join(now[0]) or "no address")
-                at = now
-                if self._discovery is not None:
-                    await self._discovery.stop()
-                self._discovery = self._made(*now)
-                # It is left running: a slow machine may hear its own advert late.
-                reason = await self._discovery.start()
-                if reason and reason != said:
-                    self._log.warning("mDNS does not work here: %s; only --seed and known peers are dialled", reason)
-                said = reason
+            try:
+                reason = await self._settled()
+            except Exception as error:  # whatever a library raises: the next look begins anew
+                self._at = None
+                reason = f"it failed inside ({where(error)})"
+            if reason and reason != said:
+                self._log.warning("mDNS does not work here: %s; only --seed and known peers are dialled", reason)
+            said = reason
             await asyncio.sleep(self._look_s)
+
+    async def _settled(self) -> str:
+        """Discovery where this node is now. Returns why it does not work there, or ""."""
+        now, before = self._where(), self._at
+        if now == before and self._discovery is not None and self._discovery.running:
+            return self._reason
+        if before is not None and now != before:
+            self._log.info("the network changed: this node is at %s", ", ".join(now[0]) or "no address")
+        self._at = now
+        if self._discovery is not None:
+            await self._discovery.stop()
+        self._discovery = self._made(*now)
+        # It is left running: a slow machine may hear its own advert late.
+        self._reason = await self._discovery.start()
+        return self._reason

@@ -174,7 +174,10 @@ class Shell:
             async with asyncio.timeout(SETTLED_WITHIN_S):
                 await self._duties.settled()
         for future in self._authoring.values():
-            future.cancel()
+            if not future.done():
+                future.set_exception(
+                    KithError("node-stops", "the node stops", "Start it again, then ask again.", ExitCode.UNAVAILABLE)
+                )
         self._refused.settle(all_of_them=True)
 
     # links.Owner
@@ -280,12 +283,25 @@ class Shell:
                 self._listener.carry_out(effect)
 
     async def _persist(self, facts: tuple[Fact, ...], source: NodeId | None, retired: tuple[Retired, ...]) -> None:
-        await self._store.append(facts, retired)
+        try:
+            await self._store.append(facts, retired)
+        except KithError as error:
+            for fact in facts:
+                self._said(fact, error)
+            raise
         self.post(events.Persisted(facts, source, retired))
         for fact in facts:
-            if future := self._authoring.pop(fact.hash, None):
-                with contextlib.suppress(asyncio.InvalidStateError):
-                    future.set_result(fact)
+            self._said(fact)
+
+    def _said(self, fact: Fact, error: KithError | None = None) -> None:
+        """Whoever says it hears that it is durable, or why it is not."""
+        future = self._authoring.pop(fact.hash, None)
+        if future is None or future.done():  # not of this node, or nobody waits any more
+            return
+        if error is None:
+            future.set_result(fact)
+        else:
+            future.set_exception(error)
 
     async def _save_vote(self, term: int, voted_for: str, then: tuple[effects.Effect, ...]) -> None:
         await self._store.save_vote(term, voted_for)

@@ -199,7 +199,7 @@ class SolverProcess:
             self._broken.clear()
             try:
                 await self._run_child()
-            except (OSError, solver_wire.WireError, _StartFailed) as error:
+            except (OSError, RuntimeError, solver_wire.WireError, _StartFailed) as error:  # RuntimeError: no thread
                 self._why_not_ready = f"the solver process did not start: {error}"
                 self._log.warning("solver: %s", self._why_not_ready)
                 self._settled.set()

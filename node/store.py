@@ -35,6 +35,7 @@ from node import schema
 from node.config import NodeConfig
 from node.errors import ExitCode, KithError
 from node.fact_rows import FactRows, without_collecting
+from node.journal_file import InPlace, full_at_start, make_private, no_room
 from node.logs import log, where
 from node.once import Once
 
@@ -92,6 +93,7 @@ class Store:
         self._thread = threading.Thread(target=self._run, name="kith-store", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: apsw.Connection | None = None
+        self._in_place: InPlace | None = None
         self._rows = FactRows()
         self.facts_read = 0  # at the start
         self._noted_seen_ms = 0
@@ -105,7 +107,9 @@ class Store:
         Raises `KithError`: not writable, damaged, of another node, of a newer version.
         """
         try:
+            make_private(self._path)
             self._connection = apsw.Connection(str(self._path))
+            self._in_place = InPlace(self._path)
             schema.prepare(self._connection, self._path, node_id)
             self._rows.db = self._connection
             self.retired = self._rows.all_retired()
@@ -122,7 +126,9 @@ class Store:
         return self._facts(), term, voted_for
 
     def unusable(self, reason: Exception) -> KithError:
-        """What is read can not be what was written."""
+        """What is read can not be what was written, or there is no room to begin."""
+        if no_room(reason):
+            return full_at_start(self._path)
         return KithError(
             "journal-unusable",
             f"the journal {self._path} can not be used: {reason}",
@@ -350,11 +356,15 @@ class Store:
                         self._answer(job, result)
                     return
         except Exception as error:
-            problem = KithError(
-                "disk-failed",
-                f"the journal could not be written ({_short(error)}); what was promised before is safe",
-                "Make room or mend the disk, then start the node again.",
-                ExitCode.FAILED,
+            problem = (
+                error
+                if isinstance(error, KithError)
+                else KithError(
+                    "disk-failed",
+                    f"the journal could not be written ({_short(error)}); what was promised before is safe",
+                    "Make room or mend the disk, then start the node again.",
+                    ExitCode.FAILED,
+                )
             )
             self._failed = problem
             # First the node learns that it has to end, then those who wait that they waited in vain.
@@ -388,7 +398,9 @@ class Store:
         self._answer(broke.job, problem)
 
     def _write(self, batch: list[_Job]) -> list[object]:
-        """Raises `apsw.Error` of what is written, `_Broke`; nothing is written then."""
+        """Raises `apsw.Error` of what is written, `_Broke`, `KithError` (`journal-gone`); nothing is written then."""
+        assert self._in_place is not None
+        self._in_place.check()
         results: list[object] = []
         self._db.execute("BEGIN IMMEDIATE").fetchall()
         try:

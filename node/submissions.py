@@ -13,7 +13,7 @@ from mesh import effects, events
 from mesh.facts import FACT_BYTES_MAX
 from mesh.replica import Replica
 from mesh.surroundings import task_agents
-from mesh.wire import facts_pb2, local_pb2, work_pb2
+from mesh.wire import common_pb2, facts_pb2, local_pb2, work_pb2
 from node.blobs import Blobs
 from node.denied import node_denied
 from node.errors import ExitCode, KithError
@@ -58,12 +58,13 @@ class Submissions:
             raise _draining()
         if self._replica.denied:
             raise node_denied(self._replica)
-        request = self._checked(header, document)
+        request = self._read(header, document)
+        job_id = job_id_of(header.client_key, request)
+        if job_id not in self._replica.ledger.jobs:  # a retry is asked nothing that was right when it was accepted
+            self._check_may_begin(request, document)
         blobs = []
         if request.WhichOneof("kind") == "summarize":
             blobs = [await self._blobs.put(document)]
-            request.summarize.document.CopyFrom(blobs[0])
-        job_id = job_id_of(header.client_key, request)
         if not request.seed:
             request.seed = int.from_bytes(hashlib.sha256(b"seed" + job_id).digest()[:6], "big")
         submitted = facts_pb2.JobSubmitted(
@@ -77,6 +78,8 @@ class Submissions:
                 ExitCode.BAD_INPUT,
             )
         answer = await self._ask(submitted, header.replica_deadline_s or REPLICA_DEADLINE_S)
+        if not answer.copies:
+            raise node_denied(self._replica) if self._replica.denied else _on_no_disk(job_id)
         if answer.copies < header.min_replicas:
             raise KithError(
                 "too-few-copies",
@@ -97,21 +100,29 @@ class Submissions:
         finally:
             self._asked.pop(ticket, None)
 
-    def _checked(self, header: local_pb2.SubmitHeader, document: bytes) -> work_pb2.JobRequest:
+    def _read(self, header: local_pb2.SubmitHeader, document: bytes) -> work_pb2.JobRequest:
+        """The request as it stands in the job. Raises `KithError` where it is none."""
         request = work_pb2.JobRequest()
         request.CopyFrom(header.request)
         if not header.client_key or len(header.client_key) > CLIENT_KEY_BYTES_MAX:
             raise _bad("the submission has no key of its own", "Send 16 random bytes as client_key.")
-        if len(self._replica.ledger.open_jobs()) >= OPEN_JOBS_MAX:
-            raise KithError("busy", f"{OPEN_JOBS_MAX} jobs are open already", "Wait, or cancel some.")
         match request.WhichOneof("kind"):
             case "summarize":
-                self._check_document(document)
+                ref = common_pb2.BlobRef(sha256=hashlib.sha256(document).digest(), size_bytes=len(document))
+                request.summarize.document.CopyFrom(ref)
             case "ask":
-                self._check_question(request.ask)
+                request.ask.panel = request.ask.panel or 1
             case _:
                 raise _bad("the request asks for nothing", "Ask for a summary or an answer.")
         return request
+
+    def _check_may_begin(self, request: work_pb2.JobRequest, document: bytes) -> None:
+        if len(self._replica.ledger.open_jobs()) >= OPEN_JOBS_MAX:
+            raise KithError("busy", f"{OPEN_JOBS_MAX} jobs are open already", "Wait, or cancel some.")
+        if request.WhichOneof("kind") == "summarize":
+            self._check_document(document)
+        else:
+            self._check_question(request.ask)
 
     def _check_document(self, document: bytes) -> None:
         if len(document) > DOCUMENT_BYTES_MAX:
@@ -133,7 +144,6 @@ class Submissions:
     def _check_question(self, ask: work_pb2.AskRequest) -> None:
         if not ask.question.strip():
             raise _bad("the question is empty", 'Ask something: kith ask "How many moons has Mars?"')
-        ask.panel = ask.panel or 1
         agents = sum(len(task_agents(self._replica, node_id)) for node_id in self._replica.membership.view())
         if ask.panel > max(1, agents):
             raise KithError(
@@ -156,6 +166,15 @@ def job_id_of(client_key: bytes, request: work_pb2.JobRequest) -> bytes:
     return hashlib.sha256(
         b"kith-job-v1\0" + hashlib.sha256(client_key).digest() + request.SerializeToString(deterministic=True)
     ).digest()
+
+
+def _on_no_disk(job_id: bytes) -> KithError:
+    return KithError(
+        "too-few-copies",
+        f"job {job_id.hex()[:12]} is not on a disk yet: this node's does not keep up",
+        "It goes on once it is, and is lost if the node ends before; `kith jobs` shows it. Check the disk.",
+        ExitCode.UNAVAILABLE,
+    )
 
 
 def _draining() -> KithError:

@@ -77,11 +77,9 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
-    if data_dir is None:
-        from node.paths import default_data_dir
+    from node.paths import default_data_dir, expanded
 
-        data_dir = default_data_dir()
-    ctx.obj = data_dir.expanduser().absolute()
+    ctx.obj = (default_data_dir() if data_dir is None else expanded(data_dir)).absolute()
 
 
 for _module in (service, installing, config, membership, inviting, nodes, jobs, chat, knowledge, keys, models, doctor):

@@ -28,7 +28,7 @@ def data_dir_option(ctx: typer.Context) -> str:
     from node.paths import default_data_dir
 
     folder = data_dir(ctx)
-    return "" if folder == default_data_dir().expanduser().absolute() else f" --data-dir {folder}"
+    return "" if folder == default_data_dir().absolute() else f" --data-dir {folder}"
 
 
 def ask_node(ctx: typer.Context, work: Callable[[NodeClient], Awaitable[Result]]) -> Result:

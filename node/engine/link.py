@@ -77,7 +77,7 @@ class Link:
                 env=child_environment(config.threads),
                 process_group=0,  # Ctrl-C in a terminal is for the daemon
             )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread to wait for it
             ours.close()
             raise _not_started(error) from error
         except BaseException:
@@ -87,10 +87,12 @@ class Link:
             theirs.close()
         try:
             reader, writer = await asyncio.open_connection(sock=ours)
-        except BaseException:  # cancelled in between: the child must not be left behind
+        except BaseException as error:  # also cancelled in between: the child must not be left behind
             ours.close()
             process.kill()
             await process.wait()
+            if isinstance(error, OSError):
+                raise _not_started(error) from error
             raise
         return cls(process, reader, writer, log)
 
@@ -237,8 +239,8 @@ class Link:
         return f"The engine process {how}." + (f" Its last words: {' | '.join(lines)}" if lines else "")
 
 
-def _not_started(error: OSError) -> KithError:
-    message = f"the engine process can not be started: {error.strerror}"
+def _not_started(error: OSError | RuntimeError) -> KithError:
+    message = f"the engine process can not be started: {getattr(error, 'strerror', None) or error}"
     return KithError("engine-failed", message, "Free some memory, processes or open files, then try again.")
 
 

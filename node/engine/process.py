@@ -22,6 +22,7 @@ from node.config import FILE_ENGINES, NodeConfig
 from node.engine.link import Link
 from node.engine.watchdog import Verdict, Watchdog
 from node.errors import KithError
+from node.paths import expanded
 
 LOAD_SECONDS_MAX = 900.0
 CALIBRATE_SECONDS_MAX = 120.0
@@ -340,7 +341,7 @@ class EngineProcess:
 
 def _adapter(text: str) -> engine_pb2.Adapter:
     name, _, path = text.partition("=")
-    return engine_pb2.Adapter(name=name, path=str(Path(path).expanduser()))
+    return engine_pb2.Adapter(name=name, path=str(expanded(path)))
 
 
 def _spill_bytes() -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from node.errors import ExitCode, KithError
 from node.models.default import default_model_path
 from node.models.store import SPLIT_PATTERN, Entry, Manifest, ModelStore
+from node.paths import expanded
 
 HUB_PREFIX, PEER_PREFIX, HASH_PREFIX = "hf://", "peer:", "sha256:"
 _WORD = r"[A-Za-z0-9][\w.-]{0,95}"
@@ -59,7 +60,7 @@ def parse(text: str) -> Source:
         return PeerSource(sha256=found)
     if text.startswith(HASH_PREFIX):
         raise KithError("bad-model", f"{text!r} is no SHA-256", "Write it as sha256: and 64 hex digits.", _BAD)
-    return Path(text).expanduser()
+    return expanded(text)
 
 
 def is_hub(text: str) -> bool:
@@ -78,7 +79,7 @@ def resolve_model(spec: str, store: ModelStore | None = None) -> Path:
         if (pulled := pulled_from(_hub(spec), store)) is None:
             raise KithError("bad-model", f"{spec} was not pulled yet", f"kith model pull {spec}", _BAD)
         return pulled.path
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.is_dir():
         raise KithError("bad-model", f"{path} is a folder, not a model file", "Name the GGUF file in it.", _BAD)
     if path.exists():

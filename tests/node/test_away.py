@@ -59,6 +59,7 @@ async def test_after_a_year_the_journal_is_moved_and_open_jobs_are_listed(tmp_pa
     assert "1 open jobs" in said
     assert not path.exists()
     [listed] = names(tmp_path, "open-jobs-*.jsonl")
+    assert listed.stat().st_mode & 0o777 == 0o600, "questions stand in it"
     [row] = [json.loads(line) for line in listed.read_text("utf-8").splitlines()]
     assert (row["job_id"], row["submitted_ms"], row["blobs"]) == ((b"o" * 32).hex(), THEN_S * 1000, [(b"d" * 32).hex()])
     assert "panel: 3" in row["request"]

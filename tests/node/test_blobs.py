@@ -20,6 +20,7 @@ from node.blobs import CHUNK_BYTES, SILENT_MAX_S, Blobs
 from node.errors import KithError
 from node.mesh_service import MeshService
 from node.rpc import to_kith_error
+from node.shared import Shared
 from node.store import Store
 from tests.node.calling import Port
 from tests.node.working import KEY, Posted, no_fatal
@@ -117,6 +118,15 @@ async def test_what_can_not_be_read_here_is_read_from_a_peer(world: World) -> No
         await store.put_blob(content)
     await world.store._do(lambda: world.store._db.execute("ALTER TABLE blobs RENAME TO bad_pages"))
     assert await world.blobs.get(ref_of(content)) == content
+
+
+async def test_what_changed_on_the_disk_is_read_from_a_peer(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    content = b"a result"
+    for store in (world.store, world.peer):
+        await store.put_blob(content)
+    await world.store._do(lambda: world.store._db.execute("UPDATE blobs SET content = ?", (b"another",)))
+    assert await world.blobs.get(ref_of(content)) == content
+    assert [line for line in caplog.messages if "changed on the disk" in line]
 
 
 async def test_a_holder_that_can_not_read_says_so(world: World) -> None:
@@ -241,6 +251,34 @@ async def test_who_reads_the_same_at_the_same_time_shares_one_transfer(world: Wo
         assert holding.asked == 2
         await blobs.close()
     await server.stop(None)
+
+
+async def test_many_who_want_what_nobody_holds_are_all_told_so(world: World) -> None:
+    """The tasks of a job whose document is out of reach. Who joined another's asking asks once more: a holder may have
+    come since that began."""
+    asked = 0
+
+    def nobody() -> list[NodeId]:
+        nonlocal asked
+        asked += 1
+        return [GONE]
+
+    class Bounded(Shared[bytes, bytes]):
+        """A loop that never waits is ended by nothing outside it."""
+
+        uses = 0
+
+        def of(self, *arguments: Any) -> Any:
+            self.uses += 1
+            assert self.uses <= 100, "they ask for ever"
+            return super().of(*arguments)
+
+    world.blobs._reading = Bounded()
+    world.blobs._live_peers = nobody
+    readers = [world.blobs.get(ref_of(b"nowhere")) for _ in range(8)]
+    found = await asyncio.gather(*readers, return_exceptions=True)
+    assert [error.code for error in found if isinstance(error, KithError)] == ["blob-missing"] * 8
+    assert asked == 2, "once, and once more for all who joined"
 
 
 async def test_a_peer_whose_blobs_came_fast_waits_for_the_next(world: World) -> None:

@@ -1,7 +1,10 @@
 """Tests of node/client.py."""
 
+import asyncio
 import os
+import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from node import client
 from node.client import NodeClient
 from node.errors import ExitCode, KithError
 from node.paths import NodePaths
+from scripts.daemons import until
 from tests.node.cli.local_node import OPEN, PANEL, SUMMARY, LocalNode, serve
 
 
@@ -66,6 +70,39 @@ async def test_problem_in_the_metadata_becomes_the_error(tmp_path: Path, node: L
         with pytest.raises(KithError) as caught:
             await one.result(OPEN)
         assert (caught.value.code, caught.value.remedy) == ("job-not-finished", "kith watch follows it")
+
+
+@pytest.mark.slow
+async def test_a_node_that_was_away_is_seen_soon_after_it_is_back(tmp_path: Path) -> None:
+    server = serve(tmp_path, LocalNode())
+    async with NodeClient(tmp_path) as one:
+        await one.status()
+        server.stop(0).wait()
+        away_until = time.monotonic() + 17.0  # gRPC's own pause would be 10 s by then
+        while time.monotonic() < away_until:
+            with pytest.raises(KithError, match="no node runs"):
+                await one.status()
+            await asyncio.sleep(0.2)
+        shutil.rmtree(NodePaths(tmp_path).run_dir)
+        server = serve(tmp_path, LocalNode())
+
+        async def seen() -> bool:
+            try:
+                return bool(await one.status())
+            except KithError:
+                return False
+
+        await until(seen, 5.0, "an answer")
+        server.stop(0).wait()
+
+
+async def test_a_data_directory_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "50% off? #1 %41 é😀"
+    server = serve(folder, LocalNode())
+    async with NodeClient(folder) as one:
+        assert await one.status()
+    server.stop(0).wait()
+    assert os.listdir(tmp_path) == [folder.name]
 
 
 async def test_deadline_is_an_error_that_names_it(tmp_path: Path) -> None:

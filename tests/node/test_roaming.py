@@ -80,3 +80,25 @@ async def test_a_node_whose_address_changes_is_found_under_the_new_one() -> None
         mover.place = (["127.0.0.2"], [LOOPBACK])
         assert await mover.seen() == ("127.0.0.2", 7001)
         mover.place = NOWHERE
+
+
+async def test_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    looks = 0
+
+    def where() -> Place:
+        nonlocal looks
+        looks += 1
+        if looks < 3:
+            raise RuntimeError("whatever a library raises")
+        return NOWHERE
+
+    made = partial(Discovery, "mover", 7001, on_found=lambda *_: None, log=LOG, mesh_id=MESH)
+    roaming = Roaming(where, made, LOG, look_s=0.01)
+    roaming.start()
+
+    async def said() -> bool:
+        return any("mDNS does not work here" in message for message in caplog.messages)
+
+    await until(said, FOUND_WITHIN_S, "a look after those that failed")
+    await roaming.stop()
+    assert sum("RuntimeError" in message for message in caplog.messages) == 1, "said once"

@@ -87,3 +87,25 @@ async def test_what_went_wrong_is_told_to_all() -> None:
     found = await asyncio.gather(one(), one(), return_exceptions=True)
     assert [type(error) for error in found] == [ValueError, ValueError]
     assert "key" not in shared
+
+
+async def test_what_went_wrong_is_not_joined_by_who_comes_later() -> None:
+    """Also while another who was told so has not left."""
+    shared: Shared[str, object] = Shared()
+    make = Maker()
+    make.may.set()
+
+    async def fail() -> object:
+        raise ValueError("no")
+
+    async def first_to_hear() -> object:
+        try:
+            async with shared.of("key", fail):
+                raise AssertionError("it was not made")
+        except ValueError:
+            return await use(shared, make)
+
+    one, other = await asyncio.gather(first_to_hear(), first_to_hear())
+    assert one is other
+    assert make.begun == 1
+    assert "key" not in shared

@@ -14,10 +14,11 @@ from mesh.identity import NodeId
 from mesh.replica import Replica
 from mesh.wire import common_pb2, facts_pb2, membership_pb2, mesh_pb2, work_pb2
 from node.authors import Authors
+from node.errors import KithError
 from node.shell import Shell
 from node.store import Store
 from node.trimming import NAME_CHARACTERS_MAX
-from tests.node.working import KEY, no_fatal
+from tests.node.working import KEY, PATIENCE, no_fatal
 
 
 class Nobody:
@@ -58,7 +59,7 @@ async def test_a_disk_that_hangs_does_not_keep_the_shell_from_ending(
         await asyncio.wait_for(stopping, 60)
         await asyncio.wait_for(store.close(), 60)
         said, _ = await asyncio.wait_for(asyncio.gather(saying, held, return_exceptions=True), 60)
-        assert isinstance(said, asyncio.CancelledError if hangs_for_good else Fact)
+        assert isinstance(said, KithError if hangs_for_good else Fact)
     finally:
         goes_on.set()
         await asyncio.to_thread(store._thread.join, 60)
@@ -129,3 +130,18 @@ async def test_what_a_peer_lacks_is_read_once_at_a_time_however_often_it_asks(
         assert reads == 5
         await shell.stop()
         await store.close()
+
+
+async def test_who_says_something_hears_that_the_disk_failed(tmp_path: Path) -> None:
+    told: list[str] = []
+    store = Store(tmp_path / "j", told.append)
+    store.open(KEY.node_id)
+    shell = Shell(Replica(KEY, 1, 1, random.Random(1)), store, membership_pb2.Hello, Nobody(), Authors(None, []))
+    await store._do(lambda: store._db.execute("DROP TABLE facts").fetchall())
+    with pytest.raises(KithError) as caught:
+        async with asyncio.timeout(PATIENCE):
+            await shell.author("knowledge_added", facts_pb2.KnowledgeAdded(text="x"))
+    assert caught.value.code == "disk-failed"
+    assert told
+    await shell.stop()
+    await store.close()

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from node import solver_child, solver_process, solver_wire
-from node.solver_process import SolverProcess
+from node.solver_process import START_LIMIT_S, SolverProcess
+from scripts.daemons import until
 from solver.allocation import ROUND_TASKS_MAX, allocate
 from solver.costs import AgentLoad, TaskNeed
 
@@ -154,6 +155,26 @@ async def test_a_child_that_can_not_start_leaves_greedy_with_its_last_words(
     assert result.method == "greedy"
     assert "did not start" in result.method_reason
     assert "cvxpy is broken here" in result.method_reason
+
+
+async def test_a_child_for_which_no_thread_can_be_started_is_started_later(
+    solver: SolverProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio starts one for each child; in a container whose processes are counted it may not."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as crowded:
+        crowded.setattr(asyncio, "create_subprocess_exec", refuse)
+        await solver.start()
+        assert not await solver.wait_ready()
+        assert "can't start new thread" in (await solver.allocate(*a_round())).method_reason
+
+    async def ready() -> bool:
+        return solver.state == "ready"
+
+    await until(ready, START_LIMIT_S, "the next start")
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.5])

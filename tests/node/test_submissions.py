@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import random
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,13 +11,17 @@ import pytest
 
 from mesh import effects, events
 from mesh.replica import Replica
-from mesh.wire import local_pb2, work_pb2
+from mesh.wire import local_pb2, membership_pb2, work_pb2
+from node.authors import Authors
 from node.blobs import Blobs
 from node.errors import ExitCode, KithError
+from node.shell import Shell
+from node.store import Store
 from node.submissions import REPLICA_DEADLINE_S, Submissions, job_id_of
 from tests.mesh.building import B, C
 from tests.mesh.lone import Lone
-from tests.node.working import KEY, Posted, blobs_of
+from tests.node.test_shell import Nobody
+from tests.node.working import KEY, PATIENCE, Posted, blobs_of, no_fatal
 
 DOCUMENT = b"A river flows. It ends in the sea."
 
@@ -95,6 +100,39 @@ async def test_too_few_copies_is_an_error_that_names_the_job(door: Door) -> None
     assert asked.submitted.job_id.hex()[:12] in caught.value.message
 
 
+async def test_what_no_disk_has_confirmed_is_not_accepted(tmp_path: Path) -> None:
+    """A disk that hangs beyond the deadline: what is told as accepted must not be lost with the next power cut."""
+    store = Store(tmp_path / "j", no_fatal)
+    store.open(KEY.node_id)
+    replica = Replica(KEY, 1, 1, random.Random(1))
+
+    class Routed(Nobody):
+        def carry_out(self, effect: effects.Effect) -> None:
+            if isinstance(effect, effects.AnswerSubmit):
+                submissions.answered(effect)
+
+    shell = Shell(replica, store, membership_pb2.Hello, Routed(), Authors(None, []))
+    submissions = Submissions(shell.post, replica, Blobs(store, shell.post, lambda _: None, list))
+    goes_on = threading.Event()
+    held = asyncio.ensure_future(store._do(goes_on.wait))
+    shell.start()
+    try:
+        header = local_pb2.SubmitHeader(request=ask(), client_key=b"k" * 16, replica_deadline_s=0.1)
+        with pytest.raises(KithError) as caught:
+            async with asyncio.timeout(PATIENCE):
+                await submissions.submit(header, b"")
+        assert caught.value.code == "too-few-copies"
+        assert "not on a disk yet" in caught.value.message
+        goes_on.set()
+        header.replica_deadline_s = PATIENCE
+        assert (await submissions.submit(header, b"")).replicas == 1, "the same job, once the disk goes on"
+    finally:
+        goes_on.set()
+        await held
+        await shell.stop()
+        await store.close()
+
+
 async def test_a_client_that_went_away_is_forgotten(door: Door) -> None:
     reply = door.submit(ask())
     asked = await door.asked()
@@ -115,6 +153,35 @@ async def test_a_panel_of_more_than_can_answer_is_refused(tmp_path: Path) -> Non
             with refused as caught:
                 await door.submit(work_pb2.JobRequest(ask=work_pb2.AskRequest(question="Why?", panel=2)))
         assert caught.value.code == "panel-too-large"
+        door.submissions.close()
+
+
+async def test_a_retry_is_asked_nothing_that_was_right_when_it_was_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who did not hear the answer asks again; an agent of the panel has left meanwhile, and many jobs are open."""
+    node = Lone(peers=1)
+    node.profile(B, slots=1)
+    node.profile(node.me, slots=1)
+    request = work_pb2.JobRequest(ask=work_pb2.AskRequest(question="Why?", panel=2))
+    posted = Posted()
+    async with blobs_of(tmp_path, posted) as blobs:
+        door = Door(posted, blobs, node.replica)
+        first = door.submit(request)
+        asked = await door.asked()
+        node.do(events.FactAuthored("job_submitted", asked.submitted, 1))
+        door.answer(asked, 2)
+        assert (await first).replicas == 2
+        node.leaves(B)
+        monkeypatch.setattr("node.submissions.OPEN_JOBS_MAX", 1)
+        again = door.submit(request)
+        _, asked_again = await posted.some(events.SubmitRequested, 2)
+        assert asked_again.submitted == asked.submitted
+        door.answer(asked_again, 1, known=True)
+        assert (await again).job_id == (await first).job_id
+        with pytest.raises(KithError) as caught:
+            await door.submit(ask("Another?"))
+        assert caught.value.code == "busy"
         door.submissions.close()
 
 

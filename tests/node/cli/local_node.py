@@ -440,7 +440,7 @@ def serve(data_dir: Path, node: LocalNode) -> grpc.Server:
     paths.run_dir.mkdir(mode=0o700, parents=True)
     server = grpc.server(ThreadPoolExecutor(8, thread_name_prefix="grpc-fake"))
     local_pb2_grpc.add_LocalServicer_to_server(node, server)
-    server.add_insecure_port(f"unix:{paths.socket.absolute()}")
+    server.add_insecure_port(paths.door)
     server.start()
     return server
 

@@ -214,6 +214,25 @@ async def test_an_engine_that_dies_while_no_file_can_be_opened_is_started_again_
         assert (await answer(engine, ask("Again.")))[0] == "Again."
 
 
+async def test_an_engine_that_dies_while_no_thread_can_be_started_is_started_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """asyncio starts one for each child; in a container whose processes are counted it may not."""
+    async with running() as watched:
+        engine = watched.engine
+        assert engine.pid is not None
+        with monkeypatch.context() as crowded:
+
+            async def refuse(*_: object, **__: object) -> None:
+                raise RuntimeError("can't start new thread")
+
+            crowded.setattr(asyncio, "create_subprocess_exec", refuse)
+            os.kill(engine.pid, signal.SIGKILL)
+            await watched.until(lambda: any("can't start new thread" in line for line in watched.lines))
+        await watched.until(lambda: engine.state == "ready")
+        assert (await answer(engine, ask("Again.")))[0] == "Again."
+
+
 async def test_unknown_engine_is_refused(tmp_path: Path) -> None:
     engine = EngineProcess(NodeConfig(data_dir=tmp_path, engine="abacus"), None, lambda _: None)
     with pytest.raises(KithError, match="no engine named 'abacus'"):

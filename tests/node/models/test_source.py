@@ -52,6 +52,12 @@ def test_path_that_was_given_must_be_a_file(tmp_path: Path) -> None:
     assert resolve_model(str(tmp_path / "some.gguf")) == tmp_path / "some.gguf"
 
 
+def test_a_file_whose_name_begins_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("~old.gguf").write_bytes(b"GGUF")
+    assert parse("~old.gguf") == resolve_model("~old.gguf", ModelStore(tmp_path / "store")) == Path("~old.gguf")
+
+
 def test_no_path_means_the_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KITH_MODELS", str(tmp_path))
     assert resolve_model("") == tmp_path / DEFAULT_FILE
