@@ -473,7 +473,8 @@ class Links:
             clock = asyncio.get_running_loop().time
             while (message := await read()) is not None:
                 # Nothing is dropped: a peer that says too much is read more slowly.
-                await asyncio.sleep(link.pace.charge(link.peer, clock()))
+                if (pause_s := link.pace.charge(link.peer, clock())) > 0:
+                    await asyncio.sleep(pause_s)
                 kind = message.WhichOneof("message") or ""
                 if kind == "hello":
                     self._owner.refused(link.peer, f"{link.peer} said Hello twice: link ended")
