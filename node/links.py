@@ -481,12 +481,10 @@ class Links:
                     return
                 if self._denied(link.peer):
                     return
-                if not may_send(link.identity.role, kind):
+                if not may_send(role := link.identity.role, kind):
                     if kind not in link.refused:
                         link.refused.add(kind)
-                        self._owner.refused(
-                            link.peer, f"{link.peer} is a {link.identity.role}: its {kind!r} is ignored"
-                        )
+                        self._owner.refused(link.peer, f"{link.peer} is a {role}: its {kind!r} is ignored")
                     continue
                 await self._owner.message_received(link.peer, message)
 
