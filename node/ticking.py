@@ -5,7 +5,8 @@ Why: an idle node runs for months, often on a small board, and nearly all that i
 Idea: what happens is told by `stir`. From then on ticks come every `TICK_S`; once nothing was told for `QUIET_AFTER_S`,
 every second one is left out. Who stirs in a quiet time finds the next tick where it would have been anyway.
 
-Does not: judge what counts as something; the machines hold at any pace up to the simulator's, a tick every 0.08 to 0.1 s.
+Does not: judge what counts as something. The machines hold at either pace: the simulator's nodes tick every 0.08 to
+0.1 s.
 """
 
 import asyncio

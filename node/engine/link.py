@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import node
 from mesh.standing import ENGINE_GONE, ENGINE_GONE_SHARED
@@ -184,7 +185,8 @@ class Link:
             while not self._reading.done():
                 if asking is None:
                     asking = asyncio.ensure_future(self.ask(engine_pb2.EngineCommand(stats=engine_pb2.StatsRequest())))
-                await asyncio.wait([self._reading, asking], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                either: set[asyncio.Future[Any]] = {self._reading, asking}
+                await asyncio.wait(either, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
                 answered = asking.done() and asking.exception() is None
                 if answered:
                     stats = asking.result().stats

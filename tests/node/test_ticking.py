@@ -1,6 +1,7 @@
 """How often the machines are told the time, on a clock that passes only while everybody waits."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -39,7 +40,7 @@ def ticks(until_s: float, stirs: Sequence[float] = (), stop_s: float | None = No
 
 
 def gaps(seen: Sequence[float]) -> list[float]:
-    return [later - before for before, later in zip(seen, seen[1:], strict=False)]
+    return [later - before for before, later in itertools.pairwise(seen)]
 
 
 def test_while_nothing_happens_every_second_tick_is_left_out() -> None:
@@ -77,5 +78,6 @@ def test_beats_and_probes_are_routine_and_what_changes_something_is_not() -> Non
         getattr(message, kind).SetInParent()
         assert is_routine(events.Received(PEER, message)) == (kind in ROUTINE)
     hello = membership_pb2.Hello(node_id=PEER)
-    assert not any(map(is_routine, (events.LinkClosed(PEER), events.LinkOpened(hello, ""), events.Draining())))
+    for event in (events.LinkClosed(PEER), events.LinkOpened(hello, ""), events.Draining()):
+        assert not is_routine(event)
     assert is_routine(events.Ticked(0))
