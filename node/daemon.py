@@ -82,7 +82,7 @@ from node.submissions import Submissions
 from node.trust import Trust, trust_of
 from node.worker import Worker
 
-#: How often the load that probes carry is brought up to date.
+#: How often the load that probes carry is brought up to date, at a tick.
 LOAD_EVERY_S = 0.25
 #: How often the size of what is stored is measured.
 DISK_EVERY_S = 10.0
@@ -111,6 +111,7 @@ class Daemon:
         self._changed = asyncio.Event()
         self._background = Background()
         self._profile = facts_pb2.NodeProfile()
+        self._load_told_at = float("-inf")  # time.monotonic()
 
     # Life
 
@@ -231,7 +232,6 @@ class Daemon:
         if self.trust is not None:
             self._background.spawn(self.trust.renewal.run(), "renewal")
         self._background.spawn(self._bring_up_engine(), "engine")
-        self._background.spawn(self._keep_load(), "load")
         self._background.spawn(self._measure_disk(), "disk")
         self._background.spawn(self.worker.watch_steps(), "steps")
         if config.http:
@@ -341,19 +341,6 @@ class Daemon:
     def _say(self, text: str) -> None:
         logs.log("info", text)
 
-    async def _keep_load(self) -> None:
-        """What peers hear of this node beside what the machines know themselves."""
-        while True:
-            intake = self.replica.work.intake
-            load = membership_pb2.NodeLoad()  # anew: a message that lives on keeps the room of all it ever held
-            load.CopyFrom(self.replica.membership.load)
-            load.ClearField("agents")
-            load.slots_total = self.config.slots * (1 + len(self.config.more_models))
-            load.slots_busy = max(len(intake.running), self.engines.slots_busy)
-            load.agents.extend(agent_load.told(self.engines, self.engine_door, intake))
-            self.replica.membership.tell(load)
-            await asyncio.sleep(LOAD_EVERY_S)
-
     async def _measure_disk(self) -> None:
         budget = self.store.budget_bytes
         while True:
@@ -443,6 +430,20 @@ class Daemon:
         return self._changed
 
     # shell.Listener
+
+    def ticking(self) -> None:
+        """Bring up to date what peers hear of this node beside what the machines know themselves."""
+        if (now := time.monotonic()) - self._load_told_at < LOAD_EVERY_S:
+            return
+        self._load_told_at = now
+        intake = self.replica.work.intake
+        load = membership_pb2.NodeLoad()  # anew: a message that lives on keeps the room of all it ever held
+        load.CopyFrom(self.replica.membership.load)
+        load.ClearField("agents")
+        load.slots_total = self.config.slots * (1 + len(self.config.more_models))
+        load.slots_busy = max(len(intake.running), self.engines.slots_busy)
+        load.agents.extend(agent_load.told(self.engines, self.engine_door, intake))
+        self.replica.membership.tell(load)
 
     def delivered(self, peer: NodeId, message: mesh_pb2.LinkMessage) -> None:
         if message.WhichOneof("message") == "job_progress":

@@ -465,19 +465,18 @@ class Links:
             while (message := await read()) is not None:
                 # Nothing is dropped: a peer that says too much is read more slowly.
                 cost = 1 + message.ByteSize() / LINK_BYTES_OF_A_MESSAGE
-                await asyncio.sleep(link.pace.charge(link.peer, clock(), cost))
+                if (pause_s := link.pace.charge(link.peer, clock(), cost)) > 0:
+                    await asyncio.sleep(pause_s)
                 kind = message.WhichOneof("message") or ""
                 if kind == "hello":
                     self._owner.refused(link.peer, f"{link.peer} said Hello twice: link ended")
                     return
                 if self._denied(link.peer):
                     return
-                if not may_send(link.identity.role, kind):
+                if not may_send(role := link.identity.role, kind):
                     if kind not in link.refused:
                         link.refused.add(kind)
-                        self._owner.refused(
-                            link.peer, f"{link.peer} is a {link.identity.role}: its {kind!r} is ignored"
-                        )
+                        self._owner.refused(link.peer, f"{link.peer} is a {role}: its {kind!r} is ignored")
                     continue
                 await self._owner.message_received(link.peer, message)
 

@@ -38,9 +38,11 @@ from node.logs import log, logger
 from node.quotas import FactQuotas
 from node.refused import Refused
 from node.store import Store
+from node.ticking import Ticker
 from node.trimming import trim
 
-TICK_S = 0.05
+#: Messages that links carry while nothing happens.
+ROUTINE = frozenset({"leader_beat", "leader_beat_reply", "probe", "probe_reply", "vector_digest"})
 #: From a denial until the links and calls of its node end.
 FAREWELL_S = 0.1
 #: How long the end waits for what is being written, seconds. Threat: a disk that hangs keeps the node from ending. What
@@ -50,6 +52,9 @@ SETTLED_WITHIN_S = 5.0
 
 class Listener(Protocol):
     """What happens above the machines. All calls come on the event loop and must not block."""
+
+    def ticking(self) -> None:
+        """Time is about to go on for the machines."""
 
     def carry_out(self, effect: effects.Effect) -> None:
         """An effect of effects.py's sections on blobs and work."""
@@ -95,18 +100,20 @@ class Shell:
         #: Peers to which stored facts are being pushed, with what comes next.
         self._pushing: dict[NodeId, tuple[FactRange, ...]] = {}
         self._push_pace = Rate(PUSH_BYTES_PER_S, PUSH_BYTES_BURST)
-        self._ticker: asyncio.TimerHandle | None = None
+        self._ticker = Ticker(self._tick)
         self._stopped = False
 
     # What the rest of the node uses
 
     def start(self) -> None:
-        self._tick()
+        self._ticker.start()
 
     def post(self, event: events.Event) -> None:
         """Hand an event to the replica and carry out what it answers."""
         if self._stopped:
             return
+        if not is_routine(event):
+            self._ticker.stir()
         for effect in self.replica.handle(event, clock.now()):
             self._carry_out(effect)
 
@@ -166,8 +173,7 @@ class Shell:
     async def stop(self) -> None:
         """Say goodbye, end the links, finish what is being written within `SETTLED_WITHIN_S`."""
         self.post(events.Stopping("the node stops"))
-        if self._ticker is not None:
-            self._ticker.cancel()
+        self._ticker.stop()
         await self.links.close()
         self._stopped = True
         with contextlib.suppress(TimeoutError):
@@ -238,7 +244,7 @@ class Shell:
     # Effects
 
     def _tick(self) -> None:
-        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self._listener.ticking()
         self.post(events.Ticked(clock.wall_clock_ms()))
         self._refused.settle()
 
@@ -367,6 +373,13 @@ class Shell:
             self.post(events.DialFailed(host, port, refused))
         else:
             self.post(events.DialSucceeded(host, port, answered))
+
+
+def is_routine(event: events.Event) -> bool:
+    """Whether it is one of those that come while nothing happens."""
+    if isinstance(event, events.Received):
+        return event.message.WhichOneof("message") in ROUTINE
+    return isinstance(event, (events.Ticked, events.DiskMeasured))
 
 
 def author_of(signed: facts_pb2.SignedFact) -> NodeId:

@@ -54,6 +54,7 @@ class Worker:
         self._blobs = blobs
         self._post = post
         self._running: dict[TaskKey, _Running] = {}
+        self._begun = asyncio.Event()
 
     @property
     def running(self) -> int:
@@ -63,6 +64,7 @@ class Worker:
         assert effect.key not in self._running, "a task is started once"
         task = asyncio.create_task(self._run(effect.key, effect.assign), name=f"task {effect.key.ref}")
         self._running[effect.key] = _Running(task)
+        self._begun.set()
         task.add_done_callback(lambda _: self._stopped(effect.key))
 
     def stop(self, effect: effects.StopTask) -> None:
@@ -80,6 +82,10 @@ class Worker:
         """Until cancelled: tell that what runs moves, while the engine does."""
         steps = self._steps()
         while True:
+            if not self._running:
+                self._begun.clear()
+                await self._begun.wait()
+                steps = self._steps()
             await asyncio.sleep(STEPS_EVERY_S)
             if self._steps() != steps:
                 steps = self._steps()

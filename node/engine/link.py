@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import node
 from mesh.standing import ENGINE_GONE, ENGINE_GONE_SHARED
@@ -22,7 +23,7 @@ from mesh.wire import engine_pb2
 from node.config import NodeConfig
 from node.engine import frames
 from node.engine.inbox import Inbox
-from node.engine.watchdog import LOOK_S, Verdict, Watchdog
+from node.engine.watchdog import LOOK_S, REST_S, Verdict, Watchdog
 from node.errors import KithError
 
 #: Seconds that a child gets to end by itself, and again after SIGTERM.
@@ -51,6 +52,7 @@ class Link:
         self._log = log
         self._inboxes: dict[int, Inbox] = {}
         self._last_id = 0
+        self._stirred = asyncio.Event()  # a request came, or the stream ended
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
         self._hung = False
         self._reading = asyncio.create_task(self._read(), name="engine reader")
@@ -111,6 +113,8 @@ class Link:
         self._last_id += 1
         command.id = self._last_id
         inbox = self._inboxes[command.id] = Inbox(looks=command.WhichOneof("command") == "stats")
+        if not inbox.looks:
+            self._stirred.set()
         try:
             self._send(command)
             yield inbox
@@ -145,6 +149,7 @@ class Link:
             self._log(f"engine: {error}")
         finally:
             self._fail_all()
+            self._stirred.set()
 
     def _fail_all(self) -> None:
         shared = sum(not (inbox.ended or inbox.looks) for inbox in self._inboxes.values()) > 1
@@ -182,7 +187,8 @@ class Link:
             while not self._reading.done():
                 if asking is None:
                     asking = asyncio.ensure_future(self.ask(engine_pb2.EngineCommand(stats=engine_pb2.StatsRequest())))
-                await asyncio.wait([self._reading], timeout=LOOK_S)
+                either: set[asyncio.Future[Any]] = {self._reading, asking}
+                await asyncio.wait(either, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
                 answered = asking.done() and asking.exception() is None
                 if answered:
                     stats = asking.result().stats
@@ -194,10 +200,22 @@ class Link:
                 if verdict is Verdict.HUNG:
                     self._hung = True
                     return
+                if asking is None and (busy or stats.preparing or not await self._rested()):
+                    await asyncio.wait([self._reading], timeout=LOOK_S)
         finally:
             if asking is not None:
                 asking.cancel()
                 await asyncio.gather(asking, return_exceptions=True)
+
+    async def _rested(self) -> bool:
+        """Wait while nobody asks the child for anything; whether that was so for `REST_S`."""
+        self._stirred.clear()
+        if self._reading.done() or not all(inbox.looks for inbox in self._inboxes.values()):
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REST_S):
+                await self._stirred.wait()
+        return not self._stirred.is_set()
 
     async def end(self) -> KithError:
         """Make the child go, by closing the stream, then SIGTERM, then SIGKILL; returns how it went.

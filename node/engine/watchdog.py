@@ -15,8 +15,9 @@ Does not: ask or kill (`link.py`), or know why it stands still.
 from dataclasses import dataclass
 from enum import Enum
 
-#: How often the child is asked, seconds.
-LOOK_S = 0.25
+#: How often the child is asked, seconds: while it has something to do, and while it has not. Both together are less
+#: than `OWN_PAUSE_S`.
+LOOK_S, REST_S = 0.25, 0.7
 #: No answer for so long: stalled.
 SILENT_S = 2.0
 #: Busy without a step for so long, or for so many measured steps: stalled.

@@ -46,3 +46,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
     assert values
     ranked = sorted(values)
     return ranked[max(0, math.ceil(percent / 100 * len(ranked)) - 1)]
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time that a process has used, to a clock tick (mostly 10 ms). Linux only."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def pss_mb(pid: int) -> float:
+    """Memory of a process in megabytes, its shared pages divided among those who share them. Linux only."""
+    rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(row.split()[1]) for row in rows if row.startswith("Pss:")) * 1024 / 1e6

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from node.config import NodeConfig
 from node.engine.process import EngineProcess
-from scripts.benches import size
-from scripts.benches.engine import CONTEXT_TOKENS, OWN_TOKENS, SHARED_TOKENS, _cpu_s, _run_ours, _text
+from scripts.benches import cpu_s, size
+from scripts.benches.engine import CONTEXT_TOKENS, OWN_TOKENS, SHARED_TOKENS, _run_ours, _text
 
 SLOTS, WRITTEN_TOKENS, SEEN = 8, 32, 24
 KINDS = ("split", "unified", "auto")
@@ -48,9 +48,9 @@ async def measure(model: Path) -> dict[str, float]:
                 for kind in KINDS[number % 3 :] + KINDS[: number % 3]:
                     pid = engines[kind].pid
                     assert pid is not None
-                    before = _cpu_s(pid)
+                    before = cpu_s(pid)
                     done = await _run_ours(engines[kind], prompts, SLOTS, WRITTEN_TOKENS)
-                    rates[kind].append((done["tokens"] / done["seconds"], done["tokens"] / (_cpu_s(pid) - before)))
+                    rates[kind].append((done["tokens"] / done["seconds"], done["tokens"] / (cpu_s(pid) - before)))
                 now = await engines["auto"].stats()
                 told = ", ".join(f"{kind} {rates[kind][-1][0]:.1f}" for kind in KINDS)
                 print(f"{workload}: {told} tokens/s; auto is {now.kv_cache} ({now.kv_cache_why})", flush=True)

@@ -57,7 +57,7 @@ from node.engine.process import EngineProcess
 from node.engine.sampling import Sampler
 from node.errors import ExitCode, KithError
 from node.models import ensure_default_model
-from scripts.benches import percentile, size
+from scripts.benches import cpu_s, percentile, size
 from scripts.quantize import quantize
 
 #: A llama-server to compare with in place of the package's.
@@ -218,13 +218,13 @@ async def _compare(ours: EngineProcess, theirs: Theirs, levels: list[int]) -> di
             for who in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
                 pid = ours.pid if who == "ours" else theirs.pid
                 assert pid is not None
-                before = _cpu_s(pid)
+                before = cpu_s(pid)
                 if who == "ours":
                     mine = await _run_ours(ours, prompts, level)
-                    mine["cpu_s"] = _cpu_s(pid) - before
+                    mine["cpu_s"] = cpu_s(pid) - before
                 else:
                     other = await asyncio.to_thread(theirs.run, prompts, level)
-                    other["cpu_s"] = _cpu_s(pid) - before
+                    other["cpu_s"] = cpu_s(pid) - before
             results[kind, level].append((mine, other))
             clock = f"{_rate(mine):.1f} against {_rate(other):.1f} tokens/s"
             by_cpu = f"{_rate(mine, 'cpu_s'):.1f} against {_rate(other, 'cpu_s'):.1f} by CPU second"
@@ -245,12 +245,6 @@ async def _compare(ours: EngineProcess, theirs: Theirs, levels: list[int]) -> di
 
 def _rate(run: dict[str, Any], by: str = "seconds") -> float:
     return float(run["tokens"] / run[by])
-
-
-def _cpu_s(pid: int) -> float:
-    """CPU time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _prompts(engine: EngineProcess, draw: random.Random, kind: str, count: int) -> list[str]:

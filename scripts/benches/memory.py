@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from node.errors import ExitCode, KithError
-from scripts.daemons import Daemon, end_all, formed, processes_of, until
+from scripts.benches import pss_mb
+from scripts.daemons import ENGINE, Daemon, end_all, formed, processes_of, until
 from scripts.throwaway import ThrowawayMesh
 
 STARTS = 5
@@ -75,10 +76,4 @@ async def _sizes(folder: Path) -> dict[str, float]:
 
 def _pss_mb(daemon: Daemon) -> float:
     """Megabytes of the daemon and its children, the engine left out."""
-    total = 0
-    for pid, command in processes_of(daemon.data_dir).items():
-        if "node.engine.child" in command:
-            continue
-        rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total += next(int(row.split()[1]) for row in rows if row.startswith("Pss:"))
-    return total * 1024 / 1e6
+    return sum(pss_mb(pid) for pid, command in processes_of(daemon.data_dir).items() if ENGINE not in command)

@@ -35,7 +35,7 @@ from pathlib import Path
 from mesh.wire import local_pb2
 from node.errors import ExitCode, KithError
 from scripts import workload
-from scripts.benches import _scaling_bare, model, size, sizes
+from scripts.benches import _scaling_bare, cpu_s, model, size, sizes
 from scripts.daemons import ENGINE, Daemon, NotInTime, end_all, processes_of, until
 from scripts.throwaway import ThrowawayMesh
 
@@ -188,12 +188,7 @@ async def _times_ms(node: Daemon, jobs: Sequence[workload.Job]) -> tuple[float, 
 
 def _cpu_s(node: Daemon) -> float:
     """CPU time of the daemon and its children but the engine."""
-    total = 0
-    for pid, command in processes_of(node.data_dir).items():
-        if ENGINE not in command:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
+    return sum(cpu_s(pid) for pid, command in processes_of(node.data_dir).items() if ENGINE not in command)
 
 
 def _counted(

@@ -137,3 +137,31 @@ async def test_an_engine_that_reads_for_long_counts_as_progress_and_a_frozen_one
         os.kill(watched.engine.pid, signal.SIGCONT)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_steps_are_looked_at_only_while_a_task_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.worker.STEPS_EVERY_S", 0.0)
+    async with working(tmp_path, pace=5.0) as (_, posted, watched, blobs):
+        looks = 0
+
+        def steps() -> int:
+            nonlocal looks
+            looks += 1
+            return 0
+
+        worker = Worker(watched.engine, blobs, posted.post, steps=steps)
+        watching = asyncio.create_task(worker.watch_steps())
+        for _ in range(100):
+            await watched.engine.stats()
+        assert looks <= 1
+        worker.start(answer(LONG))
+        async with asyncio.timeout(60):
+            while looks < 100:  # noqa: ASYNC110 - as often as the loop comes round
+                await asyncio.sleep(0)
+        await worker.stop_all()
+        before = looks
+        for _ in range(100):
+            await watched.engine.stats()
+        assert looks <= before + 2
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)

@@ -15,6 +15,7 @@ import pytest
 
 from mesh.wire import engine_pb2
 from node.config import NodeConfig
+from node.engine import link as link_module
 from node.engine import process as process_module
 from node.engine.frames import FRAME_BYTES_MAX
 from node.engine.process import EngineProcess
@@ -163,6 +164,27 @@ async def test_stopped_child_is_called_stalled_within_seconds_and_moves_again() 
         await watched.until(lambda: not engine.stalled)
         assert (await asking)[1] == "length"
         assert watched.states == ["ready"] * 3
+
+
+async def test_an_engine_that_rests_is_left_alone_until_something_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "LOOK_S", 0.001)
+    monkeypatch.setattr(link_module, "REST_S", 3600.0)
+    async with running(echo_tokens_per_s=5.0) as watched:
+        engine = watched.engine
+        for _ in range(100):  # longer than the first look takes
+            await engine.stats()
+        told = engine.figures
+        for _ in range(100):
+            await engine.stats()
+        assert engine.figures is told, "nobody looked"
+        asking = asyncio.ensure_future(answer(engine, ask(LONG, max_tokens=1000)))
+        async with asyncio.timeout(PATIENCE):
+            while not engine.figures.slots_busy:  # noqa: ASYNC110 - a look tells nobody
+                await asyncio.sleep(0)
+        assert engine.pid is not None
+        asking.cancel()
+        os.kill(engine.pid, signal.SIGKILL)
+        await watched.until(lambda: "restarting" in watched.states)  # noticed at once, whether it rests or not
 
 
 async def test_engine_that_keeps_dying_is_started_again_but_not_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

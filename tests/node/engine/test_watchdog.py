@@ -4,7 +4,17 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from node.engine.watchdog import HANG_STEPS, LOOK_S, SILENT_S, STILL_S, STILL_STEPS, Verdict, Watchdog
+from node.engine.watchdog import (
+    HANG_STEPS,
+    LOOK_S,
+    OWN_PAUSE_S,
+    REST_S,
+    SILENT_S,
+    STILL_S,
+    STILL_STEPS,
+    Verdict,
+    Watchdog,
+)
 
 
 @dataclass
@@ -44,6 +54,17 @@ def test_silence_is_a_stall_after_two_seconds_and_the_end_after_twenty(busy: boo
     one.run(10, busy=busy)
     one.run(30, answers=False, busy=busy)
     assert one.verdicts[1:] == [(10 + SILENT_S, Verdict.STALLED), (30.0, Verdict.HUNG)]
+
+
+def test_an_engine_that_freezes_while_it_rests_is_found_out_as_soon() -> None:
+    """It is asked less often then, and more often once an answer is late."""
+    assert REST_S + LOOK_S < OWN_PAUSE_S
+    one = watched()
+    one.look(REST_S, busy=False)
+    one.look(REST_S + LOOK_S, answers=False, busy=False)
+    while one.verdicts[-1][1] is Verdict.MOVES:
+        one.look(LOOK_S, answers=False, busy=False)
+    assert one.verdicts[-1][0] - REST_S < SILENT_S + LOOK_S
 
 
 def test_an_engine_that_answers_again_moves_again() -> None:
