@@ -198,7 +198,10 @@ async def test_a_stream_ends_with_who_voted_and_a_gone_client_ends_the_panel() -
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"extra_body": {"options": ["same", "Same"]}}, "options"),
         ({"response_format": of_schema({"properties": {"a": {"enum": ["yes"]}}})}, "response_format"),
-        ({"messages": [{"role": "user", "content": "long " * 2000}], "extra_body": {"options": ["a", "b"]}}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": "long " * 2000}], "extra_body": {"options": ["a", "b"]}},
+            "messages",
+        ),
     ],
 )
 async def test_what_a_panel_can_not_do_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
