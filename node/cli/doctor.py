@@ -213,6 +213,9 @@ def _daemon(state: _State) -> Iterator[Finding]:
         yield Finding("node", level, error.message, error.remedy)
         return
     yield Finding("node", "ok", f"{now.name} ({now.node_id[:12]}) has been up for {output.seconds(now.uptime_s)}")
+    if now.revoked:
+        words = f"this node was cut off from its mesh: {output.one_line(now.revoked)}"
+        yield Finding("node", "fail", words, "kith leave, then kith join with a new invite")
     if now.engine_state == "ready":
         yield Finding("node", "ok", f"its engine is ready: {now.agent.model}")
     else:
