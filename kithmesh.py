@@ -12,8 +12,8 @@
     assign([[4, 1, 3], [2, 0, 5], [3, 2, 2]])             # [1, 0, 2]: agent of each task, at the least total cost
 
 A node must run on this machine (`kith up`). All calls block, in a notebook too; `node.client.NodeClient` is the same
-for asyncio. Every operating error is a `KithError` with a code, a message and a remedy. Nothing here reaches into a node
-but through its local door. Threads may share a `Client`; an `LLMAgent` holds one dialogue, so it is one thread's.
+for asyncio. Every operating error is a `KithError` with a code, a message and a remedy. Nothing here reaches into a
+node but through its local door. Threads may share a `Client`; an `LLMAgent` holds one dialogue, so it is one thread's.
 """
 
 from __future__ import annotations

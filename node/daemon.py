@@ -123,7 +123,7 @@ class Daemon:
             logs.log("info", "stopping")
         logs.log("info", "stopped")
         if self._fatal:
-            raise KithError("disk-failed", self._fatal, "Make room or mend the disk, then start the node again.")
+            raise KithError("disk-failed", self._fatal, "See to the disk or the folder, then start the node again.")
 
     def request_stop(self, drain_s: float) -> None:
         self._drain_s = drain_s
@@ -133,7 +133,7 @@ class Daemon:
         config = self.config
         choose(config.interfaces, where_to_listen(config.listen)[0])  # raises where one that was named is unknown
         prepare_folders(self.paths)
-        stack.enter_context(Lock(self.paths))
+        lock = stack.enter_context(Lock(self.paths))
         logs.set_up(self.paths.log, config.log_level, terminal=False)
         stack.callback(logs.tear_down)
         self.enrolment = enrolment.load(self.paths)
@@ -232,6 +232,7 @@ class Daemon:
         self._background.spawn(self._bring_up_engine(), "engine")
         self._background.spawn(self._keep_load(), "load")
         self._background.spawn(self._measure_disk(), "disk")
+        self._background.spawn(lock.watch(self._disk_failed), "data directory")
         self._background.spawn(self.worker.watch_steps(), "steps")
         if config.http:
             from node.http.door import serve
