@@ -157,6 +157,7 @@ def _data_dir(state: _State) -> Iterator[Finding]:
 
 
 def _key(state: _State) -> Iterator[Finding]:
+    from node.keys import load_key
     from node.paths import NodePaths
 
     path = NodePaths(state.folder).key
@@ -169,6 +170,7 @@ def _key(state: _State) -> Iterator[Finding]:
     elif not os.access(path, os.R_OK):
         yield Finding("key", "fail", f"{path} belongs to another user", "run kith as that user")
     else:
+        load_key(path)  # what it raises is told
         yield Finding("key", "ok", "there, and only yours to read")
 
 

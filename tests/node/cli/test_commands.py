@@ -189,6 +189,10 @@ def test_doctor_wants_the_key_private(kith: Kith, data_dir: object, monkeypatch:
     key = NodePaths(data_dir).key  # type: ignore[arg-type]
     key.parent.mkdir(parents=True)
     key.write_text("secret")
+    key.chmod(0o600)
+    done = kith("doctor")
+    assert done.code == ExitCode.FAILED
+    assert "it holds no key that can be read" in done.out
     key.chmod(0o644)
     done = kith("doctor")
     assert done.code == ExitCode.FAILED
