@@ -211,7 +211,7 @@ def test_explain_gives_cost_terms_runner_up_method_and_reason(kith: Kith, local_
         (local_pb2.JOB_STATE_FAILED, "nothing was assigned: the question is too long"),
     ],
 )
-def test_explain_says_why_a_job_has_no_rounds(state: local_pb2.JobState, words: str) -> None:
+def test_explain_says_why_a_job_has_no_rounds(state: local_pb2.JobState.ValueType, words: str) -> None:
     job = local_pb2.JobSnapshot(job_id=b"\xa1" * 32, kind="ask", title="Which?", state=state)
     if state == local_pb2.JOB_STATE_OPEN:
         job.waiting_for = "a plan"
