@@ -11,9 +11,9 @@
 
     assign([[4, 1, 3], [2, 0, 5], [3, 2, 2]])             # [1, 0, 2]: agent of each task, at the least total cost
 
-A node must run on this machine (`kith up`). All calls block; `node.client.NodeClient` is the same for asyncio. Every
-operating error is a `KithError` with a code, a message and a remedy. Nothing here reaches into a node but through its
-local door. Not safe to share between threads: a `Client` is cheap, make one for each.
+A node must run on this machine (`kith up`). All calls block, in a notebook too; `node.client.NodeClient` is the same
+for asyncio. Every operating error is a `KithError` with a code, a message and a remedy. Nothing here reaches into a
+node but through its local door. Threads may share a `Client`; an `LLMAgent` holds one dialogue, so it is one thread's.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from node.errors import KithError
+from node.errors import ExitCode, KithError
 
 if TYPE_CHECKING:
-    from asyncio import Runner
-
     from mesh.wire import local_pb2, work_pb2
     from node.client import NodeClient
 
@@ -38,6 +36,8 @@ __all__ = [
 ]  # fmt: skip
 
 Value = TypeVar("Value")
+
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,6 @@ class Client:
         from node.paths import default_data_dir, expanded
 
         self.data_dir = expanded(data_dir) if data_dir is not None else default_data_dir()
-        self._runner: Runner | None = None
         self._node: NodeClient | None = None
 
     def __enter__(self) -> Self:
@@ -133,20 +132,22 @@ class Client:
 
     def close(self) -> None:
         """Drop the connection. The next call makes a new one."""
-        runner, node, self._runner, self._node = self._runner, self._node, None, None
-        if runner is not None:
-            with runner:
-                if node is not None:
-                    runner.run(node.close())
+        from node.blocking import run
+
+        node, self._node = self._node, None
+        if node is not None:
+            run(node.close())
 
     def _run(self, work: Callable[[NodeClient], Coroutine[Any, Any, Value]]) -> Value:
-        import asyncio
-
+        from node.blocking import run
         from node.client import NodeClient
 
-        if self._runner is None or self._node is None:
-            self._runner, self._node = asyncio.Runner(), NodeClient(self.data_dir)
-        return self._runner.run(work(self._node))
+        async def connected() -> Value:
+            if self._node is None:
+                self._node = NodeClient(self.data_dir)
+            return await work(self._node)
+
+        return run(connected())
 
     def nodes(self) -> list[Node]:
         """The nodes of the mesh."""
@@ -179,6 +180,7 @@ class Client:
         """
         from mesh.wire import work_pb2
 
+        _no_single_text(options, "options", 'options=["yes", "no"]')
         request = work_pb2.AskRequest(question=question, panel=panel, options=options, context=context)
         reply = self._job(work_pb2.JobRequest(ask=request, seed=seed), b"")
         result = reply.result.panel
@@ -254,10 +256,14 @@ class Client:
             node: name or id of the node that shall answer; empty: the mesh chooses.
 
         Raises:
-            KithError: `node-unknown`, `prompt-too-long`, `no-agent`, …
+            KithError: `bad-request`, `node-unknown`, `prompt-too-long`, `no-agent`, …
         """
         from mesh.wire import engine_pb2, local_pb2
 
+        for message in messages:
+            if not isinstance(message, tuple | list) or len(message) != 2 or message[0] not in ROLES:
+                what = "a message is no pair of a role (system, user, assistant) and a text"
+                raise KithError("bad-request", what, 'As in: chat([("user", "Hello.")]).', ExitCode.BAD_INPUT)
         request = engine_pb2.GenerateRequest(
             messages=[engine_pb2.ChatMessage(role=role, content=text) for role, text in messages],
             max_tokens=max_tokens,
@@ -279,6 +285,7 @@ class Client:
         """Share a piece of knowledge with every node; its id."""
         from mesh.wire import facts_pb2
 
+        _no_single_text(tags, "tags", 'tags=["house"]')
         item = facts_pb2.KnowledgeAdded(title=title, text=text, source=source, tags=tags, media_type="text/plain")
         return self._run(lambda node: node.add_knowledge(item)).hex()
 
@@ -344,6 +351,14 @@ class LLMAgent:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _no_single_text(given: Sequence[str], name: str, example: str) -> None:
+    """One text is a sequence of texts, too: of its letters, which nobody means. Raises `KithError`."""
+    if isinstance(given, str):
+        raise KithError(
+            "bad-request", f"{name} is one text, not a list of them", f"As in: {example}.", ExitCode.BAD_INPUT
+        )
 
 
 def assign(costs: Sequence[Sequence[float]], capacity: Sequence[int] | None = None) -> list[int]:

@@ -120,17 +120,17 @@ def _stretched(passphrase: str, salt: bytes) -> bytes:
 
 def _opened(data: bytes) -> tuple[str, bytes, bytes]:
     """Label, salt and CA certificate."""
+    if len(data) > BACKUP_BYTES_MAX:
+        raise _bad("it is too large")
     try:
-        if len(data) > BACKUP_BYTES_MAX:
-            raise ValueError("it is too large")
         header, label, salt, rest = data.decode().replace("\r\n", "\n").split("\n", 3)
         if (header, label[: len(_LABEL)], salt[: len(_SALT)]) != (_HEADER, _LABEL, _SALT):
-            raise ValueError("it does not begin like one")
+            raise ValueError("another header")
         [ca_der] = ders_in(rest)
         Roots([ca_der])
         return enrolment.shown_label(label.removeprefix(_LABEL)), bytes.fromhex(salt.removeprefix(_SALT)), ca_der
     except ValueError as error:
-        raise _bad(str(error)) from error
+        raise _bad("it does not begin like one, or it is damaged") from error
 
 
 def _authority(data: bytes, password: bytes, ca_der: bytes) -> Authority:

@@ -49,8 +49,8 @@ class NodeClient:
     node answers, `node-timeout` where it does not answer in time, else what the node says.
     """
 
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
+    def __init__(self, data_dir: str | os.PathLike[str]) -> None:
+        self.data_dir = Path(data_dir)
         self._channel: grpc.aio.Channel | None = None
         self._stub: local_pb2_grpc.LocalAsyncStub | None = None
 

@@ -47,8 +47,8 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
         path.chmod(0o600)
     try:
         loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+    except (ValueError, TypeError) as error:  # in words of cryptography's own
+        raise ValueError("it holds no key that can be read") from error
     if not isinstance(loaded, ec.EllipticCurvePrivateKey):
         raise ValueError("it holds no elliptic-curve key")
     return loaded
@@ -64,7 +64,7 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _unreadable(path: Path, error: Exception) -> KithError:
     return KithError(
         "key-unreadable",
-        f"the node's key {path} can not be used: {error}",
+        f"the node's key {path} can not be used: {getattr(error, 'strerror', None) or error}",
         "Restore it from a backup, or move it away: the node then starts as a new one.",
         ExitCode.CANNOT_START,
     )

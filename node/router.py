@@ -31,7 +31,7 @@ from node.abilities import needed
 from node.answering import Answering
 from node.denied import node_denied
 from node.engine_door import EngineDoor
-from node.errors import KithError
+from node.errors import ExitCode, KithError
 from node.kv_moves import MOVE_TOKENS_MIN, KvMoves, kv_kind
 from node.leader import agent_id, load_of
 from node.limits import ANSWER_WITHIN_S, DEADLINE_MARGIN_S, OUTPUT_TOKENS_MAX
@@ -107,7 +107,7 @@ class Router:
         """The cheapest agent. `model` and `node` (name or id prefix) narrow the choice. Raises `KithError`."""
         routes, reasons = self.routes(request, model, node)
         if not routes:
-            raise self._nobody(model, node, reasons)
+            raise self._nobody(request, model, node, reasons)
         return routes[0]
 
     def routes(
@@ -361,7 +361,7 @@ class Router:
             finally:
                 call.cancel()
 
-    def _nobody(self, model: str, node: str, reasons: list[str]) -> KithError:
+    def _nobody(self, request: engine_pb2.GenerateRequest, model: str, node: str, reasons: list[str]) -> KithError:
         if self._replica.denied:
             return node_denied(self._replica)
         if node and not reasons:
@@ -369,6 +369,17 @@ class Router:
         if model and not reasons:
             return KithError(
                 "model-unknown", f"no live node serves the model {model!r}", "`kith nodes` lists the models."
+            )
+        contexts = [agent.context_tokens for _, _, agent in agents_named(self._replica, model, node)]
+        need = need_of(request, CHARACTERS_PER_TOKEN_MOST)
+        needed = need.prompt_tokens + need.output_tokens
+        if contexts and all(0 < tokens < needed for tokens in contexts):
+            return KithError(
+                "prompt-too-long",
+                f"the request needs {needed:,} tokens or more with its answer; "
+                f"the largest context holds {max(contexts):,}",
+                "Send less text, or allow for a shorter answer.",
+                ExitCode.BAD_INPUT,
             )
         why = "; ".join(reasons) or "no engine is ready yet"
         return KithError("no-agent", f"no agent can answer now: {why}", "Wait a moment; `kith status` tells more.")

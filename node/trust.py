@@ -22,6 +22,7 @@ from mesh.denials import DenialError
 from mesh.identity import NodeId
 from mesh.wire import local_pb2, mesh_pb2
 from node import logs
+from node.denied import node_denied
 from node.enrolment import Enrolment, not_in_a_mesh
 from node.errors import ExitCode, KithError
 from node.interfaces import resolve
@@ -182,6 +183,8 @@ class Trust:
     # Inside
 
     def _require_issuer(self) -> ec.EllipticCurvePrivateKey:
+        if self._daemon.replica.denied:  # it may still hold the key; nobody counts what it says with it
+            raise node_denied(self._daemon.replica)
         if self.enrolment.authority is not None:
             return self.enrolment.authority.private_key
         names = sorted(self._daemon.snapshots.name_of(node_id) for node_id in self._issuers())

@@ -22,8 +22,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 #: How long what a test started may take to go away after it, seconds.
 GONE_WITHIN_S = 5.0
 
-#: Threads that live as long as the process: gRPC's poller and event handlers, the executors of libraries.
-LASTING_THREADS = ("asyncio_", "Thread-poll", "grpc", "pytest_timeout", "tqdm", "_poll_wrapper", "MainThread")
+#: Threads that live as long as the process: gRPC's poller and event handlers, the executors of libraries, the loop of
+#: node/blocking.py.
+LASTING_THREADS = ("asyncio_", "kithmesh", "Thread-poll", "grpc", "pytest_timeout", "tqdm", "_poll_wrapper", "Main")
 
 
 def _children() -> dict[int, str]:

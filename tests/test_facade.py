@@ -1,15 +1,21 @@
 """Tests of kithmesh.py: the page for programs, against a known node, and without one."""
 
+import asyncio
 import inspect
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import kithmesh
 from kithmesh import Client, KithError, LLMAgent, assign
+from node.client import NodeClient
 from tests.node.cli.local_node import PANEL, SPLIT, LocalNode, serve
 
 
@@ -124,6 +130,69 @@ def test_client_can_be_used_again_after_close(local_node: LocalNode, tmp_path: P
     assert len(mesh.nodes()) == 3
     mesh.close()
     mesh.close()
+
+
+async def test_it_works_where_an_event_loop_runs(local_node: LocalNode, tmp_path: Path) -> None:
+    """As in a notebook. It blocks that loop, and does not need it."""
+    with Client(tmp_path) as mesh:
+        assert len(mesh.nodes()) == 3
+        assert len(await asyncio.to_thread(mesh.nodes)) == 3
+
+
+def test_a_client_may_be_shared_by_threads(local_node: LocalNode, tmp_path: Path) -> None:
+    with Client(tmp_path) as mesh, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: len(mesh.nodes()), range(32)))
+    assert found == [3] * 32
+
+
+def test_a_program_that_closes_nothing_ends_well(local_node: LocalNode, tmp_path: Path) -> None:
+    code = f"from kithmesh import Client; print(len(Client({str(tmp_path)!r}).nodes()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+
+
+def test_ctrl_c_ends_the_wait_and_the_client_stays_of_use(local_node: LocalNode, tmp_path: Path) -> None:
+    begun = threading.Event()
+
+    async def never(node: NodeClient) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    def interrupt() -> None:
+        begun.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with Client(tmp_path) as mesh:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            mesh._run(never)
+        assert len(mesh.nodes()) == 3
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda mesh: mesh.chat([{"role": "user", "content": "hi"}]),
+        lambda mesh: mesh.chat([("wizard", "hi")]),
+        lambda mesh: mesh.chat("hi"),
+        lambda mesh: mesh.ask("Which?", options="yes,no"),
+        lambda mesh: mesh.add_knowledge("text", tags="house"),
+    ],
+)
+def test_what_would_silently_mean_something_else_is_refused(
+    call: Callable[[Client], object], local_node: LocalNode, tmp_path: Path
+) -> None:
+    with Client(tmp_path) as mesh, pytest.raises(KithError) as caught:
+        call(mesh)
+    assert caught.value.code == "bad-request"
+    assert caught.value.remedy.startswith("As in: ")
+    assert local_node.asked == []
+    assert local_node.submitted == []
+
+
+async def test_the_client_for_asyncio_takes_a_path_as_text(local_node: LocalNode, tmp_path: Path) -> None:
+    async with NodeClient(str(tmp_path)) as node:
+        assert len(await node.nodes()) == 3
 
 
 def test_assign_writes_nothing_to_its_callers_output() -> None:

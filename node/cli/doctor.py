@@ -157,6 +157,7 @@ def _data_dir(state: _State) -> Iterator[Finding]:
 
 
 def _key(state: _State) -> Iterator[Finding]:
+    from node.keys import load_key
     from node.paths import NodePaths
 
     path = NodePaths(state.folder).key
@@ -169,6 +170,7 @@ def _key(state: _State) -> Iterator[Finding]:
     elif not os.access(path, os.R_OK):
         yield Finding("key", "fail", f"{path} belongs to another user", "run kith as that user")
     else:
+        load_key(path)  # what it raises is told
         yield Finding("key", "ok", "there, and only yours to read")
 
 
@@ -213,6 +215,9 @@ def _daemon(state: _State) -> Iterator[Finding]:
         yield Finding("node", level, error.message, error.remedy)
         return
     yield Finding("node", "ok", f"{now.name} ({now.node_id[:12]}) has been up for {output.seconds(now.uptime_s)}")
+    if now.revoked:
+        words = f"this node was cut off from its mesh: {output.one_line(now.revoked)}"
+        yield Finding("node", "fail", words, "kith leave, then kith join with a new invite")
     if now.engine_state == "ready":
         yield Finding("node", "ok", f"its engine is ready: {now.agent.model}")
     else:

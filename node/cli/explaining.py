@@ -22,10 +22,11 @@ def print_explanation(reply: local_pb2.ExplainReply) -> None:
     labels = {(task.index, task.replica): task.label for task in job.tasks}
     print(f"{output.bold(job.kind)} {output.one_line(job.title, 60)}  {short_id(job)}, {job_state(job)}")
     if not reply.rounds:
-        print(
-            "nothing was assigned yet"
-            + (f": the job waits for {output.one_line(job.waiting_for)}" if job.waiting_for else "")
+        why = (
+            f"the job waits for {job.waiting_for}" if job.waiting_for else "; ".join(one.message for one in job.reasons)
         )
+        yet = " yet" if job.state == local_pb2.JOB_STATE_OPEN else ""
+        print(f"nothing was assigned{yet}" + (f": {output.one_line(why)}" if why else ""))
     for one in reply.rounds:
         assigned = one.assigned
         print()

@@ -257,9 +257,10 @@ def _print_happened(happened: local_pb2.InviteHappened, as_json: bool) -> None:
 
 def _seconds(text: str) -> float:
     found = re.fullmatch(r"(\d{1,7})\s*([smhd]?)", text.strip().lower())
-    if found is None:
+    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if not seconds:
         raise KithError("usage", f"{text[:20]!r} is no time", "write it like 90s, 15m, 2h or 1d", ExitCode.USAGE)
-    return float(found[1]) * _UNITS[found[2]]
+    return seconds
 
 
 def _role(text: str) -> str:

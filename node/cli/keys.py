@@ -63,11 +63,14 @@ def remove(
     as_json: session.Json = False,
 ) -> None:
     """Remove a key. It is worth nothing from now on."""
-    _keys(ctx).remove(name)
+    keys = _keys(ctx)
+    keys.remove(name)
     if as_json:
         output.emit({"removed": name})
         return
     print(f"removed {name}")
+    if not keys.all():
+        print("  note   it was the last: on loopback the HTTP door asks for none now")
 
 
 def _day(time_ms: int) -> str:

@@ -176,7 +176,7 @@ async def _shaken(credentials: Credentials | None, host: str, port: int) -> tupl
         return None, _refused(error, seen, credentials)
     if identity.node_id == credentials.identity.node_id:
         return identity, ok(HANDSHAKE, "this node itself answers there")
-    words = f"{identity.node_id[:12]}, a {identity.role} of this mesh, is there and takes this node's certificate"
+    words = f"{identity.node_id[:12]} of this mesh ({identity.role}) is there and takes this node's certificate"
     return identity, ok(HANDSHAKE, words)
 
 

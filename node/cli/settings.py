@@ -49,7 +49,7 @@ def _between(low: float, high: float, or_zero: bool = False) -> Check:
     def check(value: float) -> str:
         if low <= value <= high or (or_zero and value == 0):
             return ""
-        return f"must be {'0 or ' if or_zero else ''}from {low:g} to {high:g}"
+        return f"must be {'0 or ' if or_zero else ''}from {low:,} to {high:,}"
 
     return check
 
@@ -76,7 +76,7 @@ def _addresses(values: tuple[str, ...]) -> str:
     for value in values:
         parts = split_address(value)
         if parts is None or parts[1] == 0:
-            return f"must be HOST:PORT, as in 192.168.1.20:7420; {value!r} is not"
+            return f"must be HOST:PORT, as in 192.168.1.20:7420, not {value!r}"
     return ""
 
 
@@ -93,7 +93,7 @@ def _hosts(values: tuple[str, ...]) -> str:
         return "may name at most 64 hosts"
     for value in values:
         if not re.fullmatch(r"(\*\.)?[\w.:-]{1,253}", value):
-            return f"must be names or addresses of this node, without a port; {value!r} is not"
+            return f"must be names or addresses of this node, without a port, not {value!r}"
     return ""
 
 
@@ -115,7 +115,7 @@ def _adapters(values: tuple[str, ...]) -> str:
     for value in values:
         name, _, path = value.partition("=")
         if not 0 < len(name) <= 64 or not path:
-            return f"must be texts of the form NAME=PATH; {value!r} is not"
+            return f"must be texts of the form NAME=PATH, not {value!r}"
     return ""
 
 
@@ -150,7 +150,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("http_cert", str, _any),
     Setting("http_key", str, _any),
     Setting("http_hosts", tuple, _hosts),
-    Setting("echo_tokens_per_s", float, _between(0.1, 1e6)),
+    Setting("echo_tokens_per_s", float, _between(0.1, 1_000_000)),
     Setting("log_level", str, _one_of("debug", "info", "warning", "error"), "--log-level"),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -182,7 +182,8 @@ def load_config(
 
     def take(setting: Setting, value: Any, origin: str) -> None:
         if wrong := setting.check(value):
-            raise _bad(f"{origin}: {setting.name} {wrong}, not {_show(value)}")
+            found = "" if isinstance(value, tuple) else f", not {_show(value)}"  # a list's check names the one
+            raise _bad(f"{origin}: {setting.name} {wrong}{found}")
         values[setting.name] = value
         origins[setting.name] = origin
 

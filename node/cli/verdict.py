@@ -77,10 +77,10 @@ def _print_summary(result: work_pb2.SummaryResult, text: str) -> None:
             )
             print(output.dim(f"    {where}" + (f"  ({marks})" if index == 0 else "")))
         if len(sentence.sources) > QUOTES_MAX:
-            print(output.dim(f"    and {len(sentence.sources) - QUOTES_MAX} more places"))
+            print(output.dim(f"    and {_count(len(sentence.sources) - QUOTES_MAX, 'more place')}"))
     print()
     print(
-        f"{result.words_in:,} words in, {result.words_out:,} out; "
+        f"{_count(result.words_in, 'word')} in, {result.words_out:,} out; "
         f"{_count(result.pieces, 'piece')}, {_count(result.levels, 'level')}"
     )
     if not text:

@@ -15,8 +15,7 @@ from node.http.embeddings import owner_of
 from node.http.fields import Refused
 from node.http.naming import PANEL, Named, check_abilities, live_agents, resolve
 from node.http.panel import convened
-from node.route import CHARACTERS_PER_TOKEN_MOST
-from node.router import Router, need_of
+from node.router import Router
 
 
 def answered(router: Router, replica: Replica, ask: Ask, who: Hashable) -> Answering:
@@ -37,8 +36,9 @@ def answered(router: Router, replica: Replica, ask: Ask, who: Hashable) -> Answe
     try:
         return routed(router, named, ask, who)
     except KithError as error:
-        if error.code == "no-agent":
-            _check_length(ask.requests[0], named)
+        if error.code == "prompt-too-long":  # for every agent
+            field = "messages" if ask.requests[0].messages else "prompt"
+            raise Refused(error.message, field, error.remedy, error.code) from None
         raise
 
 
@@ -64,20 +64,6 @@ def _say_first(request: engine_pb2.GenerateRequest, words: str) -> None:
     del request.messages[:]
     request.messages.add(role="system", content=words)
     request.messages.extend(rest)
-
-
-def _check_length(request: engine_pb2.GenerateRequest, named: Named) -> None:
-    """Too long for everybody is the client's to change, and not worth a retry."""
-    need = need_of(request, CHARACTERS_PER_TOKEN_MOST)
-    needed = need.prompt_tokens + need.output_tokens
-    most = max((one.agent.context_tokens or needed for one in named.agents), default=needed)
-    if most < needed:
-        raise Refused(
-            f"the request needs {needed:,} tokens or more with its answer; the largest context holds {most:,}",
-            "messages" if request.messages else "prompt",
-            "Send less text, or allow for a shorter answer.",
-            "prompt-too-long",
-        )
 
 
 def _check_biases(request: engine_pb2.GenerateRequest, named: Named) -> None:

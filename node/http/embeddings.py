@@ -63,7 +63,12 @@ async def embeddings(router: Router, replica: Replica, body: dict[str, Any], who
     for start in range(0, len(inputs), BATCH):
         part = inputs[start : start + BATCH]
         request = engine_pb2.EmbedRequest(texts=part, owner=owner_of(who), priority=PRIORITY)
-        reply, route = await router.questions.embed(route, request, who)
+        try:
+            reply, route = await router.questions.embed(route, request, who)
+        except KithError as error:
+            if error.code == "prompt-too-long":
+                raise Refused(error.message, "input", error.remedy, error.code) from None
+            raise
         if len(reply.vectors) != len(request.texts):
             raise KithError("engine-failed", "the engine gave another number of vectors than of texts", "Tell us.")
         if not all(math.isfinite(sum(vector.values)) for vector in reply.vectors):

@@ -94,8 +94,12 @@ def number(body: Mapping[str, Any], key: str, default: float, least: float, most
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise Refused(f"{key} is not a number from {least:g} to {most:g}", key)
+        raise Refused(f"{key} is not a number from {_written(least)} to {_written(most)}", key)
     return value
+
+
+def _written(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:,g}"
 
 
 def integer(body: Mapping[str, Any], key: str, default: int, least: int, most: int) -> int:

@@ -14,6 +14,7 @@ import asyncio
 import ipaddress
 import json
 import math
+import socket
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -75,6 +76,9 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # asyncio sets it only where the listening socket was made for TCP by name, and uvicorn's is not. Without it
+        # the second piece of an answer waits until the client has acknowledged the first, mostly for 40 ms.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         here = [one.client[0] for one in self.connections if isinstance(one, Connection) and one.client is not None]
         same = here.count(self.client[0]) if self.client is not None else 0
         over = max(same - CONNECTIONS_PER_HOST_MAX, len(self.connections) - CONNECTIONS_MAX)

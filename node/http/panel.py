@@ -28,7 +28,7 @@ from node.router import Router
 from node.tasks import run_task
 from solver.agreement import best, by_judges, by_overlap
 from solver.assemble import assemble
-from solver.decompose import plan_ask
+from solver.decompose import check_options, plan_ask
 from solver.panel import answer_group, spokesman, tally
 
 SEATS_MIN, SEATS_MAX = 3, 5
@@ -223,6 +223,11 @@ async def _agreed(seats: list[Seat], texts: list[str], request: engine_pb2.Gener
 async def _closed(seats: list[Seat], ask: Ask, options: tuple[str, ...], key: str) -> Pieces:
     request = ask.requests[0]
     question, context = _question(request)
+    try:
+        check_options(options)
+    except ValueError as error:
+        param = ask.needs.get("json_schema", "response_format") if key else "options"
+        raise Refused(f"a panel can not choose from these options: {error}", param) from None
     try:
         job = work_pb2.JobRequest(
             ask=work_pb2.AskRequest(question=question, panel=len(seats), options=options, context=context),

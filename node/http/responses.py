@@ -28,6 +28,7 @@ NOT_HONOURED = {
     "truncation": "what does not fit is refused, never cut",
 }
 HARMLESS = ("disabled",)
+_UNKNOWN = "response-unknown"
 
 
 @dataclass
@@ -47,7 +48,7 @@ def responses_ask(body: dict[str, Any], store: ResponseStore, who: Hashable) -> 
     dialogue = messages_of_input(body.get("input"))
     previous = body.get("previous_response_id")
     if previous is not None:
-        dialogue = [*held_response(store, text(previous, "previous_response_id"), who).messages, *dialogue]
+        dialogue = [*_held_before(store, text(previous, "previous_response_id"), who).messages, *dialogue]
     if len(dialogue) >= MESSAGES_MAX:
         raise Refused(f"the dialogue has more than {MESSAGES_MAX:,} messages", "input")
     request = engine_pb2.GenerateRequest(priority=PRIORITY, messages=dialogue)
@@ -135,14 +136,18 @@ def held_response(store: ResponseStore, response_id: str, who: Hashable) -> Held
     """Raises `KithError` (`response-unknown`)."""
     held = store.get(response_id, who)
     if held is None:
-        raise Refused(
-            "this node does not hold that response, or not any more",
-            "previous_response_id",
-            "Send the whole dialogue as input.",
-            "response-unknown",
-            ExitCode.NOT_FOUND,
-        )
+        remedy = "It is kept by the node that made it, for an hour, for the key that asked for it."
+        raise KithError(_UNKNOWN, "this node does not hold that response, or not any more", remedy, ExitCode.NOT_FOUND)
     return held
+
+
+def _held_before(store: ResponseStore, response_id: str, who: Hashable) -> Held:
+    """What a dialogue goes on from. Raises `Refused` (`response-unknown`)."""
+    try:
+        return held_response(store, response_id, who)
+    except KithError as error:
+        remedy = "Send the whole dialogue as input."
+        raise Refused(error.message, "previous_response_id", remedy, _UNKNOWN, ExitCode.NOT_FOUND) from None
 
 
 def _keep(writing: Writing, wanted: ResponsesAsk, store: ResponseStore, who: Hashable) -> None:

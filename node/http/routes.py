@@ -145,7 +145,11 @@ async def _no_route(request: Request, error: Exception) -> Response:
         answer = error_response(said)
         answer.headers.update(error.headers or {})
         return answer
-    return error_response(KithError("no-such-path", "there is nothing here", "See docs/http.md.", ExitCode.NOT_FOUND))
+    return error_response(
+        KithError(
+            "no-such-path", "there is nothing here", "Paths begin with /v1: see docs/http.md.", ExitCode.NOT_FOUND
+        )
+    )
 
 
 async def _defect(_: Request, error: Exception) -> Response:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from node import gguf
 from node.errors import ExitCode, KithError
+from node.models import default
 from node.models.store import Entry, ModelStore, Origin, check_name, file_sha256, told_of_disk
 
 Progress = Callable[[int, int], None]
@@ -29,7 +30,7 @@ def pull_file(
     Raises `KithError` (`bad-model`, `model-exists`, `disk-full`). Blocks; reads the file once or twice."""
     path = path.absolute()
     gguf.read_header(path)  # before anything is copied
-    name = check_name(name or path.name)
+    named, name = bool(name), check_name(name or path.name)
     size = path.stat().st_size
     origin = Origin(f"file:{path}")
     if path.parent.resolve() == store.folder.resolve() and name == path.name:
@@ -41,7 +42,10 @@ def pull_file(
         except OSError:
             store.check_room(size)
             _copy(path, part, size, progress)
-        return store.take(part, name, _checked(part, sha256), origin)
+        found = _checked(part, sha256)
+        if found == default.DEFAULT_SHA256 and not named:
+            name = default.DEFAULT_FILE  # where `kith up` without --model looks for it
+        return store.take(part, name, found, origin)
 
 
 def _checked(path: Path, sha256: str) -> str:

@@ -156,4 +156,6 @@ def test_what_is_no_backup_is_refused(founder: NodePaths, tmp_path: Path) -> Non
         with pytest.raises(KithError) as raised:
             ca_restore(new, data, PASSPHRASE)
         assert code_of(raised) == "bad-backup", what
+        of_python = ("unpack", "codec", "fromhex", "PEM", "expected")
+        assert not any(word in raised.value.message for word in of_python), (what, raised.value.message)
     assert not list(new.data_dir.iterdir())

@@ -344,6 +344,23 @@ async def test_a_copied_data_directory_is_noticed(daemon: DaemonFactory, tmp_pat
     await until(noticed, 10.0, "the copy is noticed")
 
 
+@pytest.mark.parametrize("gone", ["removed", "moved", "made anew"])
+async def test_a_node_whose_data_directory_goes_away_ends(gone: str, daemon: DaemonFactory, tmp_path: Path) -> None:
+    """It would go on for ever: nobody could speak to it, and it would promise to keep what is on no disk."""
+    node = daemon(alone=True)
+    await node.ready()
+    aside = tmp_path / "aside"
+    node.data_dir.rename(aside)
+    if gone == "removed":
+        shutil.rmtree(aside)
+    elif gone == "made anew":
+        (node.data_dir / "run").mkdir(parents=True)
+        (node.data_dir / "run" / "kith.pid").write_text("")
+    assert node.process is not None
+    assert await asyncio.to_thread(node.process.wait, 60) == ExitCode.FAILED
+    assert "removed or moved while the node ran" in node.output.read_text()
+
+
 async def test_a_node_in_no_mesh_works_alone_and_is_seen_by_nobody(daemon: DaemonFactory) -> None:
     first = daemon(name="first")
     await first.ready()

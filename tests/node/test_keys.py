@@ -67,4 +67,5 @@ def test_what_is_no_key_is_refused_and_left_alone(tmp_path: Path, content: bytes
     with pytest.raises(KithError) as raised:
         load_or_make_key(path)
     assert raised.value.code == "key-unreadable"
+    assert not any(word in raised.value.message for word in ("http", "PEM", "Framing", "password"))
     assert path.read_bytes() == content

@@ -12,8 +12,8 @@ from mesh.wire import common_pb2, engine_pb2, facts_pb2, membership_pb2
 from node.engine_door import EngineDoor
 from node.errors import ExitCode, KithError
 from node.kv_moves import Brought
-from node.route import CHARACTERS_PER_TOKEN
-from node.router import HEDGES_BURST, Router
+from node.route import CHARACTERS_PER_TOKEN, CHARACTERS_PER_TOKEN_MOST
+from node.router import HEDGES_BURST, Router, need_of
 
 ME, ONE, TWO = ("a" * 32, "b" * 32, "c" * 32)
 Event = engine_pb2.GenerateEvent
@@ -411,6 +411,25 @@ def test_whom_a_prompt_may_not_fit_is_asked_where_it_surely_fits_nobody() -> Non
     world.agent(ONE, context_tokens=8192, prefill_tokens_per_s=10.0)
     assert world.router.choose(prose).id == f"{ONE}/default", "though it is ten times as slow"
     assert world.router.choose(chat("x" * 10_000)).id == f"{ME}/default"
-    with pytest.raises(KithError, match="its context holds 4096") as caught:
+    with pytest.raises(KithError, match="the largest context holds 4,096") as caught:
         world.router.choose(chat("x" * 40_000), node=ME)
+    assert caught.value.code == "prompt-too-long"
+
+
+@pytest.mark.parametrize(("characters", "code"), [(32_687, "no-agent"), (32_688, "prompt-too-long")])
+def test_what_is_too_long_for_all_is_the_askers_to_change_and_no_matter_of_waiting(characters: int, code: str) -> None:
+    request = chat("x" * characters)
+    need = need_of(request, CHARACTERS_PER_TOKEN_MOST)
+    assert need.prompt_tokens + need.output_tokens == 4096 + (code != "no-agent")
+    world = World()
+    world.agent(ME)
+    world.loads[ME] = membership_pb2.NodeLoad(draining=True)
+    with pytest.raises(KithError) as caught:
+        world.router.choose(request)
+    assert caught.value.code == code
+    assert ("Wait" in caught.value.remedy) == (code == "no-agent")
+    world.agent(ONE, context_tokens=0)  # it does not say how much it takes
+    world.loads[ONE] = membership_pb2.NodeLoad(draining=True)
+    with pytest.raises(KithError) as caught:
+        world.router.choose(request)
     assert caught.value.code == "no-agent"

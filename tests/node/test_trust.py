@@ -284,6 +284,30 @@ async def test_a_revoked_node_is_cut_off_and_does_not_come_back(daemon: DaemonFa
         assert (await client.revoke("carla")).node_id == load_id(anew)
 
 
+async def test_an_issuer_that_was_revoked_lets_nobody_in(daemon: DaemonFactory, tmp_path: Path) -> None:
+    """It still has the key, and its owner may not have heard."""
+    mesh = ThrowawayMesh()
+    founder = await founded(daemon, tmp_path, mesh)
+    mesh.enrol(tmp_path / "ben", Role.ISSUER)
+    ben = daemon("--seed", await seed_of(founder), name="ben", alone=True)
+    await formed([founder, ben])
+    async with founder.client() as client:
+        await client.revoke(load_id(ben), "stolen")
+
+    async def heard() -> bool:
+        return bool((await ben.status()).revoked)
+
+    await until(heard, 10.0, "ben hears of it")
+    async with ben.client() as client:
+        with pytest.raises(KithError) as refused:
+            await invited(ben, local_pb2.InviteRequest())
+        assert refused.value.code == "node-denied"
+        for asked in (client.promote("founder"), client.revoke("founder")):
+            with pytest.raises(KithError) as refused:
+                await asked
+            assert refused.value.code == "node-denied"
+
+
 async def test_a_member_that_is_no_issuer_renews_nobody(daemon: DaemonFactory, tmp_path: Path) -> None:
     mesh = ThrowawayMesh()
     mesh.enrol(tmp_path / "ben")

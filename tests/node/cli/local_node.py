@@ -185,6 +185,7 @@ class LocalNode(local_pb2_grpc.LocalServicer):
         self.certificate_ends_ms = int((time.time() + 20 * 86_400 + 1800) * 1000)
         self.issuers = 2
         self.backed_up_ms = 0
+        self.revoked = ""
 
     def _fail(self, context: grpc.ServicerContext, error: KithError) -> None:
         context.set_trailing_metadata(((PROBLEM_KEY, error.to_wire().SerializeToString()),))
@@ -192,6 +193,7 @@ class LocalNode(local_pb2_grpc.LocalServicer):
 
     def Status(self, request: local_pb2.StatusRequest, context: grpc.ServicerContext) -> local_pb2.StatusReply:
         return local_pb2.StatusReply(
+            revoked=self.revoked,
             node_id=IDS[0],
             name="anna",
             software_version="0.1.0",

@@ -154,6 +154,18 @@ def test_doctor_reports_a_healthy_node(kith: Kith, local_node: LocalNode, monkey
     assert {("python", "ok"), ("data", "ok"), ("node", "ok"), ("engine", "ok"), ("peers", "ok")} <= checks
 
 
+def test_doctor_says_that_a_node_was_cut_off(
+    kith: Kith, local_node: LocalNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KITH_ENGINE", "echo")
+    monkeypatch.setenv("KITH_MDNS", "no")
+    local_node.revoked = "stolen"
+    done = kith("doctor")
+    assert done.code == ExitCode.FAILED
+    assert "this node was cut off from its mesh: stolen" in done.out
+    assert "leave, then" in done.out
+
+
 def test_doctor_fails_on_what_stops_a_node(kith: Kith, data_dir: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KITH_ENGINE", "ecko")
     done = kith("doctor")
@@ -177,6 +189,10 @@ def test_doctor_wants_the_key_private(kith: Kith, data_dir: object, monkeypatch:
     key = NodePaths(data_dir).key  # type: ignore[arg-type]
     key.parent.mkdir(parents=True)
     key.write_text("secret")
+    key.chmod(0o600)
+    done = kith("doctor")
+    assert done.code == ExitCode.FAILED
+    assert "it holds no key that can be read" in done.out
     key.chmod(0o644)
     done = kith("doctor")
     assert done.code == ExitCode.FAILED

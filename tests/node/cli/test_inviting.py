@@ -139,7 +139,10 @@ def test_times_are_read(text: str, seconds: float) -> None:
     assert inviting._seconds(text) == seconds
 
 
-@pytest.mark.parametrize("option", [("--ttl", "soon"), ("--ttl", "-5m"), ("--role", "issuer"), ("--uses", "0")])
+@pytest.mark.parametrize(
+    "option",
+    [("--ttl", "soon"), ("--ttl", "-5m"), ("--ttl", "0s"), ("--ttl", "0"), ("--role", "issuer"), ("--uses", "0")],
+)
 def test_what_makes_no_sense_is_refused_here(kith: Kith, inviter: Inviter, option: tuple[str, str]) -> None:
     assert kith("invite", *option).code == ExitCode.USAGE
     assert inviter.requests == []

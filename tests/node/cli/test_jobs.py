@@ -1,9 +1,13 @@
 """Tests of node/cli/jobs.py, explaining.py and verdict.py: what the commands about jobs print."""
 
+import contextlib
+import io
 from pathlib import Path
 
 import pytest
 
+from mesh.wire import local_pb2
+from node.cli.explaining import print_explanation
 from node.cli.jobs import parse_options
 from node.errors import ExitCode, KithError
 from tests.node.cli.conftest import Kith
@@ -198,6 +202,26 @@ def test_explain_gives_cost_terms_runner_up_method_and_reason(kith: Kith, local_
     assert " ".join(row.split()) == "piece 0 anna 6.2 s prefill 5.1 s + decode 1.1 s ben, 9.8 s"
     first = kith("explain", "a1", "--json").json["rounds"][0]["assignments"][0]
     assert first["terms"] == {"prefill": 5.1, "decode": 1.1}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (local_pb2.JOB_STATE_OPEN, "nothing was assigned yet: the job waits for a plan"),
+        (local_pb2.JOB_STATE_FAILED, "nothing was assigned: the question is too long"),
+    ],
+)
+def test_explain_says_why_a_job_has_no_rounds(state: local_pb2.JobState.ValueType, words: str) -> None:
+    job = local_pb2.JobSnapshot(job_id=b"\xa1" * 32, kind="ask", title="Which?", state=state)
+    if state == local_pb2.JOB_STATE_OPEN:
+        job.waiting_for = "a plan"
+    else:
+        job.reasons.add(code="prompt-too-long", message="the question is too long")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        print_explanation(local_pb2.ExplainReply(job=job))
+    assert words in out.getvalue()
+    assert ("yet" in out.getvalue()) == (state == local_pb2.JOB_STATE_OPEN)
 
 
 def test_superseded_result_is_marked(kith: Kith, local_node: LocalNode) -> None:

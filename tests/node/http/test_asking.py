@@ -8,8 +8,6 @@ from node.http.answering import Ask
 from node.http.asking import answered
 from node.http.fields import Refused
 from node.http.tools import toolbox_of
-from node.route import CHARACTERS_PER_TOKEN_MOST
-from node.router import need_of
 from tests.node.http.scripted import Scripted, agent
 
 TOOLS = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
@@ -55,33 +53,17 @@ def test_a_dialogue_that_holds_calls_needs_a_template_that_knows_them() -> None:
     assert caught.value.param == "messages"
 
 
-def test_what_is_too_long_for_all_is_the_clients_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", ["no-agent", "prompt-too-long"])
+@pytest.mark.parametrize("field", ["messages", "prompt"])
+def test_what_is_too_long_for_all_names_its_field(code: str, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = Scripted()
+    request = talk("x") if field == "messages" else engine_pb2.GenerateRequest(prompt="x")
 
     def nobody(*_: object) -> None:
-        raise KithError("no-agent", "no agent can answer now")
-
-    monkeypatch.setattr(mesh, "choose", nobody)
-    with pytest.raises(KithError) as short:
-        asked(mesh, Ask([talk("short")], "kith"))
-    assert short.value.code == "no-agent"
-    with pytest.raises(Refused) as long:
-        asked(mesh, Ask([talk("x" * 100_000)], "kith"))
-    assert long.value.code == "prompt-too-long"
-    assert long.value.param == "messages"
-
-
-@pytest.mark.parametrize(("characters", "code"), [(30_719, "no-agent"), (30_720, "prompt-too-long")])
-def test_its_length_is_what_the_router_goes_by(characters: int, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = talk("x" * characters)
-    need = need_of(request, CHARACTERS_PER_TOKEN_MOST)
-    assert need.prompt_tokens + need.output_tokens == 4096 + (code != "no-agent")
-    mesh = Scripted()
-
-    def nobody(*_: object) -> None:
-        raise KithError("no-agent", "no agent can answer now")
+        raise KithError(code, "why", "what to do")
 
     monkeypatch.setattr(mesh, "choose", nobody)
     with pytest.raises(KithError) as caught:
         asked(mesh, Ask([request], "kith"))
-    assert caught.value.code == code
+    assert (caught.value.code, caught.value.message, caught.value.remedy) == (code, "why", "what to do")
+    assert getattr(caught.value, "param", "") == (field if code == "prompt-too-long" else "")

@@ -83,5 +83,6 @@ def test_keys_are_made_listed_and_removed_by_command(tmp_path: Path, capsys: pyt
     assert secret not in listed
     assert json.loads(listed)["keys"][0]["name"] == "laptop"
     assert run([*at, "key", "rm", "laptop"]) == 0
+    assert "on loopback the HTTP door asks for none now" in capsys.readouterr().out
     assert run([*at, "key", "rm", "laptop"]) == ExitCode.NOT_FOUND
     assert run([*at, "key", "add", "x", "--scope", "root"]) == ExitCode.USAGE

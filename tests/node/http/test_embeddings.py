@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from mesh.wire import engine_pb2
+from node.errors import ExitCode, KithError
 from node.http import embeddings
 from node.http.chat import PRIORITY
 from node.limits import MESSAGE_BYTES_MAX
@@ -134,3 +135,16 @@ async def test_numbers_that_json_does_not_have_are_an_engines_failure() -> None:
         with pytest.raises(openai.InternalServerError) as caught:
             await client.embeddings.create(model="kith", input="a", encoding_format="float")
     assert caught.value.code == "engine-failed"
+
+
+async def test_a_text_that_is_too_long_for_the_engine_is_named_as_the_field_that_is_wrong() -> None:
+    class Short(Scripted):
+        async def embed(
+            self, route: Route, request: engine_pb2.EmbedRequest, who: Hashable = "local"
+        ) -> tuple[engine_pb2.EmbedReply, Route]:
+            raise KithError("prompt-too-long", "a text has 2,001 tokens", "Send it in parts.", ExitCode.BAD_INPUT)
+
+    async with Short([agent("a", embedding_size=2)]).client() as client:
+        with pytest.raises(openai.BadRequestError, match="in parts") as caught:
+            await client.embeddings.create(model="kith", input="a")
+    assert (caught.value.code, caught.value.param) == ("prompt-too-long", "input")

@@ -68,3 +68,12 @@ def test_what_is_absent_has_its_default_and_what_asks_for_nothing_is_harmless() 
     assert canonical({"ü": [1]}, "a") == '{"ü": [1]}'
     refuse({"a": None, "b": False, "c": [], "d": "none"}, dict.fromkeys("abcd", "no"), ("none",))
     assert fields.number({"a": 1}, "a", 0, 0, 1) == 1
+
+
+def test_large_bounds_are_written_out() -> None:
+    with pytest.raises(Refused, match=r"from 1 to 1,048,576$"):
+        integer({"a": 0}, "a", 1, 1, 1 << 20)
+    with pytest.raises(Refused, match=r"from 0 to 9,223,372,036,854,775,807$"):
+        integer({"a": -7}, "a", 0, 0, (1 << 63) - 1)
+    with pytest.raises(Refused, match=r"from -0\.5 to 2$"):
+        number({"a": 3}, "a", 0, -0.5, 2.0)

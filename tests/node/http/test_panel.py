@@ -100,6 +100,10 @@ async def test_where_nobody_answers_there_is_an_error() -> None:
             await client.chat.completions.create(model="kith/panel", messages=ASKED)
 
 
+def of_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
 @pytest.mark.parametrize("how", ["options", "schema"])
 async def test_a_closed_question_is_scored_and_counted(how: str) -> None:
     def scores(request: engine_pb2.ScoreRequest, route: Route) -> list[float]:
@@ -107,7 +111,7 @@ async def test_a_closed_question_is_scored_and_counted(how: str) -> None:
         return [0.0 if text == wanted else -5.0 for text in request.continuations]
 
     schema = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Bergen", "Oslo"]}}}
-    format_: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    format_: Any = of_schema(schema)
     fields: Any = {"extra_body": {"options": ["Bergen", "Oslo"]}} if how == "options" else {"response_format": format_}
     text, panel = await panel_of(Scripted(THREE, scores=scores), **fields)
     assert (text if how == "options" else json.loads(text)["city"]) == "Oslo"
@@ -192,7 +196,12 @@ async def test_a_stream_ends_with_who_voted_and_a_gone_client_ends_the_panel() -
         ({"logprobs": True}, "logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"extra_body": {"options": ["same", "Same"]}}, "messages"),
+        ({"extra_body": {"options": ["same", "Same"]}}, "options"),
+        ({"response_format": of_schema({"properties": {"a": {"enum": ["yes"]}}})}, "response_format"),
+        (
+            {"messages": [{"role": "user", "content": "long " * 2000}], "extra_body": {"options": ["a", "b"]}},
+            "messages",
+        ),
     ],
 )
 async def test_what_a_panel_can_not_do_is_refused_by_name(fields: dict[str, Any], param: str) -> None:

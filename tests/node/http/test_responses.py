@@ -70,6 +70,13 @@ def test_errors_are_the_clients_own_exceptions(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.responses.create(model="kith", input="x", previous_response_id="resp_unheard_of")
     assert caught.value.code == "response-unknown"
+    assert caught.value.param == "previous_response_id"
+    for asked in (client.responses.retrieve, client.responses.delete):
+        with pytest.raises(openai.NotFoundError) as caught:
+            asked("resp_unheard_of")
+        assert caught.value.param is None, "the path names it, no field"
+        assert "previous" not in caught.value.message
+        assert "as input" not in caught.value.message
     with pytest.raises(openai.BadRequestError):
         client.responses.create(model="kith", input="x", tools=[WEATHER])
 

@@ -1,6 +1,7 @@
 """A file of the user's own: linked or copied, never half taken."""
 
 import errno
+import hashlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from node.errors import KithError
+from node.models import default
 from node.models.local import pull_file
 from node.models.store import ModelStore
 from tests.node.models.gguf_files import write_gguf
@@ -56,6 +58,7 @@ def test_what_a_killed_copy_left_is_known_and_can_be_removed(store: ModelStore, 
     script = f"""
 import errno, os, signal
 from pathlib import Path
+from node.models import default
 from node.models.local import pull_file
 from node.models.store import ModelStore
 
@@ -101,3 +104,15 @@ def test_file_in_the_store_gets_its_manifest(store: ModelStore) -> None:
     assert store.entries() == [entry]
     assert pull_file(store.folder / "Own.gguf", store).manifest.sha256 == entry.manifest.sha256
     assert entry.path.exists()
+
+
+def test_the_default_models_file_is_the_default_model_whatever_it_is_called(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a machine without a network has it by a file that somebody carried there, and nothing is fetched twice."""
+    content = write_gguf(tmp_path / "smollm-from-a-stick.gguf")
+    monkeypatch.setattr(default, "DEFAULT_SHA256", hashlib.sha256(content).hexdigest())
+    assert pull_file(tmp_path / "smollm-from-a-stick.gguf", store).name == default.DEFAULT_FILE
+    assert pull_file(tmp_path / "smollm-from-a-stick.gguf", store, "own.gguf").name == "own.gguf", (
+        "who names it means it"
+    )
