@@ -12,7 +12,6 @@ Does not: hold logic; each part has a file of its own.
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import random
 import secrets
@@ -21,7 +20,6 @@ import socket
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import grpc.aio
 
@@ -39,24 +37,24 @@ from mesh.wire import (
     mesh_pb2,
     mesh_pb2_grpc,
 )
-from node import __version__, agent_load, clock, enrolment, gguf, logs
+from node import __version__, agent_load, clock, enrolment, logs
 from node.addresses import target
 from node.authors import Authors
 from node.away import set_aside
 from node.background import Background
 from node.blob_sharing import BlobSharing
 from node.blobs import Blobs
-from node.config import FILE_ENGINES, NodeConfig
+from node.config import NodeConfig
 from node.counting import Counter, counter_of
 from node.credentials import Credentials
-from node.detached import detached
 from node.discovery import Discovery
 from node.engine.process import EngineProcess
 from node.engine_door import EngineDoor
-from node.engines import FIRST, Engines, agent_profile, engine_config, memory_budget_bytes, planned
+from node.engines import FIRST, Engines, agent_profile, engine_config, memory_budget_bytes
 from node.errors import KithError
 from node.grpc_options import PORT_OPTIONS
 from node.hellos import PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
+from node.hosting import Hosting
 from node.interfaces import Place, choose
 from node.keys import load_or_make_key
 from node.kv_moves import KvMoves
@@ -66,9 +64,7 @@ from node.listening import Bound, Lock, address_of, bind, prepare_folders, requi
 from node.local_service import LocalService
 from node.mesh_service import MeshService
 from node.models.peers import PeerModels
-from node.models.serving import Serving
 from node.models.sharing import ModelSharing
-from node.models.source import is_hub
 from node.paths import NodePaths
 from node.peers import load_peers, save_peers
 from node.plans import Plans
@@ -102,8 +98,6 @@ class Daemon:
         self._roaming: Roaming | None = None
         self.trust: Trust | None = None  # None: in no mesh
         self.http_address = ""
-        self.model_path: Path | None = None
-        self.serving = Serving()
         self.disk_used_bytes = 0
         self._stop = asyncio.Event()
         self._drain_s = 10.0
@@ -162,8 +156,11 @@ class Daemon:
             )
         logs.log("info", f"node {key.node_id} ({self.name}), kithmesh {__version__}, {self.store.facts_read} facts")
 
-        self.engine = EngineProcess(engine_config(config), self.model_path, self._say, self._engine_changed)
+        self.engine = EngineProcess(engine_config(config), None, self._say, self._engine_changed)
         self.engines = Engines(self.engine, memory_budget_bytes(config), self._further_changed)
+        self.hosting = Hosting(
+            config, self.engine, self.engines, self._background, self._model_described, self._further_changed
+        )
         authors = Authors(self.enrolment.roots if self.enrolment is not None else None, self.store.certificates)
         self.shell = Shell(self.replica, self.store, self.hello, self, authors, self.credentials)
         if self.enrolment is not None:
@@ -171,7 +168,7 @@ class Daemon:
         links = self.shell.links
         self.blobs = Blobs(self.store, self.shell.post, links.stub, self.shell.live_peers)
         self.peer_models = PeerModels(links.stub)
-        stack.callback(self.serving.close)
+        stack.callback(self.hosting.serving.close)
         self.plans = Plans(self.blobs)
         self.snapshots = Snapshots(self.replica, self.plans)
         if self.enrolment is not None:
@@ -188,11 +185,7 @@ class Daemon:
         self.router = Router(self.replica, self.engine_door, links, self.kv)
         self.submissions = Submissions(self.shell.post, self.replica, self.blobs)
 
-        if config.engine in FILE_ENGINES and config.model and not is_hub(config.model):
-            # What the owner named is checked before anything is served; a bad file ends the start.
-            await self._find_model()
-            await asyncio.to_thread(self.engine.check_model)
-        await self._add_models([spec for spec in config.more_models if not is_hub(spec)])
+        await self.hosting.find_named()
         doors = []
         if self.credentials is not None and self.shell.callers is not None:
             server = grpc.aio.server(
@@ -205,7 +198,7 @@ class Daemon:
                     BlobSharing(self.store),
                     lambda: trust_of(self),
                     kv=self.kv,
-                    models=ModelSharing(lambda: self.serving.entries),
+                    models=ModelSharing(lambda: self.hosting.serving.entries),
                 ),
                 server,
             )
@@ -231,7 +224,7 @@ class Daemon:
             self._discover(self.enrolment.mesh_id)
         if self.trust is not None:
             self._background.spawn(self.trust.renewal.run(), "renewal")
-        self._background.spawn(self._bring_up_engine(), "engine")
+        self._background.spawn(self.hosting.bring_up(), "engine")
         self._background.spawn(self._measure_disk(), "disk")
         self._background.spawn(lock.watch(self._disk_failed), "data directory")
         self._background.spawn(self.worker.watch_steps(), "steps")
@@ -284,61 +277,6 @@ class Daemon:
         self._roaming = Roaming(self.place, made, logs.logger)
         self._roaming.start()
 
-    async def _bring_up_engine(self) -> None:
-        try:
-            if self.config.engine in FILE_ENGINES and self.model_path is None:
-                await self._find_model()
-            if self.model_path is not None:
-                self._background.spawn(self._describe_model(self.model_path), "describe the model")
-            await self.engine.start()
-        except KithError as error:
-            self.engine.give_up(error.message)
-            logs.log("error", f"{error.message}. {error.remedy}")
-        try:
-            await self._add_models([spec for spec in self.config.more_models if is_hub(spec)])
-        except KithError as error:
-            logs.log("error", f"{error.message}. {error.remedy}")
-
-    async def _add_models(self, specs: Sequence[str]) -> None:
-        """Further agents. Raises `KithError` where a file can not be had or read."""
-        from node.models.obtaining import obtained
-
-        for spec in specs:
-            path = await obtained(spec, self._say)
-            header = await asyncio.to_thread(gguf.read_header, path)
-            config = dataclasses.replace(engine_config(self.config), model_sha256="")
-            process = EngineProcess(config, path, self._say, self._further_changed)
-            needs_bytes = gguf.needed_bytes(header, config.ctx, config.slots)
-            self.engines.add(path, process, needs_bytes, planned(path, header, config))
-            self._background.spawn(self._describe_model(path), "describe a model")
-
-    @property
-    def model_paths(self) -> list[Path]:
-        first = [self.model_path] if self.model_path is not None else []
-        return [*first, *(one.path for one in self.engines.further.values())]
-
-    async def _find_model(self) -> None:
-        """Tell the engine the model's file; what is not here yet is fetched."""
-        # Imported here: a node with another back end never needs it.
-        from node.models.obtaining import obtained
-
-        self.model_path = await obtained(self.config.model, self._say)
-        self.serving.mark(self.model_path)
-        self.engine.use_model(self.model_path)
-        if self.config.more_models:
-            header = await asyncio.to_thread(gguf.read_header, self.model_path)
-            self.engines.first_bytes = gguf.needed_bytes(header, self.config.ctx, self.config.slots)
-
-    async def _describe_model(self, path: Path) -> None:
-        """The file's hash, for the profile and for peers; a large file that is not of the store takes a while."""
-        try:
-            await detached(lambda: self.serving.use(path), "describe a model")
-        except KithError as error:
-            logs.log("warning", f"the model file is not offered to other nodes: {error.message}")
-            return
-        if self.engine.state == "ready":
-            await self._publish_profile()
-
     def _say(self, text: str) -> None:
         logs.log("info", text)
 
@@ -358,6 +296,10 @@ class Daemon:
         if self.engine.state in ("ready", "failed", "restarting"):
             self._background.spawn(self._publish_profile(), "profile")
 
+    async def _model_described(self) -> None:
+        if self.engine.state == "ready":
+            await self._publish_profile()
+
     def _further_changed(self) -> None:
         if self.engine.state == "ready":
             self._background.spawn(self._publish_profile(), "profile")
@@ -372,11 +314,11 @@ class Daemon:
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         )
         if self.engine.state == "ready" and self.engine.loaded is not None:
-            sha256 = self.serving.sha256_of(self.model_path)
+            sha256 = self.hosting.serving.sha256_of(self.hosting.model_path)
             profile.agents.append(agent_profile(FIRST, self.config.engine, self.engine, sha256))
             for one in self.engines.further.values():
                 if one.state == "ready":
-                    sha256 = self.serving.sha256_of(one.path)
+                    sha256 = self.hosting.serving.sha256_of(one.path)
                     profile.agents.append(agent_profile(one.agent, self.config.engine, one, sha256))
         if profile != self._profile:
             self._profile = profile

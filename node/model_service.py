@@ -34,8 +34,8 @@ class ModelService:
         profile = replica.profiles.of(replica.me)
         return local_pb2.ShowModelReply(
             agents=profile.agents if profile else (),
-            path=str(self._daemon.model_path or ""),
-            paths=[str(path) for path in self._daemon.model_paths],
+            path=str(self._daemon.hosting.model_path or ""),
+            paths=[str(path) for path in self._daemon.hosting.model_paths],
             engine=engine.loaded,
             calibrated=engine.calibrated,
         )

@@ -20,6 +20,8 @@ LOG_LINES_MAX = 100_000
 #: How often a starting node is asked whether it is ready, and how often a followed log is looked at, seconds.
 READY_POLL_S = 0.05
 FOLLOW_POLL_S = 0.25
+#: And one whose engine failed, which may still come.
+FAILED_POLL_S = 5.0
 
 EXPOSED = "to members of its mesh only: both sides of every connection prove who they are"
 ALONE = "to nobody: this node is in no mesh (kith init makes one, kith join enters one)"
@@ -146,7 +148,7 @@ async def _announce(config: NodeConfig) -> None:
     from node.client import NodeClient
     from node.config import FILE_ENGINES
 
-    said_ready = False
+    said_ready, said_failed = False, ""
     while True:
         try:
             async with NodeClient(config.data_dir) as client:
@@ -168,10 +170,13 @@ async def _announce(config: NodeConfig) -> None:
         # A ready engine's rates follow a moment later, with the node's profile.
         if now.engine_state == "stopped":
             return  # the node ends
-        if now.engine_state == "failed" or (now.engine_state == "ready" and now.agent.backend):
+        if now.engine_state == "ready" and now.agent.backend:
             _print_engine(now)
             return
-        await asyncio.sleep(10 * READY_POLL_S)
+        if now.engine_state == "failed" and now.engine_problem != said_failed:  # it may be tried again
+            said_failed = now.engine_problem
+            _print_engine(now)
+        await asyncio.sleep(FAILED_POLL_S if said_failed else 10 * READY_POLL_S)
 
 
 def _print_ready(now: local_pb2.StatusReply, config: NodeConfig) -> None:

@@ -138,6 +138,8 @@ class EngineProcess:
     async def start(self) -> None:
         """Spawn, load and calibrate. Raises `KithError`; nothing is left running then."""
         assert self._supervisor is None, "started twice"
+        if self._state == "failed":
+            self._enter("starting")
         try:
             if self._config.engine in FILE_ENGINES:
                 await asyncio.to_thread(self.check_model)

