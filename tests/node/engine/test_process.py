@@ -212,6 +212,27 @@ async def test_an_engine_that_dies_while_no_file_can_be_opened_is_started_again_
         assert (await answer(engine, ask("Again.")))[0] == "Again."
 
 
+async def test_a_shortage_that_lasts_does_not_end_the_engine_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That nothing can be started says nothing of the model: six tries were over in 13 s."""
+    monkeypatch.setattr(process_module, "RESTARTS_MAX", 2)
+    monkeypatch.setattr(process_module, "RESTARTS_WINDOW_S", 0.05)
+    monkeypatch.setattr(process_module, "BACKOFF_FIRST", 0.01)
+    async with running() as watched:
+        engine = watched.engine
+        assert engine.pid is not None
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # what is open stays so
+        try:
+            os.kill(engine.pid, signal.SIGKILL)
+            await watched.until(
+                lambda: sum("Too many open files" in line for line in watched.lines) >= 5 or engine.state == "failed"
+            )
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await watched.until(lambda: engine.state in ("ready", "failed"))
+        assert (await answer(engine, ask("Again.")))[0] == "Again."
+
+
 async def test_an_engine_that_dies_while_no_thread_can_be_started_is_started_again_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
