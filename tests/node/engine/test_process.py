@@ -18,6 +18,7 @@ from node.engine import process as process_module
 from node.engine.frames import FRAME_BYTES_MAX
 from node.engine.process import EngineProcess
 from node.errors import KithError
+from scripts.daemons import until
 from tests.node.engine.engines import PATIENCE, answer, ask, idle, running
 
 LONG = "word " * 3000
@@ -220,13 +221,15 @@ async def test_a_shortage_that_lasts_does_not_end_the_engine_for_good(monkeypatc
     async with running() as watched:
         engine = watched.engine
         assert engine.pid is not None
+
+        async def tried() -> bool:
+            return sum("Too many open files" in line for line in watched.lines) >= 5 or engine.state == "failed"
+
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # what is open stays so
         try:
             os.kill(engine.pid, signal.SIGKILL)
-            await watched.until(
-                lambda: sum("Too many open files" in line for line in watched.lines) >= 5 or engine.state == "failed"
-            )
+            await until(tried, PATIENCE, "five tries")
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await watched.until(lambda: engine.state in ("ready", "failed"))
