@@ -60,6 +60,8 @@ def no_room(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, apsw.FullError) or (isinstance(cause, OSError) and cause.errno in _NO_ROOM):
             return True
+        if isinstance(cause, apsw.IOError) and cause.extendedresult == apsw.SQLITE_IOERR_SHMSIZE:
+            return True  # what SQLite calls it where the -shm file finds none
         cause = cause.__cause__ or cause.__context__
     return False
 
