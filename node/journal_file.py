@@ -60,8 +60,8 @@ def no_room(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, apsw.FullError) or (isinstance(cause, OSError) and cause.errno in _NO_ROOM):
             return True
-        if isinstance(cause, apsw.IOError) and cause.extendedresult == apsw.SQLITE_IOERR_SHMSIZE:
-            return True  # what SQLite calls it where the -shm file finds none
+        if getattr(cause, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:  # where the -shm file finds none
+            return True
         cause = cause.__cause__ or cause.__context__
     return False
 
