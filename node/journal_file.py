@@ -60,6 +60,8 @@ def no_room(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, apsw.FullError) or (isinstance(cause, OSError) and cause.errno in _NO_ROOM):
             return True
+        if getattr(cause, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:  # where the -shm file finds none
+            return True
         cause = cause.__cause__ or cause.__context__
     return False
 

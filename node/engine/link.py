@@ -257,9 +257,13 @@ class Link:
         return f"The engine process {how}." + (f" Its last words: {' | '.join(lines)}" if lines else "")
 
 
-def _not_started(error: OSError | RuntimeError) -> KithError:
+class NotStarted(KithError):
+    """The system had no memory, process or file for a child: that passes, and says nothing of the model."""
+
+
+def _not_started(error: OSError | RuntimeError) -> NotStarted:
     message = f"the engine process can not be started: {getattr(error, 'strerror', None) or error}"
-    return KithError("engine-failed", message, "Free some memory, processes or open files, then try again.")
+    return NotStarted("engine-failed", message, "Free some memory, processes or open files, then try again.")
 
 
 def child_environment(threads: int) -> dict[str, str]:

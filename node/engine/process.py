@@ -2,8 +2,8 @@
 
 Requests are told apart by id on one socket pair. A child that dies or hangs takes its requests with it (`engine-gone`;
 `engine-gone-shared` where there were several). It is started again after a growing pause, so often in some time. Where
-it does not come up many times in a row, or its model is bad, the state is "failed" and says why. The child is spawned,
-never forked: gRPC does not survive a fork.
+it does not come up many times in a row, or its model is bad, the state is "failed" and says why; that the system can
+start nothing now does not count. The child is spawned, never forked: gRPC does not survive a fork.
 
 Memory is bounded without ever stopping the stream: deltas that nobody has read yet are joined to one, so a request
 holds at most its text. Not guaranteed: the text of prompts stays out of the log only as far as llama.cpp's warnings
@@ -19,7 +19,7 @@ from pathlib import Path
 from mesh.wire import engine_pb2
 from node import gguf
 from node.config import FILE_ENGINES, NodeConfig
-from node.engine.link import Link
+from node.engine.link import Link, NotStarted
 from node.engine.watchdog import Verdict, Watchdog
 from node.errors import KithError
 from node.paths import expanded
@@ -306,7 +306,7 @@ class EngineProcess:
                 try:
                     await self._bring_up()
                 except KithError as failure:
-                    failures += 1
+                    failures += not isinstance(failure, NotStarted)
                     error = failure
                     self._log(failure.message)
                     if failure.code == "bad-model":

@@ -81,15 +81,16 @@ async def test_nothing_is_durable_in_a_folder_that_is_gone(tmp_path: Path, how: 
         await again.close()
 
 
+@pytest.mark.parametrize("code", [apsw.SQLITE_FULL, apsw.SQLITE_IOERR_SHMSIZE])
 async def test_a_disk_without_room_at_the_start_is_said_to_be_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     """SQLite ends the transaction by itself, and apsw then says that there is none to roll back."""
 
     def full(db: apsw.Connection, *_: object) -> None:
         with db:
             try:
-                raise apsw.FullError("database or disk is full")
+                raise apsw.exception_for(code)
             finally:
                 raise apsw.SQLError("cannot rollback - no transaction is active")
 

@@ -20,6 +20,7 @@ from node.engine import process as process_module
 from node.engine.frames import FRAME_BYTES_MAX
 from node.engine.process import EngineProcess
 from node.errors import KithError
+from scripts.daemons import until
 from tests.node.engine.engines import PATIENCE, answer, ask, idle, running
 from tests.node.engine.gguf_files import sample, write_parts
 
@@ -233,6 +234,29 @@ async def test_an_engine_that_dies_while_no_file_can_be_opened_is_started_again_
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await watched.until(lambda: engine.state == "ready")
+        assert (await answer(engine, ask("Again.")))[0] == "Again."
+
+
+async def test_a_shortage_that_lasts_does_not_end_the_engine_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That nothing can be started says nothing of the model: six tries were over in 13 s."""
+    monkeypatch.setattr(process_module, "RESTARTS_MAX", 2)
+    monkeypatch.setattr(process_module, "RESTARTS_WINDOW_S", 0.05)
+    monkeypatch.setattr(process_module, "BACKOFF_FIRST", 0.01)
+    async with running() as watched:
+        engine = watched.engine
+        assert engine.pid is not None
+
+        async def tried() -> bool:
+            return sum("Too many open files" in line for line in watched.lines) >= 5 or engine.state == "failed"
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # what is open stays so
+        try:
+            os.kill(engine.pid, signal.SIGKILL)
+            await until(tried, PATIENCE, "five tries")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await watched.until(lambda: engine.state in ("ready", "failed"))
         assert (await answer(engine, ask("Again.")))[0] == "Again."
 
 
