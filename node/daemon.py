@@ -289,7 +289,7 @@ class Daemon:
                 await self._find_model()
             if self.model_path is not None:
                 self._background.spawn(self._describe_model(self.model_path), "describe the model")
-            await self.engine.start()
+            await self.engine.start_or_wait()
         except KithError as error:
             self.engine.give_up(error.message)
             logs.log("error", f"{error.message}. {error.remedy}")

@@ -143,7 +143,7 @@ async def _announce(config: NodeConfig) -> None:
     from node.client import NodeClient
     from node.config import FILE_ENGINES
 
-    said_ready = False
+    said_ready = said_failed = False
     while True:
         try:
             async with NodeClient(config.data_dir) as client:
@@ -164,9 +164,15 @@ async def _announce(config: NodeConfig) -> None:
         # A ready engine's rates follow a moment later, with the node's profile.
         if now.engine_state == "stopped":
             return  # the node ends
-        if now.engine_state == "failed" or (now.engine_state == "ready" and now.agent.backend):
+        if now.engine_state == "ready" and now.agent.backend:
             _print_engine(now)
             return
+        if now.engine_state == "failed" and not said_failed:
+            said_failed = True
+            _print_engine(now)
+            if config.engine != "openai":
+                return
+            print("  it is tried again by itself, until the server can be used", flush=True)
         await asyncio.sleep(10 * READY_POLL_S)
 
 

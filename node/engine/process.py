@@ -29,6 +29,8 @@ CALIBRATE_SECONDS_MAX = 120.0
 #: Pause before restart number n, in seconds: FIRST * 2**n, at most LAST.
 BACKOFF_FIRST = 0.2
 BACKOFF_LAST = 10.0
+#: Pause before a server that could not be used is tried again, seconds: doubled each time. A try is a short process.
+SERVER_AGAIN_FIRST_S, SERVER_AGAIN_LAST_S = 2.0, 30.0
 
 #: Tokens of the longest step of a back end (BATCH_TOKENS of llama_loop and of xllamacpp), for the watchdog.
 STEP_TOKENS = {"xllamacpp": 512}
@@ -148,6 +150,21 @@ class EngineProcess:
             self._enter("stopped")
             raise
         self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+
+    async def start_or_wait(self) -> None:
+        """As `start`; but a server that is not there, or does not serve what it should, is tried again for ever."""
+        pause_s, said = SERVER_AGAIN_FIRST_S, ""
+        while True:
+            try:
+                return await self.start()
+            except KithError as error:
+                if self._config.engine != "openai":
+                    raise
+                if error.message != said:
+                    said = error.message
+                    self._log(f"{said}. {error.remedy} It is tried again by itself.")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, SERVER_AGAIN_LAST_S)
 
     async def stop(self) -> None:
         supervisor, self._supervisor = self._supervisor, None

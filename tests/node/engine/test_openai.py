@@ -19,6 +19,7 @@ from starlette.routing import Route
 from mesh.wire import engine_pb2, local_pb2
 from node.client import NodeClient
 from node.config import NodeConfig
+from node.engine import process
 from node.engine.process import EngineProcess
 from node.errors import KithError
 from scripts.daemons import until
@@ -38,10 +39,12 @@ class Server:
     models: tuple[str, ...] = ("small",)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    listed: int = 0
     hold: asyncio.Event = field(default_factory=asyncio.Event)  # set: the stream goes on after its first word
     left: asyncio.Event = field(default_factory=asyncio.Event)  # set when a client leaves in the middle
 
     async def list_models(self, request: Request) -> Response:
+        self.listed += 1
         if request.headers.get("authorization") != f"Bearer {KEY}":
             return JSONResponse({"error": {"message": "bad key"}}, 401)
         return JSONResponse({"data": [{"id": name} for name in self.models]})
@@ -179,6 +182,36 @@ async def failure(tmp_path: Path, **settings: Any) -> KithError:
 async def test_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     error = await failure(tmp_path, engine_url="http://127.0.0.1:9/v1")
     assert "can not be reached" in error.message
+
+
+async def test_a_server_that_comes_later_is_found(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that boots may start the node before the server, or the server before its model is there."""
+    monkeypatch.setattr(process, "SERVER_AGAIN_FIRST_S", 0.01)
+    settings: dict[str, Any] = {"engine_url": server.url, "engine_key_env": "TEST_KEY", "model": "huge"}
+    watched = Watched(NodeConfig(data_dir=Path("unused"), engine="openai", **settings), None)
+    starting = asyncio.create_task(watched.engine.start_or_wait())
+    try:
+        await until(lambda: tried(server, 3), PATIENCE, "it tries again")
+        assert watched.engine.state == "failed"
+        assert sum("has no model" in line or "huge" in line for line in watched.lines) == 1, "said once"
+        server.models = ("huge",)
+        await asyncio.wait_for(starting, PATIENCE)
+        assert watched.engine.state == "ready"
+        assert (await answer(watched.engine, ask("x", 5)))[0] == "".join(WORDS)
+    finally:
+        starting.cancel()
+        await watched.engine.stop()
+
+
+async def tried(server: Server, times: int) -> bool:
+    return server.listed >= times
+
+
+async def test_what_no_waiting_mends_ends_at_once(tmp_path: Path) -> None:
+    engine = EngineProcess(NodeConfig(data_dir=tmp_path, engine="llama"), tmp_path / "none.gguf", lambda _: None)
+    with pytest.raises(KithError):
+        await engine.start_or_wait()
+    assert engine.state == "failed"
 
 
 async def test_wrong_url_is_refused(tmp_path: Path) -> None:
