@@ -25,10 +25,13 @@ from node.models.serving import Serving
 from node.models.source import is_hub
 from node.once import Once
 
-#: The first pause, and the longest that it grows to, seconds.
-AGAIN_S, AGAIN_MAX_S = 10.0, 600.0
+#: The first pause, and the longest that it grows to by doubling, seconds: before a server is tried again, which costs a
+#: short process and a question, and before a model is, which may start pip.
+AGAIN_S, SERVER_AGAIN_MAX_S, FETCH_AGAIN_MAX_S = 2.0, 30.0, 600.0
 #: What is tried again and fails in the same way is told again after this, seconds.
 TOLD_AGAIN_S = 3600.0
+#: Code of what is not fetched now, and may be later.
+NO_NETWORK = "no-network"
 
 
 class Hosting:
@@ -77,20 +80,19 @@ class Hosting:
         """Start the first engine and find what else is to be hosted; ends when nothing is left that may still come."""
         left: list[Callable[[], Awaitable[None]]] = [self._start_first]
         left += [partial(self._add_model, spec) for spec in self._config.more_models if is_hub(spec)]
-        pause_s = AGAIN_S
+        pause_s, most_s = AGAIN_S, SERVER_AGAIN_MAX_S if self._config.engine == "openai" else FETCH_AGAIN_MAX_S
         while left := [step for step in left if not await self._done(step)]:
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, AGAIN_MAX_S)
+            pause_s = min(2 * pause_s, most_s)
 
     async def _done(self, step: Callable[[], Awaitable[None]]) -> bool:
         """Take a step; False where it is to be taken again."""
         try:
             await step()
         except KithError as error:
-            again = error.code == "no-network" or self._config.engine == "openai"
+            again = error.code == NO_NETWORK or self._config.engine == "openai"
             if self._once.due((error.code, error.message)):
-                tried = " It is tried again and again." if again else ""
-                logs.log("error", f"{error.message}. {error.remedy}{tried}")
+                logs.log("error", f"{error.message}. {error.remedy}" + " It is tried again by itself." * again)
             return not again
         return True
 
@@ -100,7 +102,7 @@ class Hosting:
             if self._config.engine in FILE_ENGINES and self.model_path is None:
                 await self._find_model()
         except KithError as error:
-            self._engine.give_up(error.message)
+            self._engine.give_up(error.message + "; it is tried again by itself" * (error.code == NO_NETWORK))
             raise
         if self.model_path is not None:
             self._background.spawn(self._describe(self.model_path), "describe the model")

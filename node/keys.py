@@ -65,6 +65,6 @@ def _unreadable(path: Path, error: Exception) -> KithError:
     return KithError(
         "key-unreadable",
         f"the node's key {path} can not be used: {getattr(error, 'strerror', None) or error}",
-        "Restore it from a backup, or move it away: the node then starts as a new one.",
+        "Restore it from a backup, or start a new node with another --data-dir.",
         ExitCode.CANNOT_START,
     )

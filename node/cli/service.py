@@ -173,9 +173,11 @@ async def _announce(config: NodeConfig) -> None:
         if now.engine_state == "ready" and now.agent.backend:
             _print_engine(now)
             return
-        if now.engine_state == "failed" and now.engine_problem != said_failed:  # it may be tried again
+        if now.engine_state == "failed" and now.engine_problem != said_failed:
             said_failed = now.engine_problem
             _print_engine(now)
+            if config.engine == "openai":
+                print("  it is tried again by itself, until the server can be used", flush=True)
         await asyncio.sleep(FAILED_POLL_S if said_failed else 10 * READY_POLL_S)
 
 
