@@ -252,10 +252,9 @@ async def test_a_revoked_node_is_cut_off_and_does_not_come_back(daemon: DaemonFa
         done = await client.revoke(stolen[:8], "stolen\nfrom the car")
         assert (done.node_id, done.name, done.epoch, done.was_issuer) == (stolen, "carla", 1, False)
         assert done.told == 1, "ben, and not the thief"
-        with pytest.raises(KithError) as refused:
-            await client.revoke("carla")
-        assert refused.value.code in ("not-revoked", "node-unknown")
-        assert "revoked already" in refused.value.message
+        with pytest.raises(KithError, match="revoked already") as refused:
+            await client.revoke(stolen[:8])  # not by its name, which may not have come before it was cut off
+        assert refused.value.code == "not-revoked"
 
     async def cut() -> bool:
         return all([(await node.status()).members_alive == 2 for node in (founder, ben)])
