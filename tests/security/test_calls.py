@@ -8,7 +8,7 @@ import pytest
 
 from mesh.authorisation import RPCS
 from mesh.certificates import Role
-from mesh.wire import membership_pb2, mesh_pb2
+from mesh.wire import engine_pb2, membership_pb2, mesh_pb2
 from node.hellos import PROTOCOL_VERSION
 from tests.security.attackers import METHODS, REQUESTS, WITHIN_S, Answer, Attacker, Place
 from tests.security.conftest import Besieged
@@ -74,8 +74,8 @@ def revoked(besieged: Besieged, place: Place) -> Attacker:
 
 
 async def refused(attacker: Attacker, place: Place, rpc: str) -> Answer:
-    """What a call that is refused hears. gRPC may reset the stream of a link before its status is read, while the caller
-    is still writing; such a call is made again."""
+    """What a call that is refused hears. gRPC may reset a link's stream before its status is read, while the caller is
+    still writing; such a call is made again."""
     answer = await attacker.call(place, rpc)
     if rpc == "Link" and answer.code is grpc.StatusCode.INTERNAL:
         assert answer.answers == 0
@@ -150,3 +150,16 @@ async def test_a_member_that_asks_for_renewal_again_and_again_is_told_of_once(be
     for _ in range(5):
         assert (await Attacker(shown).call(place, "Renew")).answers == 1
     assert place.log().count(f"the certificate of {shown.key.node_id} was renewed") == 1
+
+
+@pytest.mark.parametrize("rpc", ["Generate", "Embed"])
+async def test_a_large_request_that_is_refused_before_it_is_read_hears_so(
+    place: Place, revoked: Attacker, rpc: str
+) -> None:
+    """The answer comes while megabytes are still under way: a caller that heard of a broken stream would try again."""
+    requests = {
+        "Generate": mesh_pb2.GenerateCall(request=engine_pb2.GenerateRequest(prompt="x" * (3 << 20))),
+        "Embed": mesh_pb2.EmbedCall(request=engine_pb2.EmbedRequest(texts=["x" * (3 << 20)])),
+    }
+    heard = [(await revoked.call(place, rpc, requests[rpc])).code for _ in range(20)]
+    assert heard == [grpc.StatusCode.PERMISSION_DENIED] * 20
