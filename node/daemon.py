@@ -129,7 +129,7 @@ class Daemon:
         config = self.config
         choose(config.interfaces, where_to_listen(config.listen)[0])  # raises where one that was named is unknown
         prepare_folders(self.paths)
-        lock = stack.enter_context(Lock(self.paths))
+        stack.enter_context(Lock(self.paths))
         logs.set_up(self.paths.log, config.log_level, terminal=False)
         stack.callback(logs.tear_down)
         self.enrolment = enrolment.load(self.paths)
@@ -226,7 +226,6 @@ class Daemon:
             self._background.spawn(self.trust.renewal.run(), "renewal")
         self._background.spawn(self.hosting.bring_up(), "engine")
         self._background.spawn(self._measure_disk(), "disk")
-        self._background.spawn(lock.watch(self._disk_failed), "data directory")
         self._background.spawn(self.worker.watch_steps(), "steps")
         if config.http:
             from node.http.door import serve

@@ -2,18 +2,15 @@
 
 Idea: one daemon a data directory, held by a lock on the pid file, which the kernel releases however the daemon ends.
 The port is chosen once and kept in the data directory, so that a restarted node is found where it was. Whoever is
-answered there has proved to be of the mesh; so a node in no mesh opens no port. A node whose lock file is gone ends.
-
-Source of the last: PostgreSQL, which looks after its postmaster.pid in the same way.
+answered there has proved to be of the mesh; so a node in no mesh opens no port.
 """
 
-import asyncio
 import contextlib
 import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -26,9 +23,6 @@ from node.addresses import split_address, target
 from node.errors import ExitCode, KithError
 from node.interfaces import Interface, Place, addresses_for, choose, is_loopback, resolve
 from node.paths import NodePaths
-
-#: How often a node looks whether its data directory is still there.
-WATCH_EVERY_S = 5.0
 
 
 def prepare_folders(paths: NodePaths) -> None:
@@ -90,13 +84,6 @@ class Lock:
         with contextlib.suppress(FileNotFoundError):
             self._paths.socket.unlink()
         return self
-
-    async def watch(self, lost: Callable[[str], None]) -> None:
-        """Call `lost`, once, when the data directory is no longer where it was. Nobody could reach this node through
-        it, another could start on what is there now, and nobody will ever read what is written."""
-        while await asyncio.to_thread(self._holds):  # noqa: ASYNC110 - a file system tells nobody
-            await asyncio.sleep(WATCH_EVERY_S)
-        lost(f"the data directory {self._paths.data_dir} was removed or moved while the node ran")
 
     def _holds(self) -> bool:
         """Whether the locked file still has its name. A disk that fails tells of itself where it is used."""

@@ -358,7 +358,7 @@ async def test_a_node_whose_data_directory_goes_away_ends(gone: str, daemon: Dae
         (node.data_dir / "run" / "kith.pid").write_text("")
     assert node.process is not None
     assert await asyncio.to_thread(node.process.wait, 60) == ExitCode.FAILED
-    assert "removed or moved while the node ran" in node.output.read_text()
+    assert "deleted, moved or replaced while the node ran" in node.output.read_text()
 
 
 async def test_a_node_in_no_mesh_works_alone_and_is_seen_by_nobody(daemon: DaemonFactory) -> None:
