@@ -66,6 +66,7 @@ def run_seeds(seeds: Sequence[int], processes: int, record: Record | None = None
 
 def _run_one(seed: int) -> SimResult:
     result = run_seed(seed)
+    gc.collect()  # a world is one large cycle, and the next one would be made beside it
     result.story = [] if result.ok else result.story[-STORY_LINES_SHOWN:]
     return result
 
