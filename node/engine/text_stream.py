@@ -37,11 +37,12 @@ class TextStream:
         text = self._held + self._decoder.decode(piece)
         if not self._stops:
             return text
-        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if ends:
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            # What is complete first counts, of two the longer one: however tokens cut the text, it ends in one place.
             self.stopped = True
             self._held = ""
-            return text[self._shown : min(ends)]
+            return text[self._shown : min(found)[1]]
         keep = max(_overlap(text, stop) for stop in self._stops)
         showable = len(text) - keep
         shown, self._shown = self._shown, max(0, self._shown - showable)

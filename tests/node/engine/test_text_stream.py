@@ -58,6 +58,14 @@ def test_held_text_is_released_when_no_stop_comes() -> None:
     assert stream.finish() == "<"
 
 
+def test_the_stop_string_that_is_complete_first_counts_however_the_text_is_cut() -> None:
+    for pieces in (["xaca"], ["x", "a", "c", "a"], ["xac", "a"]):
+        stream = TextStream(["aca", "c"])
+        assert "".join(stream.feed(piece.encode()) for piece in pieces) == "xa", pieces
+    longer = TextStream(["ca", "aca"])  # both at once: the longer one
+    assert longer.feed(b"xaca") == "x"
+
+
 @given(st.text(alphabet="abc", max_size=30), st.data(), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
 def test_a_text_that_was_shown_is_not_shown_again(text: str, data: st.DataObject, stops: list[str]) -> None:
     cut = data.draw(st.integers(0, len(text)))
