@@ -156,11 +156,9 @@ class Daemon:
             )
         logs.log("info", f"node {key.node_id} ({self.name}), kithmesh {__version__}, {self.store.facts_read} facts")
 
-        self.engine = EngineProcess(engine_config(config), None, self._say, self._engine_changed)
+        self.engine = EngineProcess(engine_config(config), None, logs.say, self._engine_changed)
         self.engines = Engines(self.engine, memory_budget_bytes(config), self._further_changed)
-        self.hosting = Hosting(
-            config, self.engine, self.engines, self._background, self._model_described, self._further_changed
-        )
+        self.hosting = Hosting(config, self.engine, self.engines, self._background, self._further_changed)
         authors = Authors(self.enrolment.roots if self.enrolment is not None else None, self.store.certificates)
         self.shell = Shell(self.replica, self.store, self.hello, self, authors, self.credentials)
         if self.enrolment is not None:
@@ -276,9 +274,6 @@ class Daemon:
         self._roaming = Roaming(self.place, made, logs.logger)
         self._roaming.start()
 
-    def _say(self, text: str) -> None:
-        logs.log("info", text)
-
     async def _measure_disk(self) -> None:
         budget = self.store.budget_bytes
         while True:
@@ -294,10 +289,6 @@ class Daemon:
         self.shell.post(events.EngineChanged(self.engine.state == "ready", self.engine.stalled))
         if self.engine.state in ("ready", "failed", "restarting"):
             self._background.spawn(self._publish_profile(), "profile")
-
-    async def _model_described(self) -> None:
-        if self.engine.state == "ready":
-            await self._publish_profile()
 
     def _further_changed(self) -> None:
         if self.engine.state == "ready":

@@ -43,20 +43,14 @@ class Hosting:
         engine: EngineProcess,
         engines: Engines,
         background: Background,
-        described: Callable[[], Awaitable[None]],
-        further_changed: Callable[[], None],
+        changed: Callable[[], None],
     ) -> None:
-        """
-        Args:
-            described: awaited when more is known of a model's file.
-            further_changed: called after every change of an engine but the first.
-        """
+        """Args: `changed`: called when more is known of a model's file, and after every change of a further engine."""
         self._config = config
         self._engine = engine
         self._engines = engines
         self._background = background
-        self._described = described
-        self._further_changed = further_changed
+        self._changed = changed
         self._once = Once(TOLD_AGAIN_S)
         self.serving = Serving()
         self.model_path: Path | None = None  # of the first engine, once it is known
@@ -113,7 +107,7 @@ class Hosting:
         # Imported here: a node with another back end never needs it.
         from node.models.obtaining import obtained
 
-        self.model_path = await obtained(self._config.model, _say)
+        self.model_path = await obtained(self._config.model, logs.say)
         self.serving.mark(self.model_path)
         self._engine.use_model(self.model_path)
         if self._config.more_models:
@@ -124,10 +118,10 @@ class Hosting:
         """A further agent. Raises `KithError` where its file can not be had or read."""
         from node.models.obtaining import obtained
 
-        path = await obtained(spec, _say)
+        path = await obtained(spec, logs.say)
         header = await asyncio.to_thread(gguf.read_header, path)
         config = dataclasses.replace(engine_config(self._config), model_sha256="")
-        process = EngineProcess(config, path, _say, self._further_changed)
+        process = EngineProcess(config, path, logs.say, self._changed)
         needs_bytes = gguf.needed_bytes(header, config.ctx, config.slots)
         self._engines.add(path, process, needs_bytes, planned(path, header, config))
         self._background.spawn(self._describe(path), "describe a model")
@@ -139,8 +133,4 @@ class Hosting:
         except KithError as error:
             logs.log("warning", f"the model file is not offered to other nodes: {error.message}")
             return
-        await self._described()
-
-
-def _say(text: str) -> None:
-    logs.log("info", text)
+        self._changed()

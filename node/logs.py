@@ -77,3 +77,8 @@ def where(error: BaseException) -> str:
 
 def log(level: str, text: str) -> None:
     logger.log(logging.getLevelNamesMapping()[level.upper()], text)
+
+
+def say(text: str) -> None:
+    """For those that tell a person how far they are, in one text."""
+    log("info", text)

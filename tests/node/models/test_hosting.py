@@ -32,7 +32,7 @@ class Node:
         self.engine = EngineProcess(engine_config(config), None, print, self._changed)
         self.engines = Engines(self.engine, 1 << 40, self._changed)
         self.background = Background()
-        self.hosting = Hosting(config, self.engine, self.engines, self.background, self._described, self._changed)
+        self.hosting = Hosting(config, self.engine, self.engines, self.background, self._changed)
         self.told: list[str] = []
         self._event = asyncio.Event()
 
@@ -43,9 +43,6 @@ class Node:
 
     def _changed(self) -> None:
         self._event.set()
-
-    async def _described(self) -> None:
-        self._changed()
 
     async def until_failed(self) -> None:
         while not self.told:
