@@ -46,3 +46,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_there(path: Path, opened: os.stat_result) -> bool:
+    """Whether an open file still has this name. A disk that does not answer is no file that is gone."""
+    try:
+        return os.path.samestat(path.stat(), opened)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True

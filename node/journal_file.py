@@ -15,6 +15,7 @@ from pathlib import Path
 import apsw
 
 from node.errors import ExitCode, KithError
+from node.files import is_there
 
 #: SQLite makes the last two beside the first, with its mode.
 _PARTS = ("", "-wal", "-shm")
@@ -39,13 +40,8 @@ class InPlace:
         self._opened = path.stat()
 
     def check(self) -> None:
-        """Raises `KithError` (`journal-gone`). A disk that does not answer is no file that is gone."""
-        try:
-            if os.path.samestat(self._path.stat(), self._opened):
-                return
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except OSError:
+        """Raises `KithError` (`journal-gone`)."""
+        if is_there(self._path, self._opened):
             return
         raise KithError(
             "journal-gone",

@@ -21,6 +21,7 @@ import grpc.aio
 from node import interfaces as networks
 from node.addresses import split_address, target
 from node.errors import ExitCode, KithError
+from node.files import is_there
 from node.interfaces import Interface, Place, addresses_for, choose, is_loopback, resolve
 from node.paths import NodePaths
 
@@ -85,19 +86,11 @@ class Lock:
             self._paths.socket.unlink()
         return self
 
-    def _holds(self) -> bool:
-        """Whether the locked file still has its name. A disk that fails tells of itself where it is used."""
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), self._paths.pid.stat())
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError:
-            return True
-
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._holds():  # where the folder was deleted and made anew, the door there is another daemon's
+        # Where the folder was deleted and made anew, the door there is another daemon's.
+        if is_there(self._paths.pid, os.fstat(self._descriptor)):
             with contextlib.suppress(FileNotFoundError):
                 self._paths.socket.unlink()
         os.ftruncate(self._descriptor, 0)
