@@ -210,8 +210,7 @@ def _require_systemd(unit: Unit) -> None:
 
 def _systemctl(unit: Unit, *words: str) -> subprocess.CompletedProcess[str]:
     scope = [] if unit.user else ["--user"]
-    command = ["systemctl", *scope, "--no-ask-password", *words]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return _asked("systemctl", *scope, "--no-ask-password", *words)
 
 
 def _has_process(unit: Unit) -> bool:
@@ -242,11 +241,14 @@ def _lingers() -> bool:
 
 
 def _loginctl(*words: str) -> subprocess.CompletedProcess[str]:
-    command = ["loginctl", "--no-ask-password", *words]
     try:
-        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        return _asked("loginctl", "--no-ask-password", *words)
     except OSError as error:  # systemd without logind
-        return subprocess.CompletedProcess(command, 1, "", str(error))
+        return subprocess.CompletedProcess(words, 1, "", str(error))
+
+
+def _asked(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
 def _warnings(unit: Unit, config: NodeConfig, at_boot: bool) -> list[str]:
