@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from node.errors import KithError
 from node.shell import Shell
 from node.store import Store
 from node.trimming import NAME_CHARACTERS_MAX
-from tests.node.working import KEY, PATIENCE, no_fatal
+from tests.node.working import KEY, PATIENCE, hung, no_fatal
 
 
 class Nobody:
@@ -42,14 +41,7 @@ async def test_a_disk_that_hangs_does_not_keep_the_shell_from_ending(
     store.open(KEY.node_id)
     replica = Replica(KEY, 1, 1, random.Random(1))
     shell = Shell(replica, store, membership_pb2.Hello, Nobody(), Authors(None, []))
-    hangs, goes_on = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        hangs.set()
-        goes_on.wait()
-
-    held = asyncio.ensure_future(store._do(hang))
-    assert await asyncio.to_thread(hangs.wait, 60)
+    held, goes_on = await hung(store)
     saying = asyncio.ensure_future(shell.author("knowledge_added", facts_pb2.KnowledgeAdded(text="x")))
     await asyncio.sleep(0)
     try:

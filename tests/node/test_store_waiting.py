@@ -1,8 +1,8 @@
 """Who waits for the journal is told how it ended: after a fault inside, and when the node ends and its disk hangs."""
 
 import asyncio
-import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +10,7 @@ from mesh.facts import FactRange
 from node.errors import KithError
 from node.store import Store, _Kind
 from tests.node.test_store import KEY, KNOWLEDGE, chain, no_fatal
+from tests.node.working import hung
 
 
 async def test_a_reading_that_fails_inside_fails_alone_and_the_rest_of_its_batch_is_stored(tmp_path: Path) -> None:
@@ -52,15 +53,11 @@ async def test_a_disk_that_hangs_keeps_no_node_from_ending_and_nobody_waiting(
     monkeypatch.setattr("node.store.log", lambda _, text: logged.append(text))
     store = Store(tmp_path / "j", no_fatal)
     store.open(KEY.node_id)
-    hangs, goes_on = threading.Event(), threading.Event()
-
-    def hang() -> None:
-        hangs.set()
-        goes_on.wait()
-
-    waiting = [asyncio.ensure_future(store._do(hang))]
-    assert await asyncio.to_thread(hangs.wait, 60)
-    waiting += [asyncio.ensure_future(store.save_vote(number, "x")) for number in range(3)]
+    held, goes_on = await hung(store)
+    waiting: list[asyncio.Future[Any]] = [
+        held,
+        *(asyncio.ensure_future(store.save_vote(number, "x")) for number in range(3)),
+    ]
     await asyncio.sleep(0)
     try:
         await asyncio.wait_for(store.close(), 60)
@@ -82,14 +79,7 @@ async def test_closing_does_not_wait_for_room_in_a_full_queue(tmp_path: Path, mo
     monkeypatch.setattr("node.store.READS_WAITING_MAX", 2)
     store = Store(tmp_path / "j", no_fatal)
     store.open(KEY.node_id)
-    hangs, goes_on = threading.Event(), threading.Event()
-
-    def hang() -> bool:
-        hangs.set()
-        return goes_on.wait()
-
-    held = asyncio.ensure_future(store._do(hang))
-    assert await asyncio.to_thread(hangs.wait, 60)
+    held, goes_on = await hung(store)
     more = [asyncio.ensure_future(store.has_blob(b"x" * 32)) for _ in range(3)]
     await asyncio.sleep(0)
     closing = asyncio.ensure_future(store.close())
@@ -110,14 +100,7 @@ async def test_a_write_for_which_the_queue_has_no_room_is_the_last(
     said: list[str] = []
     store = Store(tmp_path / "j", said.append)
     store.open(KEY.node_id)
-    hangs, goes_on = threading.Event(), threading.Event()
-
-    def hang() -> bool:
-        hangs.set()
-        return goes_on.wait()
-
-    held = asyncio.ensure_future(store._do(hang, _Kind.READ))
-    assert await asyncio.to_thread(hangs.wait, 60)
+    held, goes_on = await hung(store, _Kind.READ)
     facts = chain(5)
     written = [asyncio.ensure_future(store.append([fact])) for fact in facts[:2]]
     await asyncio.sleep(0)
@@ -143,14 +126,7 @@ async def test_what_nobody_waits_for_any_more_is_not_read(tmp_path: Path) -> Non
     """A member that asks for large blobs and goes away must not keep the disk reading, nor fill the memory."""
     store = Store(tmp_path / "j", no_fatal)
     store.open(KEY.node_id)
-    hangs, goes_on = threading.Event(), threading.Event()
-
-    def hang() -> bool:
-        hangs.set()
-        return goes_on.wait()
-
-    held = asyncio.ensure_future(store._do(hang, _Kind.READ))
-    assert await asyncio.to_thread(hangs.wait, 60)
+    held, goes_on = await hung(store, _Kind.READ)
     done: list[str] = []
     left = asyncio.ensure_future(store._do(lambda: done.append("left"), _Kind.READ))
     written = asyncio.ensure_future(store._do(lambda: done.append("written")))
@@ -171,14 +147,7 @@ async def test_reads_leave_room_for_what_must_be_written(tmp_path: Path, monkeyp
     monkeypatch.setattr("node.store.READS_WAITING_MAX", 2)
     store = Store(tmp_path / "j", no_fatal)
     store.open(KEY.node_id)
-    hangs, goes_on = threading.Event(), threading.Event()
-
-    def hang() -> bool:
-        hangs.set()
-        return goes_on.wait()
-
-    held = asyncio.ensure_future(store._do(hang, _Kind.READ))
-    assert await asyncio.to_thread(hangs.wait, 60)
+    held, goes_on = await hung(store, _Kind.READ)
     reads = [asyncio.ensure_future(store.has_blob(b"x" * 32)) for _ in range(9)]
     await asyncio.sleep(0)
     written = asyncio.ensure_future(store.save_vote(1, "x"))

@@ -1,6 +1,7 @@
 """What the tests of the executors share: a real store and blobs, and the events that come back."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TypeVar
 from mesh import events
 from mesh.identity import NodeKey
 from node.blobs import Blobs
-from node.store import Store
+from node.store import Store, _Kind
 
 KEY = NodeKey.from_scalar(7)
 JOB = b"j" * 32
@@ -49,6 +50,19 @@ class Posted:
 
 def no_fatal(text: str) -> None:
     raise AssertionError(text)
+
+
+async def hung(store: Store, kind: _Kind = _Kind.WRITE) -> tuple[asyncio.Future[bool], threading.Event]:
+    """The store stands still in a request, which is true at the end, until the event is set."""
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang() -> bool:
+        hangs.set()
+        return goes_on.wait()
+
+    held = asyncio.ensure_future(store._do(hang, kind))
+    assert await asyncio.to_thread(hangs.wait, 60)
+    return held, goes_on
 
 
 @asynccontextmanager
